@@ -1,0 +1,11 @@
+"""OpenTelemetry instrumentation of LLM client libraries; knows nothing of energy."""
+
+from otel_llm_instrumentation.calls import (
+    CallObserver,
+    CallView,
+    ServerTimings,
+    add_observer,
+    remove_observer,
+)
+
+__all__ = ["CallObserver", "CallView", "ServerTimings", "add_observer", "remove_observer"]

@@ -1,0 +1,1 @@
+"""Measured energy on LLM spans."""

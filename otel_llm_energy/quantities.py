@@ -1,0 +1,84 @@
+"""The words that meters, servers and the ledger share: channels, readings and samples of activity.
+
+Energy is counted in integers (microjoules where a counter gives them, nanojoules inside the ledger), time in
+integer nanoseconds of the monotonic clock. Wall-clock time appears only where a span is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Component = Literal["cpu", "memory", "gpu", "host"]
+
+NJ_PER_UJ = 1_000
+NJ_PER_JOULE = 1_000_000_000
+NS_PER_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One cumulative energy counter: a socket, a DRAM domain, a GPU, a host.
+
+    Attributes:
+        id: unique on its machine, e.g. ``"package-0"``, ``"package-0/dram"``.
+        component: what the counter covers.
+        meter: name of the meter that reads it, e.g. ``"rapl"``.
+        resource: whose activity shares it: ``"cpu"`` or ``"gpu:<uuid>"``.
+        range_uj: the counter goes back to zero at this value, in microjoules; ``None`` if unknown.
+        limit_watts: the hardware's own power limit; ``None`` if unknown.
+        idle_watts: idle power known beforehand (configured, or a power model's); ``None`` to learn it.
+        scale_error: relative error of the meter's scale, 0.05 for 5 %.
+        estimated: the joules come from a power model, not from a meter.
+    """
+
+    id: str
+    component: Component
+    meter: str
+    resource: str = "cpu"
+    range_uj: int | None = None
+    limit_watts: float | None = None
+    idle_watts: float | None = None
+    scale_error: float = 0.0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The value of one channel's counter, and when the counter had it.
+
+    Attributes:
+        channel_id: the channel that was read.
+        energy_uj: the raw cumulative counter, microjoules; it may wrap or reset.
+        earliest_ns: the counter had this value at some instant from here on (monotonic clock) ...
+        latest_ns: ... to here.
+    """
+
+    channel_id: str
+    energy_uj: int
+    earliest_ns: int
+    latest_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActivitySample:
+    """Cumulative busy time of a machine's resource, in all and by server, at one instant.
+
+    Attributes:
+        resource: ``"cpu"`` or ``"gpu:<uuid>"``, as in `Channel.resource`.
+        at_ns: when it was taken (monotonic clock).
+        total_ns: busy time of the whole resource since some fixed instant, ns (two busy CPUs count double).
+        by_server_ns: the same for each server's process tree; ``None`` where it cannot be known.
+        capacity: how many CPUs (or GPU engines) can be busy at once.
+        resolution_ns: error of one difference of ``by_server_ns``.
+        total_resolution_ns: error of one difference of ``total_ns``.
+    """
+
+    resource: str
+    at_ns: int
+    total_ns: int
+    by_server_ns: Mapping[str, int | None]
+    capacity: int
+    resolution_ns: int
+    total_resolution_ns: int
