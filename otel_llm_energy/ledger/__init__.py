@@ -1,1 +1,1 @@
-"""To be described by its owner."""
+"""Who consumed the joules: pure arithmetic, without I/O, clock, threads or OpenTelemetry."""

@@ -1,1 +1,1 @@
-"""To be described by its owner."""
+"""Where joules come from. Each meter yields cumulative readings and knows nothing of calls."""

@@ -1,1 +1,1 @@
-"""To be described by its owner."""
+"""How joules reach the span: hold an ended span, settle its claim, enrich a copy, hand it on."""

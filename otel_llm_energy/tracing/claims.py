@@ -1,0 +1,57 @@
+"""A claim: one call's right to a share of the metered energy, from the call's start to its bill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+
+from otel_llm_energy.ledger.bill import Bill
+
+
+class Claim:
+    """One call's claim. It belongs to the call, not to a span: unsampled calls have one too.
+
+    The desk sets ``bill`` once, then tells its listeners; the facts are final before that.
+
+    Attributes:
+        span_context: of the span that displays the bill; invalid if there is none.
+        input_tokens, output_tokens: as the server reported them, else ``None``.
+        attributes: of the metrics (operation, provider, models, server), and nothing else.
+        bill: ``None`` until settled.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "attributes",
+        "bill",
+        "entry",
+        "input_tokens",
+        "output_tokens",
+        "span_context",
+    )
+
+    def __init__(self, span_context: SpanContext = INVALID_SPAN_CONTEXT, entry: object = None) -> None:
+        self.span_context = span_context
+        self.entry = entry  # the desk's own bookkeeping
+        self.attributes: dict[str, str | int] = {}
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.bill: Bill | None = None
+
+
+class ClaimListener(Protocol):
+    """Told of settled claims, by the settling thread; must not block."""
+
+    def settled(self, claims: Iterable[Claim]) -> None: ...
+
+
+class Desk(Protocol):
+    """Where claims are settled. Thread-safe."""
+
+    def hasten(self, timeout_seconds: float) -> None:
+        """Ask for readings now and wait until all closed claims are settled, or for the timeout."""
+
+    def force(self, claims: Iterable[Claim], reason: str) -> None:
+        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""
