@@ -1,0 +1,152 @@
+"""The real Scaphandre, Jaeger and Ollama on free loopback ports, each for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.support.children import free_port, listens, running
+from tools.backends import binary, obtain, scaphandre_environment
+
+OLLAMA_MODEL = "smollm2"
+
+_HTTP_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Scaphandre:
+    """A running exporter. Any two requests less than 2 s apart leave its figures as they were.
+
+    Attributes:
+        url: of its metrics.
+        pid: its process.
+    """
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def running_scaphandre(powercap_root: Path, log_folder: Path) -> Iterator[Scaphandre]:
+    """The real exporter over a powercap tree. Not a request is made: the first one is the caller's."""
+    port = free_port()
+    options = ["--vm", "--no-header", "prometheus", "--address", "127.0.0.1", "--port", str(port)]
+    command = [str(obtain("scaphandre")), *options]
+    env = {"SCAPHANDRE_POWERCAP_PATH": str(powercap_root), **scaphandre_environment()}
+    with running(command, lambda: listens(port), log_folder / "scaphandre.log", env) as process:
+        yield Scaphandre(f"http://127.0.0.1:{port}/metrics", process.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Jaeger:
+    """A running Jaeger with an empty memory.
+
+    Attributes:
+        otlp_http: base URL for ``OTEL_EXPORTER_OTLP_ENDPOINT`` with ``http/protobuf``.
+        otlp_grpc: the same with ``grpc``.
+        api: base URL of the query API, which the web page uses too.
+    """
+
+    otlp_http: str
+    otlp_grpc: str
+    api: str
+
+    def traces(self, service: str, tags: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """The traces of a service that hold a span with these tags, as ``/api/traces`` gives them."""
+        query = {"service": service, "limit": "1000"}
+        if tags:
+            query["tags"] = json.dumps(tags)
+        answer = requests.get(f"{self.api}/api/traces", params=query, timeout=_HTTP_SECONDS)
+        answer.raise_for_status()
+        found: list[dict[str, Any]] = answer.json()["data"]
+        return found
+
+    def await_traces(self, service: str, tags: Mapping[str, str] | None = None, count: int = 1) -> list[dict[str, Any]]:
+        """`traces`, asked again until ``count`` are there. Raises `AssertionError` after 10 s."""
+        deadline = time.monotonic() + _HTTP_SECONDS
+        while len(found := self.traces(service, tags)) < count:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"Jaeger has {len(found)} of {count} traces of {service} with {tags}.")
+            time.sleep(0.1)
+        return found
+
+
+@contextmanager
+def running_jaeger(folder: Path) -> Iterator[Jaeger]:
+    """The real Jaeger, storage in memory. Raises `tools.backends.BackendError` if it was never built."""
+    otlp_http, otlp_grpc, api, api_grpc, health = (free_port() for _ in range(5))
+    config = folder / "jaeger.json"
+    config.write_text(json.dumps(_jaeger_config(otlp_http, otlp_grpc, api, api_grpc, health)))
+    command = [str(binary("jaeger")), "--config", str(config)]
+    with running(command, lambda: listens(api) and listens(otlp_http) and listens(otlp_grpc), folder / "jaeger.log"):
+        yield Jaeger(
+            otlp_http=f"http://127.0.0.1:{otlp_http}",
+            otlp_grpc=f"http://127.0.0.1:{otlp_grpc}",
+            api=f"http://127.0.0.1:{api}",
+        )
+
+
+def _jaeger_config(otlp_http: int, otlp_grpc: int, api: int, api_grpc: int, health: int) -> dict[str, object]:
+    def at(port: int) -> dict[str, str]:
+        return {"endpoint": f"127.0.0.1:{port}"}
+
+    return {
+        "service": {
+            "extensions": ["jaeger_storage", "jaeger_query", "healthcheckv2"],
+            "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
+            "telemetry": {"logs": {"level": "warn"}, "metrics": {"level": "none"}},
+        },
+        "extensions": {
+            "healthcheckv2": {"use_v2": True, "http": at(health)},
+            "jaeger_query": {"storage": {"traces": "memory"}, "http": at(api), "grpc": at(api_grpc)},
+            "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 100_000}}}},
+        },
+        "receivers": {"otlp": {"protocols": {"grpc": at(otlp_grpc), "http": at(otlp_http)}}},
+        "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Ollama:
+    """A running Ollama that has the model.
+
+    Attributes:
+        host: base URL, as in ``OLLAMA_HOST``.
+        model: name of the model.
+        pid: the process that listens; its child does the work.
+    """
+
+    host: str
+    model: str
+    pid: int
+
+
+@contextmanager
+def running_ollama(gguf: Path, folder: Path, parallel: int = 1) -> Iterator[Ollama]:
+    """The real Ollama with ``gguf`` imported, one thread, ``parallel`` requests at a time.
+
+    Raises:
+        tools.backends.BackendError: it was never built.
+    """
+    port = free_port()
+    program = binary("ollama")
+    env = {
+        "HOME": str(folder),  # it writes a key there
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(folder / "models"),
+        "OLLAMA_NUM_PARALLEL": str(parallel),
+    }
+    modelfile = folder / "Modelfile"
+    modelfile.write_text(f"FROM {gguf}\nPARAMETER num_thread 1\n")
+    with running([str(program), "serve"], lambda: listens(port), folder / "ollama.log", env) as process:
+        create = [str(program), "create", OLLAMA_MODEL, "-f", str(modelfile)]
+        subprocess.run(create, env=env, check=True, capture_output=True, timeout=60)
+        yield Ollama(f"http://127.0.0.1:{port}", OLLAMA_MODEL, process.pid)
