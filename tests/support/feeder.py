@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,18 +26,25 @@ _STOP_SECONDS = 5
 class Feeder:
     """One step: what the CPUs did since the last one goes onto the counters."""
 
-    def __init__(self, tree: PowercapTree, model: PowerModel, clock: BusyClock) -> None:
+    def __init__(
+        self,
+        tree: PowercapTree,
+        model: PowerModel,
+        clock: BusyClock,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._tree = tree
         self._model = model
         self._clock = clock
+        self._now_ns = now_ns
         self._package_nj = tree.read_uj(PACKAGE) * 1000
         self._memory_nj = tree.read_uj(MEMORY) * 1000
-        self._at_ns = time.monotonic_ns()
+        self._at_ns = now_ns()
         self._busy_ns = clock.read_ns()
 
     def step(self) -> None:
         """Bring both counters up to now."""
-        busy_ns, at_ns = self._clock.read_ns(), time.monotonic_ns()
+        busy_ns, at_ns = self._clock.read_ns(), self._now_ns()
         length_ns = at_ns - self._at_ns
         watts = self._model.package_watts((busy_ns - self._busy_ns) / length_ns)
         self._at_ns, self._busy_ns = at_ns, busy_ns
