@@ -1,0 +1,145 @@
+"""One bounded HTTP GET of a Prometheus exporter: in time, in size, and silent to tracing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.meters.exposition import Sample, parse
+from otel_llm_energy.quantities import NS_PER_SECOND
+
+if TYPE_CHECKING:
+    import requests
+
+MAX_BODY_BYTES = 16 << 20  # 30 times what a host with 200 processes sends
+_CHUNK_BYTES = 1 << 16
+_CONNECT_SECONDS = 1.0
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+class Scrape(NamedTuple):
+    """The wanted samples, and when the exporter made them up: after we asked, before its answer began."""
+
+    asked_ns: int
+    answered_ns: int
+    samples: list[Sample]
+
+
+class Exporter:
+    """An exporter's address. Credentials in the URL are sent, but never shown.
+
+    Args:
+        url: of the metrics page, http or https.
+        timeout_seconds: for the whole request; twice that where the body drips.
+        clock: the monotonic clock, ns.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = 3.0, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._url, self._credentials = _split_credentials(url)
+        self.shown_url = self._url.partition("?")[0]  # a query may hold a token
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._session: requests.Session | None = None
+
+    def scrape(self, wanted: Collection[str]) -> Scrape:
+        """Fetch and parse the page, in a context that no instrumentation traces.
+
+        Raises:
+            MeterError: ``meter-refused``, ``-timeout``, ``-http-error``, ``-truncated``, ``-too-large`` or ``-garbage``
+                (the answer is not HTTP).
+        """
+        import requests
+        import urllib3
+        from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+        reason = None
+        try:
+            with suppress_instrumentation():
+                return self._scrape(wanted)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reason = _reason(error)
+        # Raised out here, the error holds no reference to the request and its credentials.
+        raise self._error(reason)
+
+    def close(self) -> None:
+        """Drop the session."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _scrape(self, wanted: Collection[str]) -> Scrape:
+        asked_ns = self._clock()
+        timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
+        with self._open_session().get(
+            self._url, auth=self._credentials, timeout=timeouts, stream=True, allow_redirects=False
+        ) as response:
+            answered_ns = self._clock()
+            if response.status_code != 200:
+                raise self._error("meter-http-error", f"answered HTTP {response.status_code}")
+            deadline_ns = asked_ns + int(2 * self._timeout_seconds * NS_PER_SECOND)
+            return Scrape(asked_ns, answered_ns, list(parse(self._chunks(response, deadline_ns), wanted)))
+
+    def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
+        # Not iter_content: it would unpack a compressed body without bound.
+        received = 0
+        for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+            received += len(chunk)
+            if received > MAX_BODY_BYTES:
+                raise self._error("meter-too-large")
+            if self._clock() > deadline_ns:
+                raise self._error("meter-timeout")
+            yield chunk
+
+    def _open_session(self) -> requests.Session:
+        import requests
+
+        if self._session is None:
+            self._session = requests.Session()
+            # A proxy of the environment does not know this machine's loopback.
+            self._session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
+            # One request every few seconds: a connection that died in between costs more than a new one.
+            self._session.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
+        return self._session
+
+    def _error(self, reason: str, what: str | None = None) -> MeterError:
+        what = what or _EXPLANATIONS[reason].format(seconds=self._timeout_seconds)
+        return MeterError(reason, f"{self.shown_url}: {what}.")
+
+
+_EXPLANATIONS = {
+    "meter-refused": "no connection. Is the exporter running, and is this its address",
+    "meter-timeout": "no whole answer within {seconds:g} s",
+    "meter-truncated": "the answer broke off",
+    "meter-garbage": "the answer is not HTTP",
+    "meter-too-large": f"more than {MAX_BODY_BYTES >> 20} MiB. This is not an exporter's page",
+}
+
+
+def _reason(error: Exception) -> str:
+    import requests
+    import urllib3
+
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return "meter-timeout"
+    cause = error.args[0] if error.args else None
+    if isinstance(error, requests.ConnectionError) and isinstance(cause, urllib3.exceptions.ProtocolError):
+        return "meter-garbage"
+    return "meter-refused" if isinstance(error, requests.RequestException) else "meter-truncated"
+
+
+def _split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    """The URL without user and password, and these."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, None
+    if parts is None or host is None or parts.scheme not in ("http", "https"):
+        raise ValueError("The exporter's url must look like http://host:8080/metrics; what was given does not.")
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if parts.username is None:
+        return bare, None
+    return bare, (unquote(parts.username), unquote(parts.password or ""))
