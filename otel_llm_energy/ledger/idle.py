@@ -1,0 +1,154 @@
+"""The idle baseline of one channel, learned from the time in which no call was at work."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from otel_llm_energy.quantities import NS_PER_SECOND
+
+_SHORTEST_NS = NS_PER_SECOND // 2
+_SHORTEST_WORK_NS = NS_PER_SECOND // 5
+_LEAST_SAMPLES = 2
+_REMEMBERED = 128
+_LEAST_SPREAD_CPUS = 0.3
+_LIMIT_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Idle power of a channel, watts.
+
+    Attributes:
+        watts: the point estimate P0; ``None`` while unknown.
+        lowest_watts: P0_lo, the 2 % quantile.
+        highest_watts: P_hi, the most that the channel draws; ``None`` if unknown.
+    """
+
+    watts: float | None
+    lowest_watts: float
+    highest_watts: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    watts: float
+    busy_cpus: float | None
+
+
+class _Run:
+    """Adjoining buckets of one kind, gathered until they are long enough to be a sample."""
+
+    def __init__(self, shortest_ns: int, samples: deque[_Sample]) -> None:
+        self._shortest_ns = shortest_ns
+        self._samples = samples
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self._energy_nj = 0
+        self._length_ns = 0
+        self._busy_ns: int | None = 0
+
+    def add(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> bool:
+        """Whether a sample was completed."""
+        self._energy_nj += energy_nj
+        self._length_ns += length_ns
+        self._busy_ns = None if busy_ns is None or self._busy_ns is None else self._busy_ns + busy_ns
+        if self._length_ns < self._shortest_ns:
+            return False
+        busy_cpus = None if self._busy_ns is None else self._busy_ns / self._length_ns
+        self._samples.append(_Sample(self._energy_nj / self._length_ns, busy_cpus))
+        self._start_again()
+        return True
+
+    def interrupt(self) -> None:
+        self._start_again()
+
+
+class IdleModel:
+    """Learns P0 of one channel: the lower of the 10 % quantile and a fit of power against busy time.
+
+    A quantile alone takes a constant background load for idle. So the slope of power against busy time is taken
+    from all samples, at work or not, and what it explains is subtracted from the claim-free ones.
+    """
+
+    def __init__(self, known_watts: float | None = None, limit_watts: float | None = None) -> None:
+        self._known_watts = known_watts
+        self._limit_watts = limit_watts
+        self._idle: deque[_Sample] = deque(maxlen=_REMEMBERED)
+        self._work: deque[_Sample] = deque(maxlen=_REMEMBERED)
+        self._idle_run = _Run(_SHORTEST_NS, self._idle)
+        self._work_run = _Run(_SHORTEST_WORK_NS, self._work)
+        self._baseline: Baseline | None = None
+
+    @property
+    def limit_is_hardware(self) -> bool:
+        return self._limit_watts is not None
+
+    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+        """A bucket in which no call was at work."""
+        self._work_run.interrupt()
+        if self._idle_run.add(energy_nj, length_ns, busy_ns):
+            self._baseline = None
+
+    def working(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+        """A bucket in which calls were at work all the time."""
+        self._idle_run.interrupt()
+        if self._work_run.add(energy_nj, length_ns, busy_ns):
+            self._baseline = None
+
+    def mixed(self) -> None:
+        """A bucket that tells nothing, or a gap."""
+        self._idle_run.interrupt()
+        self._work_run.interrupt()
+
+    def baseline(self) -> Baseline:
+        """What is known now."""
+        if self._baseline is None:
+            self._baseline = self._learn()
+        return self._baseline
+
+    def _learn(self) -> Baseline:
+        highest = self._limit_watts
+        if highest is None and self._work:
+            highest = _LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
+        if self._known_watts is not None:
+            return Baseline(self._known_watts, self._known_watts, highest)
+        if len(self._idle) < _LEAST_SAMPLES:
+            return Baseline(None, 0.0, highest)
+        watts = [s.watts for s in self._idle]
+        point, lowest = quantile(watts, 0.10), quantile(watts, 0.02)
+        without_load = self._without_load()
+        if without_load:
+            point = min(point, max(quantile(without_load, 0.5), 0.0))
+            lowest = min(lowest, max(quantile(without_load, 0.02), 0.0))
+        return Baseline(point, min(lowest, point), highest)
+
+    def _without_load(self) -> list[float]:
+        """Claim-free samples less what their load explains; empty where the load varies too little to tell."""
+        points = [(s.busy_cpus, s.watts) for s in (*self._idle, *self._work) if s.busy_cpus is not None]
+        slope = _slope(points)
+        if slope is None:
+            return []
+        return [s.watts - slope * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The ``q`` quantile by linear interpolation; ``values`` must not be empty."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Least-squares slope of y over x; ``None`` where x varies too little; never negative."""
+    if len(points) < 4 or max(x for x, _ in points) - min(x for x, _ in points) < _LEAST_SPREAD_CPUS:
+        return None
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    variance = sum((x - mean_x) ** 2 for x, _ in points)
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return max(covariance / variance, 0.0)

@@ -1,0 +1,314 @@
+"""The ledger of one machine: readings and calls go in, bills come out, and every joule is accounted for.
+
+It is told everything, the time included, and is not thread-safe: its owner is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from otel_llm_energy.ledger.activity import ActivityLog
+from otel_llm_energy.ledger.bill import Window
+from otel_llm_energy.ledger.billing import bill_for, charge_nj
+from otel_llm_energy.ledger.counter import Bucket, Counter
+from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.slots import admit
+from otel_llm_energy.ledger.sweep import IdleSharing, Sweep
+from otel_llm_energy.ledger.timeline import Timeline
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
+
+_ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
+_KEEP_FREE_NS = 2 * NS_PER_SECOND
+
+
+@dataclass(slots=True)
+class _Server:
+    timeline: Timeline
+    slots: int | None = None
+    reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
+    open: dict[int, Entry] = field(default_factory=dict)  # by id(), in the order of opening
+
+    def may_report(self, entry: Entry) -> bool:
+        """The call's window is not known while it is open."""
+        return entry.counted_from_ns is None and self.reports.get(entry.route, True)
+
+    def slot_limit(self) -> int | None:
+        if self.slots is not None:
+            return self.slots
+        return max(self.timeline.peak, 1) if any(self.reports.values()) else None
+
+
+@dataclass(slots=True)
+class _Account:
+    counter: Counter
+    sweep: Sweep
+    pending: deque[Bucket] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Where the metered energy of one channel went, nanojoules; it adds up exactly.
+
+    ``metered = billed + pending + sum(unattributed)``; ``pending`` is charged to calls that have no bill yet.
+    """
+
+    metered_nj: int
+    billed_nj: int
+    pending_nj: int
+    unattributed_nj: Mapping[str, int]
+
+
+class Ledger:
+    """Books of one machine.
+
+    Args:
+        start_ns: nothing happened before (monotonic clock).
+        idle: how idle energy is shared: ``"time"``, ``"activity"`` or ``"none"``.
+        max_wait_ns: how long the sweep waits for a window that is not known yet.
+    """
+
+    def __init__(self, start_ns: int, *, idle: IdleSharing = "time", max_wait_ns: int = 30 * NS_PER_SECOND) -> None:
+        self._start_ns = start_ns
+        self._idle = idle
+        self._max_wait_ns = max_wait_ns
+        self._servers: dict[str, _Server] = {}
+        self._accounts: dict[str, _Account] = {}
+        self._activity: dict[str, ActivityLog] = {}
+        self._closed: list[tuple[int, int, Entry]] = []  # by end of the last window
+        self._billed_nj: dict[str, int] = {}
+        self._late_nj: dict[str, int] = {}
+        self._forced: dict[int, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
+        self._sequence = 0
+
+    # Meters' side
+
+    @property
+    def channels(self) -> list[Channel]:
+        return [account.sweep.channel for account in self._accounts.values()]
+
+    def add_channel(self, channel: Channel, at_ns: int) -> None:
+        """From ``at_ns`` on there are readings of this channel."""
+        self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, at_ns, self._idle))
+        self._activity.setdefault(channel.resource, ActivityLog())
+        self._billed_nj[channel.id] = self._late_nj[channel.id] = 0
+
+    def read(self, reading: Reading) -> None:
+        """Take a reading. Repeats and readings that were overtaken by a later one are ignored."""
+        account = self._accounts[reading.channel_id]
+        bucket = account.counter.read(reading)
+        if bucket is not None:
+            account.pending.append(bucket)
+
+    def interrupt(self, reason: str) -> None:
+        """Time jumped (suspend, clock step): no channel's next reading can be joined to its last."""
+        for account in self._accounts.values():
+            account.counter.interrupt(reason)
+
+    def sample(self, sample: ActivitySample) -> None:
+        """Take a sample of activity."""
+        self._activity.setdefault(sample.resource, ActivityLog()).add(sample)
+
+    # Calls' side
+
+    def add_server(self, server: str, *, slots: int | None = None, reports: bool | None = None) -> None:
+        """Open an account for a server; a repeat only adds to what is known.
+
+        Args:
+            server: its id, as in `ActivitySample.by_server_ns`.
+            slots: how many calls it works on at once, if known.
+            reports: it is known beforehand whether its answers carry timings (Ollama's do).
+        """
+        known = self._servers.get(server)
+        if known is None:
+            known = self._servers[server] = _Server(Timeline(self._frozen_ns()))
+        if slots is not None:
+            known.slots = slots
+        if reports is not None:
+            known.reports.setdefault("", reports)
+
+    def open(self, server: str, at_ns: int, route: str = "") -> Entry:
+        """A call to ``server`` begins."""
+        books = self._servers[server]
+        entry = Entry(server, route, at_ns)
+        books.open[id(entry)] = entry
+        if not books.may_report(entry):
+            self._count_from_start(entry, books)
+        return entry
+
+    def close(self, entry: Entry, windows: Sequence[Window], *, reported: bool) -> None:
+        """A call ends; ``windows`` are in order and do not overlap.
+
+        Args:
+            entry: from `open`.
+            windows: its work windows (`otel_llm_energy.ledger.windows.work_windows`).
+            reported: they come from the server's own timings.
+        """
+        books = self._servers[entry.server]
+        books.open.pop(id(entry), None)
+        entry.windows = tuple(windows)
+        _place(entry, books.timeline)
+        if windows and books.reports.get(entry.route) is None:
+            self._learn_route(books, entry.route, reported)
+        elif reported:
+            books.reports[entry.route] = True
+        self._sequence += 1
+        heappush(self._closed, (entry.last_charged_ns, self._sequence, entry))
+
+    def _learn_route(self, books: _Server, route: str, reported: bool) -> None:
+        books.reports[route] = reported
+        if not reported:
+            for other in books.open.values():
+                if other.route == route and other.counted_from_ns is None:
+                    self._count_from_start(other, books)
+
+    def _count_from_start(self, entry: Entry, books: _Server) -> None:
+        entry.counted_from_ns = max(entry.opened_ns, books.timeline.frozen_ns)
+        books.timeline.add(entry.counted_from_ns)
+
+    # Settling
+
+    def settle(self, now_ns: int) -> list[Entry]:
+        """Sweep all that is complete; the entries that have a bill now and had none before."""
+        self._freeze(now_ns)
+        for account in self._accounts.values():
+            self._sweep(account, now_ns - self._max_wait_ns)
+        settled = list(self._due())
+        self._forget()
+        return settled
+
+    def force(self, entries: Iterable[Entry], reason: str) -> list[Entry]:
+        """Bill closed entries now from what is swept, degraded or unavailable for ``reason``.
+
+        What the sweep charges to them afterwards is ``late``.
+        """
+        forced = [entry for entry in entries if entry.bill is None]
+        for entry in forced:
+            self._bill(entry, reason)
+        return forced
+
+    @property
+    def waiting(self) -> bool:
+        """There are calls that are open or not billed yet."""
+        return any(s.open for s in self._servers.values()) or any(e.bill is None for _, _, e in self._closed)
+
+    def balance(self) -> dict[str, Balance]:
+        """Where each channel's energy went."""
+        return {channel_id: self._balance(channel_id, account) for channel_id, account in self._accounts.items()}
+
+    def baseline_watts(self) -> dict[str, float | None]:
+        """The idle power of each channel; ``None`` while it is being learned."""
+        return {name: account.sweep.idle_model.baseline().watts for name, account in self._accounts.items()}
+
+    def _balance(self, channel_id: str, account: _Account) -> Balance:
+        sweep = account.sweep
+        billed_nj, late_nj = self._billed_nj[channel_id], self._late_nj[channel_id]
+        unattributed = {reason: energy_nj for reason, energy_nj in sweep.unattributed_nj.items() if energy_nj}
+        if late_nj:
+            unattributed["late"] = late_nj
+        return Balance(sweep.metered_nj, billed_nj, sweep.charged_nj - billed_nj - late_nj, unattributed)
+
+    def _frozen_ns(self) -> int:
+        return min((books.timeline.frozen_ns for books in self._servers.values()), default=self._start_ns)
+
+    def _freeze(self, now_ns: int) -> None:
+        """Make the timelines final up to the oldest window that may still come, or the longest wait."""
+        forced_ns = now_ns - self._max_wait_ns
+        held_ns = now_ns
+        for books in self._servers.values():
+            oldest = next(filter(books.may_report, books.open.values()), None)
+            if oldest is not None:
+                held_ns = min(held_ns, oldest.opened_ns)
+        until_ns = max(held_ns, forced_ns)
+        for books in self._servers.values():
+            if until_ns > books.timeline.frozen_ns:
+                self._freeze_server(books, until_ns)
+
+    def _freeze_server(self, books: _Server, until_ns: int) -> None:
+        oldest = next(iter(books.open.values()), None)
+        if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
+            self.close(oldest, (), reported=False)
+        waiting = [e for e in books.open.values() if e.opened_ns < until_ns and books.may_report(e)]
+        admit(books.timeline, waiting, books.slot_limit(), until_ns)
+
+    def _sweep(self, account: _Account, overdue_ns: int) -> None:
+        """Sweep the buckets that are complete; those older than ``overdue_ns`` wait for no activity any more."""
+        activity = self._activity[account.sweep.channel.resource]
+        frozen_ns = min((books.timeline.frozen_ns for books in self._servers.values()), default=None)
+        timelines = {name: books.timeline for name, books in self._servers.items()}
+        while account.pending:
+            needed_ns = activity.needed_until(account.pending[0].end_ns)
+            if needed_ns is None and account.pending[0].end_ns < overdue_ns:
+                needed_ns = account.pending[0].end_ns
+            if needed_ns is None or (frozen_ns is not None and needed_ns > frozen_ns):
+                return
+            account.sweep.sweep(account.pending.popleft(), timelines, activity)
+
+    def _due(self) -> Iterable[Entry]:
+        swept_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=None)
+        while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
+            _, _, entry = heappop(self._closed)
+            if entry.bill is None:
+                self._bill(entry, None)
+                yield entry
+            self._correct(entry)
+
+    def _bill(self, entry: Entry, reason: str | None) -> None:
+        sweeps = [account.sweep for account in self._accounts.values()]
+        timeline = self._servers[entry.server].timeline
+        entry.bill, by_channel = bill_for(entry, sweeps, timeline, self._idle, reason)
+        for channel_id, energy_nj in by_channel.items():
+            self._billed_nj[channel_id] += energy_nj
+        self._forced[id(entry)] = by_channel
+
+    def _correct(self, entry: Entry) -> None:
+        """All that was charged for an entry is known now; what it was not billed is late."""
+        billed = self._forced.pop(id(entry), {})
+        for channel_id, account in self._accounts.items():
+            self._late_nj[channel_id] += charge_nj(entry, account.sweep) - billed.get(channel_id, 0)
+
+    def _forget(self) -> None:
+        """Drop what no bill and no cell will ask for any more."""
+        oldest_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=self._frozen_ns())
+        steps_ns = oldest_ns - _KEEP_FREE_NS
+        for books in self._servers.values():
+            oldest = next(iter(books.open.values()), None)
+            if oldest is not None:
+                oldest_ns = min(oldest_ns, oldest.opened_ns)
+        oldest_ns = min([oldest_ns, *(entry.start_ns for _, _, entry in self._closed)])
+        for books in self._servers.values():
+            books.timeline.forget_before(steps_ns, oldest_ns - _KEEP_FREE_NS)
+        for account in self._accounts.values():
+            account.sweep.forget_before(oldest_ns)
+        for log in self._activity.values():
+            log.forget_before(steps_ns)
+
+
+def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int]]:
+    """Adjoining windows as one stretch of work: (start, end, slots held)."""
+    stretches: list[tuple[int, int, int]] = []
+    for window in windows:
+        slots = 0 if window.phase == "load" else 1
+        if stretches and stretches[-1][1] == window.start_ns and stretches[-1][2] == slots:
+            stretches[-1] = (stretches[-1][0], window.end_ns, slots)
+        else:
+            stretches.append((window.start_ns, window.end_ns, slots))
+    return stretches
+
+
+def _place(entry: Entry, timeline: Timeline) -> None:
+    """Enter the windows into the timeline, as far as it is still open, and end what was counted for them."""
+    frozen_ns = timeline.frozen_ns
+    charged: list[tuple[int, int]] = []
+    if entry.counted_from_ns is not None:
+        counted_until_ns = max(frozen_ns, entry.counted_from_ns)
+        timeline.end(counted_until_ns)
+        charged.append((entry.counted_from_ns, counted_until_ns))
+        frozen_ns = counted_until_ns
+    for start_ns, end_ns, slots in _joined(entry.windows):
+        if end_ns > frozen_ns:
+            timeline.add(max(start_ns, frozen_ns), end_ns, slots=slots)
+            charged.append((max(start_ns, frozen_ns), end_ns))
+    entry.charged = tuple(charged)

@@ -1,0 +1,278 @@
+"""The rule that shares one bucket of energy, and the clocks that remember it.
+
+For a bucket of energy D and length T, with n_s(t) calls at work on server s, n(t) on all, u_s the server's part of
+the activity and A_s the time in which it was at work:
+
+    idle = min(P0 * T, D);  dyn = D - idle
+    a call of server s gets  dyn * u_s / A_s * integral of [at work] / n_s(t) dt   above idle
+                        and  idle / T        * integral of [at work] / n(t) dt     of idle
+
+Both integrals are differences of clocks that the sweep advances, so a bill costs two look-ups, however many
+buckets and other calls lie in between.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from otel_llm_energy.ledger.activity import ActivityLog, Parts
+from otel_llm_energy.ledger.bounds import spanning_bounds_nj
+from otel_llm_energy.ledger.counter import Bucket
+from otel_llm_energy.ledger.idle import Baseline, IdleModel
+from otel_llm_energy.ledger.timeline import Step, Timeline, merged
+from otel_llm_energy.ledger.tracks import Track
+from otel_llm_energy.quantities import Channel
+
+IdleSharing = Literal["time", "activity", "none"]
+IDLE_SHARINGS: tuple[IdleSharing, ...] = ("time", "activity", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPart:
+    """A server's part of one bucket: its energy above idle, and how its part of the activity is known."""
+
+    dyn_nj: int
+    at_work_ns: int
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What was done with a bucket; kept for the bounds of bills whose windows end inside it."""
+
+    bucket: Bucket
+    baseline: Baseline
+    dyn_nj: int
+    parts: Mapping[str, ServerPart]
+    busy_ns: int
+    resolution_ns: int
+    total_resolution_ns: int
+
+
+class ServerClocks:
+    """What one call at work on a server has been given so far, on one channel, nanojoules."""
+
+    __slots__ = ("dyn", "idle", "lower", "upper")
+
+    def __init__(self, start_ns: int, idle: Track | None = None) -> None:
+        self.dyn = Track(start_ns)
+        self.idle = idle if idle is not None else Track(start_ns)
+        self.lower = Track(start_ns)  # bounds of a call that spans a bucket, known at the buckets' edges only
+        self.upper = Track(start_ns)
+
+
+class Sweep:
+    """The clocks of one channel. It moves forward, bucket by bucket, and never back."""
+
+    def __init__(self, channel: Channel, start_ns: int, idle: IdleSharing) -> None:
+        self.channel = channel
+        self.idle_model = IdleModel(channel.idle_watts, channel.limit_watts)
+        self.swept_ns = start_ns
+        self.covered = Track(start_ns)
+        self.metered_nj = 0
+        self.charged_nj = 0
+        self.unattributed_nj: Tally[str] = Tally()
+        self._sharing = idle
+        self._start_ns = start_ns
+        self._idle_by_time = Track(start_ns)
+        self._clocks: dict[str, ServerClocks] = {}
+        self._swept: list[Swept] = []
+        self._ends_ns: list[int] = []
+
+    def clocks(self, server: str) -> ServerClocks:
+        """The clocks of a server; they start with the channel."""
+        if server not in self._clocks:
+            common = self._idle_by_time if self._sharing == "time" else None
+            self._clocks[server] = ServerClocks(self._start_ns, common)
+        return self._clocks[server]
+
+    def overlapping(self, start_ns: int, end_ns: int) -> Sequence[Swept]:
+        """The swept buckets that overlap [start_ns, end_ns], in order."""
+        return self._swept[bisect_right(self._ends_ns, start_ns) : bisect_left(self._ends_ns, end_ns) + 1]
+
+    def bucket_at(self, time_ns: int) -> Swept | None:
+        """The swept bucket that holds ``time_ns``."""
+        index = bisect_left(self._ends_ns, time_ns)
+        if index < len(self._swept) and self._swept[index].bucket.start_ns <= time_ns:
+            return self._swept[index]
+        return None
+
+    def forget_before(self, time_ns: int) -> None:
+        """No bill will ask for anything before ``time_ns``."""
+        keep = bisect_right(self._ends_ns, time_ns)
+        if keep > 256:
+            del self._swept[:keep]
+            del self._ends_ns[:keep]
+        self.covered.forget_before(time_ns)
+        self._idle_by_time.forget_before(time_ns)
+        for clocks in self._clocks.values():
+            for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
+                track.forget_before(time_ns)
+
+    def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
+        """Share out one bucket, up to whose end every timeline is final."""
+        self.metered_nj += bucket.energy_nj
+        if bucket.gap is None:
+            self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
+        else:
+            self.unattributed_nj["gap"] += bucket.energy_nj
+            self.idle_model.mixed()
+            self._remember(Swept(bucket, Baseline(None, 0.0, None), 0, {}, 0, 0, 0))
+        self._close(bucket)
+
+    def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
+        steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
+        everyone = merged([s for s in steps.values() if s]) if any(steps.values()) else []
+        self._learn(bucket, everyone, parts)
+        baseline = self.idle_model.baseline()
+        idle_nj = _idle_nj(bucket, baseline)
+        dyn_nj = bucket.energy_nj - idle_nj
+        self._share_idle(idle_nj, bucket, steps, everyone, parts)
+        shares = self._share_above_idle(dyn_nj, baseline, steps, parts)
+        self._bound(bucket, baseline, idle_nj, steps, everyone, shares)
+        busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
+        self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
+
+    def _learn(self, bucket: Bucket, everyone: Sequence[Step], parts: Parts) -> None:
+        at_work_ns = _length(everyone)
+        busy_ns = parts.total_ns if parts.known else None
+        if at_work_ns == 0:
+            self.idle_model.free(bucket.energy_nj, bucket.length_ns, busy_ns)
+        elif at_work_ns == bucket.length_ns:
+            self.idle_model.working(bucket.energy_nj, bucket.length_ns, busy_ns)
+        else:
+            self.idle_model.mixed()
+
+    def _share_idle(
+        self,
+        idle_nj: int,
+        bucket: Bucket,
+        steps: Mapping[str, Sequence[Step]],
+        everyone: Sequence[Step],
+        parts: Parts,
+    ) -> None:
+        if self._sharing == "time":
+            rest = self._distribute(idle_nj, bucket.length_ns, everyone, [self._idle_by_time])
+            self.unattributed_nj["idle"] += rest
+            return
+        if self._sharing == "activity":
+            for names, portion_nj, _ in _groups(idle_nj, steps, parts):
+                at_work = merged([steps[name] for name in names])
+                tracks = [self.clocks(name).idle for name in names]
+                idle_nj -= portion_nj
+                idle_nj += self._distribute(portion_nj, _length(at_work), at_work, tracks)
+        self.unattributed_nj["idle"] += idle_nj
+
+    def _share_above_idle(
+        self, dyn_nj: int, baseline: Baseline, steps: Mapping[str, Sequence[Step]], parts: Parts
+    ) -> dict[str, ServerPart]:
+        shares: dict[str, ServerPart] = {}
+        other_nj = dyn_nj
+        for names, part_nj, known in _groups(dyn_nj, steps, parts):
+            at_work = merged([steps[name] for name in names])
+            at_work_ns = _length(at_work)
+            portion_nj = part_nj if known else self._capped(part_nj, at_work_ns, baseline)
+            other_nj -= portion_nj
+            if not at_work_ns:
+                self.unattributed_nj["outside"] += portion_nj
+                continue
+            rest = self._distribute(portion_nj, at_work_ns, at_work, [self.clocks(n).dyn for n in names])
+            self.unattributed_nj["rounding"] += rest
+            for name in names:
+                shares[name] = ServerPart(portion_nj, at_work_ns, known)
+        self.unattributed_nj["other"] += other_nj
+        return shares
+
+    def _capped(self, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> int:
+        """More than the hardware can draw while calls were at work was not theirs."""
+        if not self.idle_model.limit_is_hardware or baseline.highest_watts is None:
+            return dyn_nj
+        most_watts = max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
+        return min(dyn_nj, int(most_watts * at_work_ns))
+
+    def _distribute(self, energy_nj: int, over_ns: int, steps: Sequence[Step], tracks: Sequence[Track]) -> int:
+        """Spread energy evenly over ``over_ns``, each step's slice equally over its calls; what nobody got.
+
+        A remainder of a division is carried on to the next step, and what is left at the end is ``rounding``.
+        """
+        rest, carry = energy_nj, 0
+        for start_ns, end_ns, count in steps:
+            slice_nj = energy_nj * (end_ns - start_ns) // over_ns
+            rest -= slice_nj
+            each_nj, carry = divmod(carry + slice_nj, count)
+            for track in tracks:
+                track.advance(start_ns, 0)
+                track.advance(end_ns, each_nj)
+        self.unattributed_nj["rounding"] += carry
+        self.charged_nj += energy_nj - rest - carry
+        return rest
+
+    def _bound(
+        self,
+        bucket: Bucket,
+        baseline: Baseline,
+        idle_nj: int,
+        steps: Mapping[str, Sequence[Step]],
+        everyone: Sequence[Step],
+        shares: Mapping[str, ServerPart],
+    ) -> None:
+        for name, part in shares.items():
+            if part.at_work_ns != bucket.length_ns:
+                continue
+            clocks = self.clocks(name)
+            idle_share_nj = clocks.idle.between(bucket.start_ns, bucket.end_ns)
+            whole = len(steps[name]) == 1 and len(everyone) == 1
+            dyn_share_nj = clocks.dyn.between(bucket.start_ns, bucket.end_ns) if whole else None
+            lower, upper = spanning_bounds_nj(
+                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, steps[name]
+            )
+            clocks.lower.advance(bucket.start_ns, 0)
+            clocks.lower.advance(bucket.end_ns, lower)
+            clocks.upper.advance(bucket.start_ns, 0)
+            clocks.upper.advance(bucket.end_ns, upper)
+
+    def _remember(self, swept: Swept) -> None:
+        self._swept.append(swept)
+        self._ends_ns.append(swept.bucket.end_ns)
+
+    def _close(self, bucket: Bucket) -> None:
+        end_ns = bucket.end_ns
+        self.covered.advance(bucket.start_ns, 0)
+        self.covered.advance(end_ns, bucket.length_ns if bucket.gap is None else 0)
+        self._idle_by_time.advance(end_ns, 0)
+        for clocks in self._clocks.values():
+            for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
+                track.advance(end_ns, 0)
+        self.swept_ns = end_ns
+
+
+def _idle_nj(bucket: Bucket, baseline: Baseline) -> int:
+    """Without a baseline all energy is shared by time, as if it were idle."""
+    if baseline.watts is None:
+        return bucket.energy_nj
+    return min(int(baseline.watts * bucket.length_ns), bucket.energy_nj)
+
+
+def _groups(energy_nj: int, steps: Mapping[str, Sequence[Step]], parts: Parts) -> list[tuple[list[str], int, bool]]:
+    """Who shares which part of ``energy_nj``: each known server alone, and the unknown ones as one pool.
+
+    Returns (servers, energy, known) per group. What is in no group is nobody's.
+    """
+    groups: list[tuple[list[str], int, bool]] = []
+    total_ns = parts.total_ns
+    for name, busy_ns in parts.by_server_ns.items():
+        if busy_ns and name in steps:
+            groups.append(([name], energy_nj * busy_ns // total_ns, True))
+    pool = sorted(name for name, at_work in steps.items() if at_work and name not in parts.by_server_ns)
+    if pool:
+        portion_nj = energy_nj * parts.others_ns // total_ns if total_ns else energy_nj
+        groups.append((pool, portion_nj, False))
+    return groups
+
+
+def _length(steps: Sequence[Step]) -> int:
+    return sum(step.end_ns - step.start_ns for step in steps)

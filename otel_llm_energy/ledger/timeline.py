@@ -1,0 +1,129 @@
+"""When a server was at work, and on how many calls at once."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from otel_llm_energy.ledger.tracks import Track
+
+
+class Step(NamedTuple):
+    """A stretch of time with the same number of calls at work."""
+
+    start_ns: int
+    end_ns: int
+    calls: int
+
+
+# Windows of neighbours in a queue overlap by some ms of latency; that is no second slot.
+_SLOT_OVERLAP_NS = 50_000_000
+
+
+class Timeline:
+    """The number of calls at work as a step function: open to new edges after `frozen_ns`, final before it.
+
+    ``peak`` is the most calls that held a slot of the server at once; loading a model holds none.
+    """
+
+    def __init__(self, start_ns: int) -> None:
+        self.frozen_ns = start_ns
+        self.busy = Track(start_ns)  # ns with at least one call at work
+        self.load = Track(start_ns)  # integral of the number of calls, ns
+        self.peak = 0
+        self._slots = 0
+        self._edges: list[tuple[int, int, int]] = []  # time, change of the count, change of the slots held
+        self._times_ns = [start_ns]
+        self._counts = [0]
+
+    @property
+    def count(self) -> int:
+        """Calls at work at `frozen_ns`."""
+        return self._counts[-1]
+
+    def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1) -> None:
+        """A call is at work from ``start_ns`` on, or until ``end_ns``; both not before `frozen_ns`."""
+        heappush(self._edges, (start_ns, 1, slots))
+        if end_ns is not None:
+            heappush(self._edges, (end_ns, -1, -slots))
+
+    def end(self, end_ns: int) -> None:
+        """A call that was added without an end stops work at ``end_ns``, not before `frozen_ns`."""
+        heappush(self._edges, (end_ns, -1, -1))
+
+    def edge_times(self, until_ns: int) -> list[int]:
+        """Times of the edges after `frozen_ns` and up to ``until_ns``, in order."""
+        return sorted({time_ns for time_ns, _, _ in self._edges if time_ns <= until_ns})
+
+    def freeze(self, until_ns: int) -> None:
+        """Make the function final up to ``until_ns``."""
+        while self._edges and self._edges[0][0] <= until_ns:
+            time_ns, change, slots = heappop(self._edges)
+            while self._edges and self._edges[0][0] == time_ns:
+                _, more, more_slots = heappop(self._edges)
+                change, slots = change + more, slots + more_slots
+            self._extend(time_ns)
+            self._slots += slots
+            if change:
+                self._set_count(time_ns, self._counts[-1] + change)
+        self._extend(until_ns)
+
+    def _extend(self, to_ns: int) -> None:
+        if to_ns > self.frozen_ns:
+            length, count = to_ns - self.frozen_ns, self._counts[-1]
+            self.busy.advance(to_ns, length if count else 0)
+            self.load.advance(to_ns, length * count)
+            if length >= _SLOT_OVERLAP_NS:
+                self.peak = max(self.peak, self._slots)
+            self.frozen_ns = to_ns
+
+    def _set_count(self, time_ns: int, count: int) -> None:
+        if self._times_ns[-1] == time_ns:
+            self._times_ns.pop()
+            self._counts.pop()
+        if not self._counts or self._counts[-1] != count:
+            self._times_ns.append(time_ns)
+            self._counts.append(count)
+
+    def steps(self, start_ns: int, end_ns: int) -> list[Step]:
+        """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
+        steps: list[Step] = []
+        index = max(bisect_right(self._times_ns, start_ns) - 1, 0)
+        times_ns, counts = self._times_ns, self._counts
+        while index < len(times_ns) and times_ns[index] < end_ns:
+            if counts[index]:
+                following = times_ns[index + 1] if index + 1 < len(times_ns) else end_ns
+                first, last = max(times_ns[index], start_ns), min(following, end_ns)
+                if last > first:
+                    steps.append(Step(first, last, counts[index]))
+            index += 1
+        return steps
+
+    def forget_before(self, steps_ns: int, look_ups_ns: int) -> None:
+        """No steps before ``steps_ns`` and no look-ups before ``look_ups_ns`` will be asked for."""
+        keep = bisect_right(self._times_ns, steps_ns) - 1
+        if keep > 256:
+            del self._times_ns[:keep]
+            del self._counts[:keep]
+        self.busy.forget_before(look_ups_ns)
+        self.load.forget_before(look_ups_ns)
+
+
+def merged(step_lists: Sequence[Sequence[Step]]) -> list[Step]:
+    """The steps of several servers taken as one."""
+    if len(step_lists) == 1:
+        return list(step_lists[0])
+    changes: dict[int, int] = {}
+    for steps in step_lists:
+        for step in steps:
+            changes[step.start_ns] = changes.get(step.start_ns, 0) + step.calls
+            changes[step.end_ns] = changes.get(step.end_ns, 0) - step.calls
+    result: list[Step] = []
+    count, since_ns = 0, 0
+    for time_ns in sorted(changes):
+        if count:
+            result.append(Step(since_ns, time_ns, count))
+        count, since_ns = count + changes[time_ns], time_ns
+    return result

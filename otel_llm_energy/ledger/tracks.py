@@ -1,0 +1,60 @@
+"""Cumulative quantities over time: piecewise linear, integer, monotone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+_THIN_ABOVE = 200_000
+
+
+class Track:
+    """A quantity that only grows, known at breakpoints and linear in between.
+
+    The value at a breakpoint is exact; between two it is interpolated and rounded down, so that differences
+    over adjoining stretches always add up.
+    """
+
+    __slots__ = ("times_ns", "values")
+
+    def __init__(self, start_ns: int) -> None:
+        self.times_ns = [start_ns]
+        self.values = [0]
+
+    @property
+    def end_ns(self) -> int:
+        return self.times_ns[-1]
+
+    def advance(self, to_ns: int, increment: int) -> None:
+        """Grow by ``increment`` from the last breakpoint to ``to_ns``."""
+        if to_ns > self.times_ns[-1]:
+            self.times_ns.append(to_ns)
+            self.values.append(self.values[-1] + increment)
+        else:
+            self.values[-1] += increment
+
+    def at(self, time_ns: int) -> int:
+        """The value at ``time_ns``; before the first and after the last breakpoint it is constant."""
+        times = self.times_ns
+        right = bisect_left(times, time_ns)
+        if right == len(times):
+            return self.values[-1]
+        if times[right] == time_ns or right == 0:
+            return self.values[right]
+        left = right - 1
+        start, before = times[left], self.values[left]
+        return before + (self.values[right] - before) * (time_ns - start) // (times[right] - start)
+
+    def between(self, start_ns: int, end_ns: int) -> int:
+        """Growth from ``start_ns`` to ``end_ns``."""
+        return self.at(end_ns) - self.at(start_ns)
+
+    def forget_before(self, time_ns: int) -> None:
+        """Drop breakpoints that no look-up at or after ``time_ns`` needs; bound the rest by thinning the oldest."""
+        keep = bisect_right(self.times_ns, time_ns) - 1
+        if keep > 1024:
+            del self.times_ns[:keep]
+            del self.values[:keep]
+        if len(self.times_ns) > _THIN_ABOVE:
+            half = len(self.times_ns) // 2
+            self.times_ns[1:half] = self.times_ns[2:half:2]
+            self.values[1:half] = self.values[2:half:2]

@@ -1,0 +1,84 @@
+"""The work windows of a call: its span is not its work, it also holds the queue and a slow reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from otel_llm_energy.ledger.bill import Window
+
+# Ollama reports some ms of load_duration for a model that is loaded already.
+_LOADED_ALREADY_NS = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimes:
+    """When a call began, gave its first chunk and ended, and how long the server says it worked, all in ns.
+
+    Attributes:
+        start_ns, end_ns: the call by the client's monotonic clock.
+        first_chunk_ns: ``None`` if it was not streamed.
+        prefill_ns, decode_ns, load_ns: from the server's own timings.
+        server_end_ns: the server's own end time on the client's monotonic clock; only from the same host.
+    """
+
+    start_ns: int
+    end_ns: int
+    first_chunk_ns: int | None = None
+    prefill_ns: int | None = None
+    decode_ns: int | None = None
+    load_ns: int | None = None
+    server_end_ns: int | None = None
+
+    @property
+    def reported(self) -> bool:
+        """The server said how long it was at work on the call."""
+        return bool(self.prefill_ns or self.decode_ns)
+
+
+def work_windows(times: CallTimes) -> tuple[Window, ...]:
+    """The windows in which the call was at work, in order, without overlap.
+
+    With the server's timings, [e - prefill - decode, e], where e is the earliest of the call's end, the first
+    chunk + decode (a stream may be read slower than it was written) and the server's own end time. Loading lies
+    at the start of the call, before the queue. Without timings the window is the call; a first chunk parts
+    prefill from decode.
+    """
+    if times.end_ns <= times.start_ns:
+        return ()
+    if times.reported:
+        return _loading(times) + _reported(times)
+    first = times.first_chunk_ns
+    if first is None or not times.start_ns < first < times.end_ns:
+        return (Window(times.start_ns, times.end_ns),)
+    return (Window(times.start_ns, first, "prefill"), Window(first, times.end_ns, "decode"))
+
+
+def _reported(times: CallTimes) -> tuple[Window, ...]:
+    prefill_ns, decode_ns = times.prefill_ns or 0, times.decode_ns or 0
+    end_ns = min(_ends(times))
+    turn_ns = max(end_ns - decode_ns, times.start_ns)
+    start_ns = max(turn_ns - prefill_ns, _load_end(times))
+    windows = (Window(start_ns, turn_ns, "prefill"), Window(max(turn_ns, start_ns), end_ns, "decode"))
+    return tuple(window for window in windows if window.end_ns > window.start_ns)
+
+
+def _ends(times: CallTimes) -> Sequence[int]:
+    """Candidates for the end of the work; one that leaves the work no room is not believed."""
+    work_ns = (times.prefill_ns or 0) + (times.decode_ns or 0)
+    ends = [times.end_ns]
+    if times.first_chunk_ns is not None:
+        ends.append(max(times.first_chunk_ns, times.start_ns) + (times.decode_ns or 0))
+    if times.server_end_ns is not None and times.server_end_ns >= times.start_ns + work_ns:
+        ends.append(times.server_end_ns)
+    return ends
+
+
+def _load_end(times: CallTimes) -> int:
+    load_ns = times.load_ns or 0
+    return min(times.start_ns + (load_ns if load_ns >= _LOADED_ALREADY_NS else 0), times.end_ns)
+
+
+def _loading(times: CallTimes) -> tuple[Window, ...]:
+    end_ns = _load_end(times)
+    return (Window(times.start_ns, end_ns, "load"),) if end_ns > times.start_ns else ()

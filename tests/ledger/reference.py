@@ -1,0 +1,151 @@
+"""The sharing rule again, slow and obvious: exact fractions, one elementary interval at a time.
+
+It knows the whole past and future, has no clocks, no carried remainders and no waiting. The ledger must agree
+with it to within the rounding of its integers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    server: str
+    start_ns: int
+    end_ns: int
+
+    def at_work(self, time_ns: Fraction) -> bool:
+        return self.start_ns < time_ns < self.end_ns
+
+
+@dataclass(frozen=True)
+class RefBucket:
+    start_ns: int
+    end_ns: int
+    energy_nj: int
+
+
+@dataclass(frozen=True)
+class RefCell:
+    start_ns: int
+    end_ns: int
+    total_ns: int
+    by_server_ns: Mapping[str, int | None]
+    capacity: int
+
+
+@dataclass
+class Shares:
+    calls_nj: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+    unattributed_nj: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+
+
+def share(
+    buckets: Sequence[RefBucket], cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int
+) -> Shares:
+    """Share every bucket; ``idle_nw`` is P0 in nJ per ns."""
+    shares = Shares()
+    for bucket in buckets:
+        _share_bucket(shares, bucket, cells, calls, idle_nw)
+    return shares
+
+
+def _share_bucket(
+    shares: Shares, bucket: RefBucket, cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int
+) -> None:
+    length = bucket.end_ns - bucket.start_ns
+    idle = min(idle_nw * length, bucket.energy_nj)
+    dyn = bucket.energy_nj - idle
+    shares.unattributed_nj["idle"] += idle
+    for start, end in _intervals(bucket.start_ns, bucket.end_ns, calls):
+        working = [call for call in calls if call.at_work(Fraction(start + end, 2))]
+        for call in working:
+            portion = Fraction(idle * (end - start), length * len(working))
+            shares.calls_nj[call.name] += portion
+            shares.unattributed_nj["idle"] -= portion
+    busy, others, known = _activity(bucket, cells, calls)
+    total = others + sum(busy.values())
+    shares.unattributed_nj["other"] += dyn
+    groups = [({server}, dyn * busy[server] / total) for server in known if busy[server]]
+    pool = {call.server for call in calls if _overlaps(call, bucket)} - known
+    if pool:
+        groups.append((pool, dyn * others / total if total else Fraction(dyn)))
+    for servers, energy in groups:
+        _share_group(shares, bucket, [c for c in calls if c.server in servers], energy)
+
+
+def _share_group(shares: Shares, bucket: RefBucket, calls: Sequence[Call], energy: Fraction) -> None:
+    shares.unattributed_nj["other"] -= energy
+    at_work = _time_at_work(bucket.start_ns, bucket.end_ns, calls)
+    if not at_work:
+        shares.unattributed_nj["outside"] += energy
+        return
+    for start, end in _intervals(bucket.start_ns, bucket.end_ns, calls):
+        working = [call for call in calls if call.at_work(Fraction(start + end, 2))]
+        for call in working:
+            shares.calls_nj[call.name] += energy * Fraction(end - start, at_work * len(working))
+
+
+def _activity(
+    bucket: RefBucket, cells: Sequence[RefCell], calls: Sequence[Call]
+) -> tuple[dict[str, Fraction], Fraction, set[str]]:
+    """Busy time of each known server inside the bucket, of all others, and which servers are known."""
+    servers = {server for cell in cells for server in cell.by_server_ns}
+    unknown: set[str] = set()
+    busy: dict[str, Fraction] = defaultdict(Fraction)
+    others = Fraction(0)
+    seen: set[str] = set()
+    for cell in cells:
+        start, end = max(cell.start_ns, bucket.start_ns), min(cell.end_ns, bucket.end_ns)
+        if end <= start:
+            continue
+        known = {server: ns for server, ns in cell.by_server_ns.items() if ns is not None}
+        rest = max(cell.total_ns - sum(known.values()), 0)
+        others += Fraction(rest * (end - start), cell.end_ns - cell.start_ns)
+        for server, ns in known.items():
+            busy[server] += _busy_inside(cell, ns, [c for c in calls if c.server == server], start, end)
+            seen.add(server)
+        for server in servers - set(known):
+            if _time_at_work(start, end, [c for c in calls if c.server == server]):
+                unknown.add(server)
+    for server in unknown:
+        others += busy.pop(server, Fraction(0))
+    return busy, others, seen - unknown
+
+
+def _busy_inside(cell: RefCell, ns: int, calls: Sequence[Call], start: int, end: int) -> Fraction:
+    at_work = _time_at_work(cell.start_ns, cell.end_ns, calls)
+    within = _time_at_work(start, end, calls)
+    asleep = cell.end_ns - cell.start_ns - at_work
+    while_at_work = min(ns, cell.capacity * at_work)
+    result = Fraction(0)
+    if at_work:
+        result += Fraction(while_at_work * within, at_work)
+    if asleep:
+        result += Fraction((ns - while_at_work) * (end - start - within), asleep)
+    return result
+
+
+def _overlaps(call: Call, bucket: RefBucket) -> bool:
+    return max(call.start_ns, bucket.start_ns) < min(call.end_ns, bucket.end_ns)
+
+
+def _time_at_work(start_ns: int, end_ns: int, calls: Sequence[Call]) -> int:
+    return sum(
+        end - start
+        for start, end in _intervals(start_ns, end_ns, calls)
+        if any(call.at_work(Fraction(start + end, 2)) for call in calls)
+    )
+
+
+def _intervals(start_ns: int, end_ns: int, calls: Sequence[Call]) -> list[tuple[int, int]]:
+    cuts = {start_ns, end_ns}
+    for call in calls:
+        cuts.update(t for t in (call.start_ns, call.end_ns) if start_ns < t < end_ns)
+    ordered = sorted(cuts)
+    return list(zip(ordered, ordered[1:], strict=False))
