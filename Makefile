@@ -1,0 +1,71 @@
+# One command per job, the same in CI. PYTHON chooses the interpreter (3.10 or newer), ARGS goes to the command.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+
+.PHONY: help demo test e2e backends fetch lint format bench lock clean
+
+help:
+	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
+	@echo "make test      all tests that need no compiled back end"
+	@echo "make e2e       the tests against Jaeger and Ollama, which are built once into the cache"
+	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
+	@echo "make bench     the benchmarks"
+	@echo "make backends  only build the back ends; make fetch only fetches the model and Scaphandre"
+	@echo "make lock      resolve requirements-dev.txt anew (needs uv)"
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/otel-llm-energy demo $(ARGS)
+
+test: fetch
+	$(RUN) pytest -m "not e2e" $(ARGS)
+
+e2e: fetch backends
+	$(RUN) pytest -m e2e $(ARGS)
+
+backends: $(VENV)/dev.stamp
+	$(RUN) tools.backends
+
+# Where there is no Scaphandre package the tests that need it say so themselves.
+fetch: $(VENV)/dev.stamp
+	$(RUN) tools.fetch_model
+	-$(RUN) tools.backends scaphandre
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(RUN) mypy
+	$(RUN) mypy tools tests/support tests/conftest.py
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: fetch
+	$(RUN) benchmarks $(ARGS)
+
+lock:
+	uv pip compile pyproject.toml --group dev --extra demo --extra ollama --universal --python-version 3.10 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The demo takes what a user's pip would take; the tests take what was pinned, which includes the demo's.
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	$(RUN) pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt pyproject.toml | $(BIN)/python
+	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/demo.stamp
