@@ -203,14 +203,18 @@ def _limit_watts(folder: Path) -> float | None:
 
     The long-term limit alone is no bound: up to half a minute the package may draw what the short-term one allows.
     """
-    limits_uw = {
-        name: _number(folder / f"constraint_{index}_power_limit_uw")
-        for index in range(3)
-        if (name := _text(folder / f"constraint_{index}_name")) in ("long_term", "short_term")
-    }
-    if not limits_uw or any(limit is None or limit not in _LIMIT_UW for limit in limits_uw.values()):
+    limits_uw = [_limit_uw(folder / f"constraint_{index}") for index in range(3)]
+    names = [_text(folder / f"constraint_{index}_name") for index in range(3)]
+    enforced_uw = [limit for name, limit in zip(names, limits_uw, strict=True) if name in ("long_term", "short_term")]
+    if not enforced_uw or None in enforced_uw:
         return None
-    return max(limit for limit in limits_uw.values() if limit is not None) / 1e6
+    return max(limit for limit in enforced_uw if limit is not None) / 1e6
+
+
+def _limit_uw(constraint: Path) -> int | None:
+    """What is set, else what can be set at most."""
+    candidates = (_number(Path(f"{constraint}_{what}")) for what in ("power_limit_uw", "max_power_uw"))
+    return next((limit for limit in candidates if limit is not None and limit in _LIMIT_UW), None)
 
 
 def _open_counter(path: Path) -> int:

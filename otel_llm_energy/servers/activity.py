@@ -1,0 +1,208 @@
+"""Which part of the CPUs' busy time is whose: samples of the machine and of the watched servers' process trees."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from otel_llm_energy.machine import CGROUP, PROC, TICK_NS, BusyTime, busy_time
+from otel_llm_energy.quantities import ActivitySample
+from otel_llm_energy.servers.procfs import Procfs, parse_stat
+from otel_llm_energy.servers.server import Server
+
+_STAT_BYTES = 1024
+_CPUCLOCK_SCHED = 2
+
+_log = logging.getLogger(__name__)
+
+CpuClock = Callable[[int], int | None]
+
+
+def process_cpu_ns(pid: int) -> int | None:
+    """CPU time of all threads of a process, ended ones too, ns; ``None`` if there is no such process.
+
+    Source: the process's own clock, whose number clock_getcpuclockid(3) computes like this. No permission is needed. A
+    thread that runs right now is charged at its CPU's next tick (1 to 10 ms). /proc/PID/schedstat knows only living
+    threads, /proc/PID/stat only whole ticks.
+    """
+    try:
+        return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return None
+
+
+class CpuActivity:
+    """Samples the CPU time of the machine and of watched servers. Thread-safe; made for one sample every 250 ms.
+
+    Args:
+        proc, cgroup: roots of the kernel's file systems.
+        clock: the monotonic clock, ns.
+        cpu_clock: CPU time of a process by its number; ``None`` for the ticks of /proc/PID/stat.
+    """
+
+    def __init__(
+        self,
+        *,
+        proc: Path = PROC,
+        cgroup: Path = CGROUP,
+        clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: CpuClock | None = process_cpu_ns,
+    ) -> None:
+        self._procfs = Procfs(proc)
+        self._cgroup = cgroup
+        self._clock = clock
+        self._busy: BusyTime | None = None
+        if cpu_clock is not None and cpu_clock(os.getpid()) is None:
+            cpu_clock = None  # a kernel without process clocks
+        self._cpu_clock = cpu_clock
+        self._resolution_ns = TICK_NS if cpu_clock is not None else 2 * TICK_NS
+        self._lock = threading.Lock()
+        self._trees: dict[str, ProcessTree | None] = {}
+        self._newest_pid: bytes | None = None
+        self._warned = False
+
+    def watch(self, server: Server) -> None:
+        """From now on sample this server too; one without a process tree counts as unknown."""
+        with self._lock:
+            if server.id in self._trees:
+                return
+            tree = None
+            if server.pid is not None:
+                tree = ProcessTree(server.pid, server.start_ticks, self._procfs, self._cpu_clock)
+            self._trees[server.id] = tree
+
+    def forget(self, server_id: str) -> None:
+        """Sample this server no more."""
+        with self._lock:
+            tree = self._trees.pop(server_id, None)
+            if tree is not None:
+                tree.close()
+
+    def sample(self) -> ActivitySample | None:
+        """Sample now; ``None`` where the kernel shows no CPU time (not Linux)."""
+        with self._lock:
+            newest_pid = self._procfs.newest_pid()
+            forked = newest_pid is None or newest_pid != self._newest_pid
+            self._newest_pid = newest_pid
+            try:
+                self._busy = self._busy or busy_time(self._procfs.root, self._cgroup, self._clock)
+                busy = self._busy.read()
+            except (OSError, ValueError) as error:
+                self._warn(error)
+                return None
+            by_server_ns = {
+                server_id: None if tree is None else tree.read_ns(forked) for server_id, tree in self._trees.items()
+            }
+            return ActivitySample(
+                resource="cpu",
+                at_ns=busy.at_ns,
+                total_ns=busy.busy_ns,
+                by_server_ns=by_server_ns,
+                capacity=busy.cpus,
+                resolution_ns=self._resolution_ns,
+                total_resolution_ns=self._busy.resolution_ns,
+            )
+
+    def close(self) -> None:
+        """Give back all descriptors and forget all servers."""
+        with self._lock:
+            for tree in self._trees.values():
+                if tree is not None:
+                    tree.close()
+            self._trees.clear()
+            busy, self._busy = self._busy, None
+            if busy is not None:
+                busy.close()
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("The machine's CPU time cannot be read (%s): no server's part of it can be known.", error)
+
+
+class ProcessTree:
+    """The CPU time of a process and its descendants; what ended ones used stays in the sum. Not thread-safe.
+
+    A held descriptor of /proc/PID/stat fails once its process is gone, even if the number is used again.
+    """
+
+    def __init__(self, pid: int, start_ticks: int | None, procfs: Procfs, cpu_clock: CpuClock | None) -> None:
+        self._root = pid
+        self._procfs = procfs
+        self._cpu_clock = cpu_clock
+        self._descriptors: dict[int, int] = {}
+        self._cpu_ns: dict[int, int] = {}
+        self._ended_ns = 0
+        self._admit(pid)
+        if start_ticks is not None and self._start_ticks() != start_ticks:
+            self.close()
+        self._look_for_children()
+
+    def read_ns(self, forked: bool = True) -> int | None:
+        """The sum, ns; ``None`` once the root has ended.
+
+        Args:
+            forked: a process was started on this machine since the last time, so there may be new children.
+        """
+        if forked:
+            self._look_for_children()
+        for pid in list(self._descriptors):
+            self._read(pid)
+        if self._root not in self._descriptors:
+            self.close()
+            return None
+        return self._ended_ns + sum(self._cpu_ns.values())
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        while self._descriptors:
+            _close(self._descriptors.popitem()[1])
+
+    def _read(self, pid: int) -> None:
+        # The clock first: if the process still lives after it, the clock was its own and not a successor's.
+        cpu_ns = self._cpu_clock(pid) if self._cpu_clock is not None else None
+        try:
+            stat = parse_stat(os.pread(self._descriptors[pid], _STAT_BYTES, 0))
+        except (OSError, ValueError):
+            self._dismiss(pid)
+            return
+        if self._cpu_clock is None:
+            cpu_ns = stat.cpu_ns
+        if cpu_ns is not None:
+            self._cpu_ns[pid] = max(self._cpu_ns[pid], cpu_ns)
+        # A child that has ended is kept until its parent has taken note: until then it is still listed as a child.
+        if stat.ended and pid == self._root:
+            self._dismiss(pid)
+
+    def _look_for_children(self) -> None:
+        pending = list(self._descriptors)
+        while pending:
+            for child in self._procfs.children(pending.pop()):
+                if child not in self._descriptors and self._admit(child):
+                    pending.append(child)
+
+    def _admit(self, pid: int) -> bool:
+        try:
+            self._descriptors[pid] = os.open(f"{self._procfs.root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        self._cpu_ns[pid] = 0
+        return True
+
+    def _dismiss(self, pid: int) -> None:
+        _close(self._descriptors.pop(pid))
+        self._ended_ns += self._cpu_ns.pop(pid)
+
+    def _start_ticks(self) -> int | None:
+        stat = self._procfs.stat(self._root)
+        return None if stat is None else stat.start_ticks
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

@@ -1,0 +1,35 @@
+"""What is known of the server behind an address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Place = Literal["local", "remote", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who answers at an address: a process tree of this machine, if it can be known.
+
+    Attributes:
+        id: names the server as long as it lives: ``"pid:4711:8812345"`` (process and its start, in clock ticks since
+            boot) for a tree; else the address, such as ``"remote:api.example.com:443"``.
+        name: of the program, or the address, for people.
+        place: on this machine, on another, or not to be found.
+        pid: root of the process tree that does the work; ``None`` if its part of the activity cannot be known.
+        start_ticks: when ``pid`` started, so that another process of the same number is not taken for it.
+        reason: why ``pid`` is ``None``: ``"remote"``, ``"unresolved"``, ``"not-listening"``, ``"relay"``, ``"hidden"``,
+            ``"ambiguous"``, ``"unsupported"``.
+        message: the same in a sentence, with what to do.
+        slots: how many calls it works on at once, where it says so; ``None`` if unknown.
+    """
+
+    id: str
+    name: str
+    place: Place
+    pid: int | None = None
+    start_ticks: int | None = None
+    reason: str | None = None
+    message: str = ""
+    slots: int | None = None
