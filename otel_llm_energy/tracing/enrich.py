@@ -1,0 +1,269 @@
+"""From bills to attributes, and from a finished span to an enriched copy of it. Pure functions."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, TypeVar
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.util.types import AttributeValue
+
+from otel_llm_energy import conventions
+from otel_llm_energy.conventions import Tier
+from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope
+from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
+from otel_llm_energy.tracing.claims import Claim
+
+Value = str | bool | int | float
+_Key = TypeVar("_Key", bound=str)
+
+_NJ_PER_MJ: Final = 1_000_000
+_JOULES_PER_KWH: Final = 3_600_000
+_PHASE_KEYS: Final[tuple[tuple[Phase, str], ...]] = (
+    ("prefill", conventions.PREFILL_JOULES),
+    ("decode", conventions.DECODE_JOULES),
+    ("load", conventions.LOAD_JOULES),
+)
+_COMPONENT_KEYS: Final[tuple[tuple[str, str], ...]] = (
+    ("cpu", conventions.CPU_JOULES),
+    ("memory", conventions.MEMORY_JOULES),
+    ("gpu", conventions.GPU_JOULES),
+    ("host", conventions.HOST_JOULES),
+)
+_CLASS_EDGES: Final = (0.001, 0.01, 0.1, 1, 10, 100, 1_000, 10_000, 100_000)
+_CLASS_NAMES: Final = (
+    f"<{_CLASS_EDGES[0]:g} J",
+    *(f"{low:g}-{high:g} J" for low, high in pairwise(_CLASS_EDGES)),
+    f">={_CLASS_EDGES[-1]:g} J",
+)
+_KEYS_BY_TIER: Final[dict[Tier, tuple[str, ...]]] = {
+    detail: tuple(a.key for a in conventions.ATTRIBUTES if conventions.TIERS.index(a.tier) <= rank)
+    for rank, detail in enumerate(conventions.TIERS)
+}
+_WORST_FIRST: Final = tuple(Quality)
+_NARROWEST_FIRST: Final[tuple[Scope, ...]] = ("process", "device", "host")
+
+# Attributes by which other libraries mark the span of one LLM call (never of a chain, an agent or a tool).
+_CALL_MARKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gen_ai.operation.name": ("chat", "text_completion", "generate_content", "embeddings"),
+    "openinference.span.kind": ("LLM", "EMBEDDING"),
+    "llm.request.type": ("chat", "completion", "embedding"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How much a span says.
+
+    Attributes:
+        detail: the tiers of attributes that are written.
+        grid_grams_per_kwh: carbon intensity of the electricity, g of CO2 equivalent per kWh; ``None`` to leave
+            emissions out.
+    """
+
+    detail: Tier = "standard"
+    grid_grams_per_kwh: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token counts as the server reported them; ``None`` where it did not."""
+
+    input: int | None = None
+    output: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sum over an ancestor's subtree, nanojoules; ``None`` if nothing below has any energy."""
+
+    energy_nj: int | None
+    incomplete: bool = False
+    estimated: bool = False
+
+
+def call_attributes(bill: Bill, tokens: Tokens, style: Style) -> dict[str, Value]:
+    """What the span of a call says of its bill, in no order."""
+    values: dict[str, Value] = {conventions.QUALITY: bill.quality.value}
+    if bill.reason is not None:
+        values[conventions.REASON] = bill.reason
+    if bill.energy_nj is None:
+        return values
+    joules = bill.energy_nj / NJ_PER_JOULE
+    values[conventions.JOULES] = rounded(joules)
+    if style.detail != "minimal":
+        values.update(_standard(bill, bill.energy_nj, tokens))
+    if style.detail == "full":
+        values.update(_full(bill, joules, tokens, style))
+    return values
+
+
+def _standard(bill: Bill, energy_nj: int, tokens: Tokens) -> Iterator[tuple[str, Value]]:
+    joules = energy_nj / NJ_PER_JOULE
+    if tokens.output:
+        yield conventions.JOULES_PER_OUTPUT_TOKEN, rounded(joules / tokens.output)
+    for key, part_nj in (
+        (conventions.ABOVE_IDLE_JOULES, bill.above_idle_nj),
+        (conventions.LOWER_JOULES, bill.lower_nj),
+        (conventions.UPPER_JOULES, bill.upper_nj),
+    ):
+        if part_nj is not None:
+            yield key, rounded(part_nj / NJ_PER_JOULE)
+    for phase, key in _PHASE_KEYS:
+        if phase in bill.phases_nj:
+            yield key, rounded(bill.phases_nj[phase] / NJ_PER_JOULE)
+    yield conventions.METER, bill.meter
+    yield conventions.SCOPE, bill.scope
+    yield conventions.MILLIJOULES, round(energy_nj / _NJ_PER_MJ)
+    yield conventions.CLASS, energy_class(joules)
+
+
+def _full(bill: Bill, joules: float, tokens: Tokens, style: Style) -> Iterator[tuple[str, Value]]:
+    for component, key in _COMPONENT_KEYS:
+        if component in bill.components_nj:
+            yield key, rounded(bill.components_nj[component] / NJ_PER_JOULE)
+    yield conventions.METHOD, bill.method
+    yield conventions.COVERAGE, rounded(bill.coverage)
+    yield conventions.CONCURRENCY, rounded(bill.concurrency)
+    if tokens.input is not None and tokens.output is not None and tokens.input + tokens.output:
+        yield conventions.JOULES_PER_TOKEN, rounded(joules / (tokens.input + tokens.output))
+    if bill.work_ns:
+        yield conventions.MEAN_WATTS, rounded(joules * NS_PER_SECOND / bill.work_ns)
+    yield conventions.QUEUE_SECONDS, rounded(bill.queue_ns / NS_PER_SECOND)
+    if style.grid_grams_per_kwh is not None:
+        yield conventions.CO2E_GRAMS, rounded(joules / _JOULES_PER_KWH * style.grid_grams_per_kwh)
+
+
+def total_attributes(total: Total, style: Style) -> dict[str, Value]:
+    """What an ancestor says of its subtree. A total with an estimate in it is labelled as one."""
+    values: dict[str, Value] = {}
+    if style.detail == "minimal":
+        return values
+    if total.energy_nj is not None:
+        values[conventions.SUBTREE_JOULES] = rounded(total.energy_nj / NJ_PER_JOULE)
+    if total.incomplete:
+        values[conventions.SUBTREE_INCOMPLETE] = True
+    if total.estimated:
+        values[conventions.QUALITY] = Quality.ESTIMATED.value
+    return values
+
+
+def rounded(value: float) -> float:
+    """To six significant digits."""
+    return float(f"{value:.6g}")
+
+
+def energy_class(joules: float) -> str:
+    """The decade of ``joules`` as it is displayed, lower edge included: ``"1-10 J"``."""
+    return _CLASS_NAMES[bisect_right(_CLASS_EDGES, rounded(joules))]
+
+
+def combined(bills: Sequence[Bill]) -> Bill:
+    """One bill for a span that displays several calls: a retry or a fallback within one span of another library."""
+    known = [bill for bill in bills if bill.energy_nj is not None]
+    if len(bills) == 1 or not known:
+        return bills[0]
+    worst = min(bills, key=lambda bill: _WORST_FIRST.index(bill.quality))
+    missing = worst.quality is Quality.UNAVAILABLE
+    return Bill(
+        energy_nj=_sum(bill.energy_nj for bill in known),
+        quality=Quality.DEGRADED if missing else worst.quality,
+        reason=worst.reason,
+        above_idle_nj=_sum(bill.above_idle_nj for bill in known),
+        lower_nj=_sum(bill.lower_nj for bill in known),
+        upper_nj=_sum(bill.upper_nj for bill in known),
+        phases_nj=_sums([bill.phases_nj for bill in known]),
+        components_nj=_sums([bill.components_nj for bill in known]),
+        meter="+".join(dict.fromkeys(name for bill in known for name in bill.meter.split("+"))),
+        scope=max((bill.scope for bill in known), key=_NARROWEST_FIRST.index),
+        method=known[0].method,
+        coverage=_by_work(known, [bill.coverage for bill in known]),
+        concurrency=_by_work(known, [bill.concurrency for bill in known]),
+        work_ns=sum(bill.work_ns for bill in known),
+        queue_ns=sum(bill.queue_ns for bill in known),
+    )
+
+
+def _sum(parts: Iterable[int | None]) -> int | None:
+    """The sum, unless a part is unknown."""
+    total = 0
+    for part in parts:
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _sums(parts: Sequence[Mapping[_Key, int]]) -> dict[_Key, int]:
+    """The sums of the keys that all have: a phase that one call did not part is unknown for all of them."""
+    return {key: sum(part[key] for part in parts) for key in parts[0] if all(key in part for part in parts)}
+
+
+def _by_work(bills: Sequence[Bill], values: Sequence[float]) -> float:
+    work_ns = sum(bill.work_ns for bill in bills)
+    if not work_ns:
+        return sum(values) / len(values)
+    return sum(value * bill.work_ns for value, bill in zip(values, bills, strict=True)) / work_ns
+
+
+def combined_tokens(claims: Iterable[Claim]) -> Tokens:
+    """The token counts of all the calls that one span displays."""
+    claims = list(claims)
+    return Tokens(
+        _sum(claim.input_tokens for claim in claims),
+        _sum(claim.output_tokens for claim in claims),
+    )
+
+
+def is_call_of_another_library(span: ReadableSpan) -> bool:
+    """Whether the span says of itself that it is one LLM call, and says nothing of energy yet."""
+    attributes = _raw_attributes(span)
+    if _CALL_MARKS.keys().isdisjoint(attributes) or conventions.QUALITY in attributes:
+        return False
+    return any(attributes.get(mark) in values for mark, values in _CALL_MARKS.items())
+
+
+def enriched_copy(span: ReadableSpan, values: Mapping[str, Value], style: Style) -> ReadableSpan:
+    """A copy of a finished span with ``values`` added; the span itself is shared with other processors.
+
+    The user's attributes all stay, as do the counts of dropped ones; of ours those are left out that exceed the
+    provider's limit, the last ones in the order of `conventions.ATTRIBUTES`.
+    """
+    attributes = _raw_attributes(span)
+    bounds = span._attributes
+    limit = bounds.maxlen if isinstance(bounds, BoundedAttributes) else None
+    value_limit = bounds.max_value_len if isinstance(bounds, BoundedAttributes) else None
+    for key in _KEYS_BY_TIER[style.detail]:
+        if key in values and key not in attributes and (limit is None or len(attributes) < limit):
+            attributes[key] = _cut(values[key], value_limit)
+    clone = copy.copy(span)
+    clone._attributes = _frozen(attributes, limit, value_limit, span.dropped_attributes)
+    return clone
+
+
+def _frozen(
+    attributes: dict[str, AttributeValue], limit: int | None, value_limit: int | None, dropped: int
+) -> BoundedAttributes:
+    # Made without limits, since at its limit the class drops the oldest attribute: a user's.
+    frozen = BoundedAttributes(None, attributes, immutable=True)
+    frozen.maxlen = limit
+    frozen.max_value_len = value_limit
+    frozen.dropped = dropped
+    return frozen
+
+
+def _cut(value: Value, length: int | None) -> Value:
+    return value[:length] if isinstance(value, str) and length is not None else value
+
+
+def _raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:
+    """A new dict of the attributes; the public view of the SDK would cost a Python call for each of them."""
+    attributes = span._attributes
+    if isinstance(attributes, BoundedAttributes):
+        return dict(attributes.copy())
+    return dict(attributes or {})

@@ -1,0 +1,458 @@
+"""Hold the span of a call until its energy is known, and see that every span leaves exactly once."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span
+
+from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
+from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.tracing import enrich
+from otel_llm_energy.tracing.claims import Claim, Desk
+from otel_llm_energy.tracing.forward import Downstream, Forwarder
+from otel_llm_energy.tracing.mailbox import Mailbox
+from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
+from otel_llm_energy.tracing.troubles import Troubles
+
+DEFAULT_MAX_HOLD_SECONDS: Final = 30.0
+DEFAULT_MAX_HELD: Final = 4096
+_SHUTDOWN_SECONDS: Final = 30.0  # as long as the SDK's own batch processor may take
+_SHORTEST_WAIT_SECONDS: Final = 0.01
+
+_logger = logging.getLogger(__name__)
+
+
+class Health:
+    """What the gate did, for the metrics of its own health.
+
+    Attributes:
+        held: spans held now.
+        forwarded: spans handed on with what is known of their energy.
+        dropped: spans that the next processor refused with an exception, or that shutdown could not wait for.
+        degraded: spans handed on degraded or without energy, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.forwarded = 0
+        self.dropped = 0
+        self.degraded: Counter[str] = Counter()
+
+
+class _Held:
+    """A finished span that waits for bills."""
+
+    __slots__ = ("deadline_ns", "node", "span")
+
+    def __init__(self, node: Node, span: ReadableSpan, deadline_ns: int) -> None:
+        self.node = node
+        self.span = span
+        self.deadline_ns = deadline_ns
+
+
+class _Errand(NamedTuple):
+    """Claims that the desk is to settle now, and the held spans that leave then, whatever comes of it."""
+
+    claims: Sequence[Claim]
+    reason: str
+    held: Sequence[_Held] = ()
+
+
+class _Outgoing:
+    """A finished span and all that is to be said on it."""
+
+    __slots__ = ("bills", "span", "total")
+
+    def __init__(self, span: ReadableSpan, subtree: Subtree | None) -> None:
+        self.span = span
+        self.bills: tuple[tuple[Claim, Bill], ...] = ()
+        self.total: enrich.Total | None = None
+        if subtree is not None:
+            self.bills = tuple(subtree.bills)
+            incomplete = subtree.incomplete or subtree.waiting > 0
+            if subtree.has_calls_below:
+                self.total = enrich.Total(subtree.energy_nj, incomplete, subtree.estimated)
+
+    def enriched(self, style: enrich.Style) -> ReadableSpan:
+        """The copy that goes on; the span itself if there is nothing to say."""
+        values: dict[str, enrich.Value] = {}
+        if self.total is not None:
+            values.update(enrich.total_attributes(self.total, style))
+        if self.bills:
+            bill = enrich.combined([bill for _, bill in self.bills])
+            tokens = enrich.combined_tokens([claim for claim, _ in self.bills])
+            values.update(enrich.call_attributes(bill, tokens, style))
+        return enrich.enriched_copy(self.span, values, style) if values else self.span
+
+
+class Gate:
+    """Stands before a span processor. Spans of calls, and their ancestors, wait for their energy; others pass.
+
+    A span leaves with its energy, or at a bound, marked by the reason:
+
+    - ``max-hold``: held for ``max_hold_seconds`` since its end; with 0 no span is ever held (``not-held``);
+    - ``hold-limit``: more than ``max_held`` are held, the oldest leaves;
+    - ``queue-full``: as many wait for the next processor, which is too slow. The thread that ends one more span hands
+      it on itself, as it would without us: nothing is lost and memory stays bounded, at the price of the wait that
+      the next processor causes;
+    - ``flush``, ``shutdown``.
+
+    An ancestor waits for the calls below it whose spans ended before its own, never for open ones.
+    ``on_end`` takes no lock, does no I/O (but see ``queue-full``) and raises nothing of ours. Everything that
+    changes the books runs through one mailbox, one action at a time.
+
+    Args:
+        downstream: what comes after.
+        desk: settles claims; it must be told to call `settled` of this gate.
+        style: how much the spans say.
+        max_hold_seconds: see above.
+        max_held: see above.
+        meter_period_seconds: `force_flush` waits at most so long for readings; the time between two of the meter.
+        clock_ns: monotonic, nanoseconds.
+    """
+
+    def __init__(
+        self,
+        downstream: Downstream,
+        desk: Desk,
+        *,
+        style: enrich.Style | None = None,
+        max_hold_seconds: float = DEFAULT_MAX_HOLD_SECONDS,
+        max_held: int = DEFAULT_MAX_HELD,
+        meter_period_seconds: float = 2.5,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.health = Health()
+        self.desk = desk
+        self.meter_period_seconds = meter_period_seconds
+        self._next = downstream
+        self._style = style or enrich.Style()
+        self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
+        self._max_held = max_held
+        self._clock_ns = clock_ns
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
+        self._tree = SpanTree()
+        self._mailbox = Mailbox(self._action_failed)
+        self._forwarder: Forwarder[_Outgoing] = Forwarder(self._deliver, self.tick, max_held)
+        self._held: dict[int, _Held] = {}  # by span id, in the order of their ends; for the mailbox alone
+        self._errands: deque[_Errand] = deque()
+        self._first_deadline_ns: int | None = None
+        self._active = True
+        self._shut = False
+        self._exit_hook: Callable[[], None] | None = None
+        _after_fork_in_child(weakref.WeakMethod(self._start_afresh))
+
+    # What the tracer provider calls
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self._active:
+            try:
+                self._tree.started(span)
+            except Exception:  # noqa: BLE001 - nothing of ours raises into the app
+                self._failed("start", "A span's start was not noted.")
+        self._next.on_start(span, parent_context)
+
+    def on_ending(self, span: Span) -> None:
+        self._next.on_ending(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        passing = self._sift(span) if self._active else span
+        if passing is not None:
+            self._next.on_end(passing)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Hand on all that is held; waits at most one meter period for readings. False if the timeout was exceeded."""
+        deadline_ns = self._clock_ns() + timeout_millis * 1_000_000
+        released = self._release_all("flush", deadline_ns)
+        remaining_millis = (deadline_ns - self._clock_ns()) // 1_000_000
+        if not released or remaining_millis <= 0:
+            return False
+        return self._next.force_flush(remaining_millis)
+
+    def shutdown(self) -> None:
+        """Hand on all that is held, then shut the next processor down. A repeat does nothing."""
+        if self._shut:
+            return
+        self._shut = True
+        self.deactivate("shutdown")
+        self._next.shutdown()
+
+    # What the instrument layer and the desk call
+
+    def bind(self, span: trace.Span, claim: Claim, parent_context: Context | None = None) -> bool:
+        """A call starts, and ``span`` is to display its bill. Returns whether it can.
+
+        A span that was not sampled or has ended displays nothing: the call then counts only for the ancestors, found
+        through ``parent_context``.
+        """
+        if not self._active:
+            return False
+        own = self._tree.find(span.get_span_context())
+        node = own or self._tree.find(trace.get_current_span(parent_context).get_span_context())
+        if node is None:
+            return False
+        # At once, since the span may end in another thread before the mailbox comes to it.
+        self._tree.mark(node)
+        self._mailbox.post(partial(self._tree.bind, node, claim, shown=own is not None))
+        return own is not None and not own.left
+
+    def settled(self, claims: Iterable[Claim]) -> None:
+        """The desk has the bills of these claims."""
+        self._mailbox.post(partial(self._settle, tuple(claims)))
+
+    def tick(self) -> float:
+        """Let go what is held for too long; returns the seconds until this is due again. The forwarder calls it."""
+        now_ns = self._clock_ns()
+        if self._first_deadline_ns is not None and now_ns >= self._first_deadline_ns:
+            self._mailbox.post(partial(self._force_overdue, now_ns))
+        self._run_errands()
+        # Nothing that is held from now on can be due before max_hold has passed.
+        first_ns = self._first_deadline_ns
+        wait_ns = self._max_hold_ns if first_ns is None else min(self._max_hold_ns, first_ns - now_ns)
+        return max(_SHORTEST_WAIT_SECONDS, wait_ns / NS_PER_SECOND)
+
+    def deactivate(self, reason: str = "shutdown") -> bool:
+        """From now on let everything pass, and hand on what is held; False if that took too long."""
+        self._active = False
+        deadline_ns = self._clock_ns() + int(_SHUTDOWN_SECONDS * NS_PER_SECOND)
+        released = self._release_all(reason, deadline_ns)
+        stopped = self._forwarder.stop(self._seconds_until(deadline_ns))
+        # A span that was on its way in when the flag fell has been held after all.
+        self._release_all(reason, deadline_ns)
+        if len(self._forwarder):
+            self._troubles.warn("late", "%d spans are not handed on yet: the next is too slow.", len(self._forwarder))
+        if self._exit_hook is not None:
+            atexit.unregister(self._exit_hook)
+            self._exit_hook = None
+        return released and stopped
+
+    # The way of one span
+
+    def _sift(self, span: ReadableSpan) -> ReadableSpan | None:
+        """Take the span in, or return what is to be handed on at once: the span or an enriched copy."""
+        try:
+            node = self._tree.find(span.get_span_context())
+            if node is not None and node.marked:
+                return self._admit(node, span)
+            if node is not None:
+                node.left = True
+            return self._without_server(span) if enrich.is_call_of_another_library(span) else span
+        except Exception:  # noqa: BLE001 - nothing of ours raises into the app
+            self._failed("end", "A span goes on without its energy.")
+            return span
+
+    def _admit(self, node: Node, span: ReadableSpan) -> ReadableSpan | None:
+        if not self._max_hold_ns:
+            return self._at_once(node, span, "not-held")
+        if self._forwarder.is_full:
+            self._troubles.warn("queue-full", "The next span processor is too slow; spans are handed on directly.")
+            return self._at_once(node, span, "queue-full")
+        self._mailbox.post(partial(self._ended, node, span))
+        if self._errands:
+            self._run_errands()
+        return None
+
+    def _without_server(self, span: ReadableSpan) -> ReadableSpan:
+        """A call of another library that nobody observed: nothing says what answered it."""
+        bill = unavailable("server_unknown")
+        self._mailbox.post(partial(self._count, (bill,)))
+        return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style), self._style)
+
+    def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
+        self._mailbox.post(partial(self._tree.ended, node))
+        self._mailbox.wait()
+        if node.subtree is not None and node.subtree.claims:
+            self._run(_Errand(tuple(node.subtree.claims), reason))
+            self._mailbox.wait()
+        node.left = True
+        outgoing = _Outgoing(span, node.subtree)
+        self._mailbox.post(partial(self._count, [bill for _, bill in outgoing.bills], forwarded=1))
+        return outgoing.enriched(self._style)
+
+    def _deliver(self, outgoing: _Outgoing) -> None:
+        """In the forwarding thread: enrich and hand on."""
+        try:
+            span = outgoing.enriched(self._style)
+        except Exception:  # noqa: BLE001 - the span itself must not be lost
+            self._failed("enrich", "A span goes on without its energy.")
+            span = outgoing.span
+        try:
+            self._next.on_end(span)
+        except Exception:  # noqa: BLE001 - in the app's thread it would have raised into the app
+            self._failed("next", "The next span processor refused a span.")
+            self._mailbox.post(partial(self._count, (), dropped=1))
+        else:
+            self._mailbox.post(partial(self._count, (), forwarded=1))
+
+    # Actions of the mailbox: one at a time
+
+    def _ended(self, node: Node, span: ReadableSpan) -> None:
+        if self._exit_hook is None:
+            self._hook_exit()
+        if self._tree.ended(node):
+            self._hold(node, span)
+        else:
+            self._send(node, span)
+
+    def _hold(self, node: Node, span: ReadableSpan) -> None:
+        deadline_ns = self._clock_ns() + self._max_hold_ns
+        self._held[node.span_id] = _Held(node, span, deadline_ns)
+        self.health.held += 1
+        if self._first_deadline_ns is None:
+            self._first_deadline_ns = deadline_ns
+        self._forwarder.start()
+        if len(self._held) > self._max_held:
+            self._order([next(iter(self._held.values()))], "hold-limit")
+
+    def _settle(self, claims: Sequence[Claim], forced_for: str | None = None) -> None:
+        for claim in claims:
+            bill = claim.bill
+            if bill is None:
+                if forced_for is None:
+                    continue
+                bill = unavailable(forced_for)  # the desk failed; the span must leave
+            for node in self._tree.settle(claim, bill):
+                held = self._held.get(node.span_id)
+                if held is not None and held.node is node:
+                    self._release(held)
+
+    def _release(self, held: _Held) -> None:
+        del self._held[held.node.span_id]
+        self.health.held -= 1
+        self._send(held.node, held.span)
+
+    def _send(self, node: Node, span: ReadableSpan) -> None:
+        node.left = True
+        outgoing = _Outgoing(span, node.subtree)
+        self._count([bill for _, bill in outgoing.bills])
+        self._forwarder.put(outgoing)
+
+    def _force_overdue(self, now_ns: int) -> None:
+        overdue: list[_Held] = []
+        self._first_deadline_ns = None
+        for held in self._held.values():
+            if held.deadline_ns > now_ns:
+                self._first_deadline_ns = held.deadline_ns
+                break
+            overdue.append(held)
+        self._order(overdue, "max-hold")
+
+    def _force_all(self, reason: str) -> None:
+        self._order(list(self._held.values()), reason)
+
+    def _order(self, overdue: Sequence[_Held], reason: str) -> None:
+        """Have these leave; they stay held until then, should the errand come to nothing.
+
+        An ancestor has no claims of its own: those that it waits for ended before it, so they are here, too.
+        """
+        claims: list[Claim] = []
+        for held in overdue:
+            self._held[held.node.span_id] = self._held.pop(held.node.span_id)
+            held.deadline_ns = self._clock_ns() + self._max_hold_ns
+            if held.node.subtree is not None:
+                claims += held.node.subtree.claims
+        if overdue:
+            self._errands.append(_Errand(claims, reason, overdue))
+
+    def _let_go(self, leaving: Sequence[_Held]) -> None:
+        for held in leaving:
+            if self._held.get(held.node.span_id) is held:
+                self._release(held)
+
+    def _count(self, bills: Sequence[Bill], *, forwarded: int = 0, dropped: int = 0) -> None:
+        self.health.forwarded += forwarded
+        self.health.dropped += dropped
+        for bill in bills:
+            if bill.quality in (Quality.UNAVAILABLE, Quality.DEGRADED):
+                self.health.degraded[bill.reason or "unknown"] += 1
+
+    # Outside the mailbox: these call the desk, which may call back
+
+    def _run_errands(self) -> None:
+        while True:
+            try:
+                errand = self._errands.popleft()
+            except IndexError:
+                return
+            self._run(errand)
+
+    def _run(self, errand: _Errand) -> None:
+        if errand.claims:
+            try:
+                self.desk.force(errand.claims, errand.reason)
+            except Exception:  # noqa: BLE001 - the spans must leave all the same
+                self._failed("force", "Calls could not be settled.")
+        self._mailbox.post(partial(self._settle, errand.claims, errand.reason))
+        self._mailbox.post(partial(self._let_go, errand.held))
+
+    def _release_all(self, reason: str, deadline_ns: int) -> bool:
+        self._mailbox.wait()
+        if self._held:
+            self._hasten(min(self._seconds_until(deadline_ns), self.meter_period_seconds))
+        self._mailbox.post(partial(self._force_all, reason))
+        self._mailbox.wait()
+        self._run_errands()
+        self._mailbox.wait()
+        return self._forwarder.flush(self._seconds_until(deadline_ns))
+
+    def _hasten(self, timeout_seconds: float) -> None:
+        if timeout_seconds <= 0:
+            return
+        try:
+            self.desk.hasten(timeout_seconds)
+        except Exception:  # noqa: BLE001 - the spans must leave all the same
+            self._failed("hasten", "The meters could not be asked for a reading.")
+
+    def _seconds_until(self, deadline_ns: int) -> float:
+        return max(0.0, (deadline_ns - self._clock_ns()) / NS_PER_SECOND)
+
+    # Exit, fork, failure
+
+    def _hook_exit(self) -> None:
+        """Registered so late, it runs before the tracer provider's own hook, which ends the next processor."""
+        release = weakref.WeakMethod(self.deactivate)
+
+        def at_exit() -> None:
+            method = release()
+            if method is not None:
+                method("shutdown")
+
+        self._exit_hook = at_exit
+        atexit.register(at_exit)
+
+    def _start_afresh(self) -> None:
+        """In a forked child: the parent hands on what is held there, and its threads are not here."""
+        self._mailbox.renew()
+        self._forwarder.renew()
+        self._held.clear()
+        self._errands.clear()
+        self._first_deadline_ns = None
+        self._tree.forget_claims()
+        self.health = Health()
+
+    def _action_failed(self) -> None:
+        self._failed("action", "The energy of some spans is not accounted for.")
+
+    def _failed(self, kind: str, message: str) -> None:
+        self._troubles.warn(kind, message, exc_info=True)
+
+
+def _after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    def renew() -> None:
+        bound = method()
+        if bound is not None:
+            bound()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)

@@ -1,0 +1,59 @@
+"""Run actions one at a time and in order, without ever blocking whoever posts one."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+
+class Mailbox:
+    """Whoever posts while nobody works does the work, and all that is posted meanwhile by others.
+
+    So state that only actions touch needs no lock. A plain lock would deadlock: the garbage collector may end a span
+    (an abandoned stream) at any instruction, also in a thread that holds the lock already.
+
+    Args:
+        on_error: told, inside the ``except`` block, that an action raised.
+    """
+
+    def __init__(self, on_error: Callable[[], None]) -> None:
+        self._on_error = on_error
+        self.renew()
+
+    def renew(self) -> None:
+        """Start afresh, as a forked child must: forget what is posted and whoever was at work."""
+        self._actions: deque[Callable[[], object]] = deque()
+        self._work = threading.RLock()
+        self._worker: int | None = None
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Run ``action`` after all that was posted before it: now, or soon by the thread that is at work."""
+        self._actions.append(action)
+        if self._worker == threading.get_ident():
+            return
+        # Looked at again after each release: what is posted while the worker leaves has no other taker.
+        while self._actions and self._work.acquire(blocking=False):
+            self._run_all()
+
+    def wait(self) -> None:
+        """Return once all that was posted before is done; at once if called by an action."""
+        if self._worker == threading.get_ident():
+            return
+        self._work.acquire()
+        self._run_all()
+
+    def _run_all(self) -> None:
+        self._worker = threading.get_ident()
+        try:
+            while self._actions:
+                self._run(self._actions.popleft())
+        finally:
+            self._worker = None
+            self._work.release()
+
+    def _run(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:  # noqa: BLE001 - the owner logs it; the next action must run
+            self._on_error()

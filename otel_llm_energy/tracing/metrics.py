@@ -1,0 +1,175 @@
+"""Metrics of every call, sampled or not, and of our own health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider, Observation
+from opentelemetry.trace import NonRecordingSpan, SpanContext
+
+from otel_llm_energy import conventions
+from otel_llm_energy.conventions import Metric
+from otel_llm_energy.ledger.bill import Bill
+from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.gate import Health
+
+CHANNEL: Final = "llm.energy.channel"
+COMPONENT: Final = "llm.energy.component"
+
+_Attributes = Mapping[str, str | int]
+
+
+class EnergyMetrics:
+    """Records what is settled, metered and left over; a `ClaimListener`.
+
+    Without an SDK's meter provider it costs next to nothing; one that is set later is found.
+
+    Args:
+        meter_provider: ``None`` for the global one.
+        health: the gates' health, asked for at each collection.
+        lag_seconds: age of the newest reading by meter, asked for at each collection.
+    """
+
+    def __init__(
+        self,
+        meter_provider: MeterProvider | None = None,
+        *,
+        health: Callable[[], Iterable[Health]] = tuple,
+        lag_seconds: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self._provider = meter_provider
+        self._health = health
+        self._lag_seconds = lag_seconds
+        self._made: _Instruments | None = None
+
+    def settled(self, claims: Iterable[Claim]) -> None:
+        """Count the bills of these calls, once each."""
+        instruments = self._instruments()
+        if instruments is None:
+            return
+        for claim in claims:
+            if claim.bill is not None and claim.bill.energy_nj is not None:
+                instruments.record(claim, claim.bill, claim.bill.energy_nj / NJ_PER_JOULE)
+
+    def metered(self, channel: Channel, joules: float) -> None:
+        """A meter read so much more on ``channel``, J."""
+        instruments = self._instruments()
+        if instruments is not None:
+            instruments.metered.add(joules, _channel_attributes(channel))
+
+    def unattributed(self, channel: Channel, reason: str, joules: float) -> None:
+        """So much of what was metered on ``channel`` is no call's, J: ``idle``, ``other``, ``outside``..."""
+        instruments = self._instruments()
+        if instruments is not None:
+            instruments.unattributed.add(joules, {**_channel_attributes(channel), conventions.REASON: reason})
+
+    def _instruments(self) -> _Instruments | None:
+        if self._made is None:
+            provider = self._provider or metrics.get_meter_provider()
+            # The API's own providers record nothing, or pass on to one that is not there yet.
+            if not type(provider).__module__.startswith("opentelemetry.metrics"):
+                self._made = _Instruments(provider.get_meter("otel_llm_energy"), self._health, self._lag_seconds)
+        return self._made
+
+
+class _Instruments:
+    """The instruments of `conventions` on one meter."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        health: Callable[[], Iterable[Health]],
+        lag_seconds: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self.consumption = _counter(meter, conventions.CONSUMPTION)
+        self.metered = _counter(meter, conventions.METERED)
+        self.unattributed = _counter(meter, conventions.UNATTRIBUTED)
+        self.operation = _histogram(meter, conventions.OPERATION)
+        self.per_output_token = _histogram(meter, conventions.PER_OUTPUT_TOKEN)
+        _observe_health(meter, health)
+        _observe_lag(meter, lag_seconds)
+
+    def record(self, claim: Claim, bill: Bill, joules: float) -> None:
+        """One call: counters by component, histograms once, in the context of its span so that exemplars link."""
+        context = _context_of(claim.span_context)
+        attributes: dict[str, str | int] = {
+            **claim.attributes,
+            conventions.QUALITY: bill.quality.value,
+            conventions.METER: bill.meter,
+        }
+        for component, part_joules in _parts(bill, joules):
+            self.consumption.add(part_joules, {**attributes, **component}, context=context)
+        self.operation.record(joules, attributes, context=context)
+        if claim.output_tokens:
+            self.per_output_token.record(joules / claim.output_tokens, attributes, context=context)
+
+
+def _parts(bill: Bill, joules: float) -> Iterator[tuple[_Attributes, float]]:
+    if not bill.components_nj:
+        yield {}, joules
+    for component, part_nj in bill.components_nj.items():
+        yield {COMPONENT: component}, part_nj / NJ_PER_JOULE
+
+
+def _context_of(span_context: SpanContext) -> Context:
+    if not span_context.is_valid:
+        return Context()
+    return trace.set_span_in_context(NonRecordingSpan(span_context), Context())
+
+
+def _channel_attributes(channel: Channel) -> dict[str, str]:
+    return {CHANNEL: channel.id, COMPONENT: channel.component, conventions.METER: channel.meter}
+
+
+def _counter(meter: Meter, metric: Metric) -> Counter:
+    return meter.create_counter(metric.name, metric.unit, metric.meaning)
+
+
+def _histogram(meter: Meter, metric: Metric) -> Histogram:
+    return meter.create_histogram(
+        metric.name,
+        metric.unit,
+        metric.meaning,
+        explicit_bucket_boundaries_advisory=metric.boundaries,
+    )
+
+
+def _observe_health(meter: Meter, health: Callable[[], Iterable[Health]]) -> None:
+    """Read at collection, so that a span costs no more than an addition."""
+
+    def held(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(sum(each.held for each in health()))]
+
+    def forwarded(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(sum(each.forwarded for each in health()))]
+
+    def dropped(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(sum(each.dropped for each in health()))]
+
+    def degraded(_: CallbackOptions) -> Sequence[Observation]:
+        total: dict[str, int] = {}
+        for each in health():
+            for reason, count in each.degraded.copy().items():
+                total[reason] = total.get(reason, 0) + count
+        return [Observation(count, {conventions.REASON: reason}) for reason, count in total.items()]
+
+    held_spans = conventions.HELD_SPANS
+    meter.create_observable_up_down_counter(held_spans.name, [held], held_spans.unit, held_spans.meaning)
+    for metric, callback in (
+        (conventions.FORWARDED_SPANS, forwarded),
+        (conventions.DROPPED_SPANS, dropped),
+        (conventions.DEGRADED_SPANS, degraded),
+    ):
+        meter.create_observable_counter(metric.name, [callback], metric.unit, metric.meaning)
+
+
+def _observe_lag(meter: Meter, lag_seconds: Callable[[], Mapping[str, float]]) -> None:
+    def lag(_: CallbackOptions) -> Sequence[Observation]:
+        return [Observation(seconds, {conventions.METER: name}) for name, seconds in lag_seconds().items()]
+
+    metric = conventions.METER_LAG
+    meter.create_observable_gauge(metric.name, [lag], metric.unit, metric.meaning)

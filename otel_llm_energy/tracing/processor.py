@@ -1,0 +1,80 @@
+"""The span processor for those who wire their tracing by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from otel_llm_energy.ledger.bill import unavailable
+from otel_llm_energy.tracing.claims import Claim, Desk
+from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.forward import Downstream
+from otel_llm_energy.tracing.gate import DEFAULT_MAX_HELD, DEFAULT_MAX_HOLD_SECONDS, Gate
+
+
+class NoDesk:
+    """Stands in while nothing measures: every call is settled at once as unavailable."""
+
+    def hasten(self, timeout_seconds: float) -> None:
+        """There is nothing to wait for."""
+
+    def force(self, claims: Iterable[Claim], reason: str) -> None:
+        for claim in claims:
+            if claim.bill is None:
+                claim.bill = unavailable(reason)
+
+
+class EnergySpanProcessor(SpanProcessor):
+    """Adds the energy of LLM calls to spans before they reach ``next_processor``.
+
+    ::
+
+        provider.add_span_processor(EnergySpanProcessor(BatchSpanProcessor(OTLPSpanExporter())))
+
+    A finished span cannot be changed, so ``next_processor`` gets enriched copies; do not add it to the provider as
+    well, or the spans are exported twice.
+
+    Args:
+        next_processor: what exports.
+        desk: what settles the calls; ``None`` to set ``gate.desk`` later.
+        style: how much the spans say.
+        max_hold_seconds: a span waits at most so long for its energy, seconds; 0 never holds.
+        max_held: at most so many spans wait.
+
+    Attributes:
+        gate: binds spans to calls, and listens to the desk.
+    """
+
+    def __init__(
+        self,
+        next_processor: SpanProcessor,
+        desk: Desk | None = None,
+        *,
+        style: Style | None = None,
+        max_hold_seconds: float = DEFAULT_MAX_HOLD_SECONDS,
+        max_held: int = DEFAULT_MAX_HELD,
+    ) -> None:
+        self.gate = Gate(
+            Downstream(next_processor),
+            desk or NoDesk(),
+            style=style,
+            max_hold_seconds=max_hold_seconds,
+            max_held=max_held,
+        )
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.gate.on_start(span, parent_context)
+
+    def _on_ending(self, span: Span) -> None:
+        self.gate.on_ending(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.gate.on_end(span)
+
+    def shutdown(self) -> None:
+        self.gate.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self.gate.force_flush(timeout_millis)

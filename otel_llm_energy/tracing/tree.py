@@ -1,0 +1,231 @@
+"""The tree of this process's spans, and what was billed below each of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+
+from opentelemetry.sdk.trace import Span
+from opentelemetry.trace import SpanContext
+
+from otel_llm_energy.ledger.bill import Bill, Quality
+from otel_llm_energy.tracing.claims import Claim
+
+
+class Node(weakref.ref[Span]):
+    """A local span's place in the tree: the weak reference to its span, so that it costs one object a span.
+
+    Attributes:
+        span_id: of the span.
+        parent: the nearest local ancestor that had not left when the span started; ``None`` for a local root.
+        marked: a call was made in this span or below; only such spans concern us.
+        left: the span ended and was handed on.
+        subtree: the books of a marked span, made at the first call.
+    """
+
+    __slots__ = ("left", "marked", "parent", "span_id", "subtree")
+
+    span_id: int
+    parent: Node | None
+    marked: bool
+    left: bool
+    subtree: Subtree | None
+
+
+class Subtree:
+    """What was called and billed in a span and below it.
+
+    Attributes:
+        bills, claims: settled and unsettled calls of the span itself, in the order of their start.
+        has_calls_below: there are calls in descendants, too.
+        open: unsettled calls, here and below, whose spans have not ended.
+        waiting: unsettled calls, here and below, whose spans ended no later than this one.
+        energy_nj: sum of the bills here and below; ``None`` if none has any energy.
+        estimated: some of that energy is estimated.
+        incomplete: a call here or below is missing from the sum, for good.
+        ended_at: its place in the order of all ends; 0 while the span is open.
+    """
+
+    __slots__ = (
+        "bills",
+        "claims",
+        "ended_at",
+        "energy_nj",
+        "estimated",
+        "has_calls_below",
+        "incomplete",
+        "open",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.bills: list[tuple[Claim, Bill]] = []
+        self.claims: list[Claim] = []
+        self.has_calls_below = False
+        self.open = 0
+        self.waiting = 0
+        self.energy_nj: int | None = None
+        self.estimated = False
+        self.incomplete = False
+        self.ended_at = 0
+
+    def add(self, bill: Bill) -> None:
+        """Take in the bill of a call here or below."""
+        if bill.energy_nj is None:
+            self.incomplete = True
+            return
+        self.energy_nj = (self.energy_nj or 0) + bill.energy_nj
+        self.estimated |= bill.quality is Quality.ESTIMATED
+
+
+class _Seat:
+    """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for."""
+
+    __slots__ = ("node", "shown", "waiting_since")
+
+    def __init__(self, node: Node, shown: bool) -> None:
+        self.node = node
+        self.shown = shown
+        self.waiting_since = 0
+
+
+class SpanTree:
+    """Knows which spans have calls below them and what these were billed.
+
+    `started`, `find` and `mark` may be called from any thread; all else by one thread at a time.
+    A node lives as long as its Span object, its children's nodes or whoever holds it: a background child that starts
+    after its parent ended still finds it, and nothing is left of a span that was dropped without an end.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, Node] = {}
+        self._seats: dict[Claim, _Seat] = {}
+        self._ends = 0
+        nodes = self._nodes
+
+        def forget(reference: weakref.ref[Span]) -> None:
+            # A test's id generator may have given the id again.
+            if isinstance(reference, Node) and nodes.get(reference.span_id) is reference:
+                del nodes[reference.span_id]
+
+        self._forget = forget
+
+    def started(self, span: Span) -> None:
+        """Give ``span`` its place below its local parent."""
+        node = Node(span, self._forget)
+        node.marked = node.left = False
+        node.subtree = None
+        parent = span.parent
+        node.parent = None if parent is None or parent.is_remote else self._ancestor(parent.span_id)
+        node.span_id = span.get_span_context().span_id
+        self._nodes[node.span_id] = node
+
+    def _ancestor(self, span_id: int) -> Node | None:
+        """The nearest one that has not left; and those above it are let go, lest an endless chain keep them all."""
+        node = _remaining(self._nodes.get(span_id))
+        if node is not None and node.parent is not None and node.parent.left:
+            node.parent = _remaining(node.parent)
+        return node
+
+    def find(self, context: SpanContext | None) -> Node | None:
+        """The node of a local span that is still referenced by someone, else ``None``."""
+        return None if context is None or context.is_remote else self._nodes.get(context.span_id)
+
+    def mark(self, node: Node) -> None:
+        """From now on ``node`` and its ancestors concern us."""
+        for each in _chain(node):
+            each.marked = True
+
+    def bind(self, node: Node, claim: Claim, *, shown: bool) -> None:
+        """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
+
+        Where the span has ended already the call counts for the nearest ancestor that is still open.
+        """
+        seat = self._open_seat(node, shown)
+        if seat is None or claim in self._seats:
+            return
+        self._seats[claim] = seat
+        _subtree(seat.node).claims.append(claim)
+        for each in _chain(seat.node):
+            subtree = _subtree(each)
+            subtree.open += 1
+            subtree.incomplete |= subtree.ended_at > 0
+            subtree.has_calls_below |= each is not seat.node or not seat.shown
+
+    def _open_seat(self, node: Node, shown: bool) -> _Seat | None:
+        for each in _chain(node):
+            if not each.left and not _subtree(each).ended_at:
+                return _Seat(each, shown and each is node)
+            _subtree(each).incomplete = True
+        return None
+
+    def ended(self, node: Node) -> bool:
+        """The span of ``node`` ends; returns whether there is a bill, here or below, worth waiting for."""
+        self._ends += 1
+        subtree = _subtree(node)
+        subtree.ended_at = self._ends
+        self._wait_for(subtree.claims, node)
+        subtree.incomplete |= subtree.open > 0
+        return subtree.waiting > 0
+
+    def _wait_for(self, claims: Sequence[Claim], node: Node) -> None:
+        for claim in claims:
+            self._seats[claim].waiting_since = self._ends
+        for each in _chain(node):
+            subtree = _subtree(each)
+            subtree.open -= len(claims)
+            if not subtree.ended_at or each is node:
+                subtree.waiting += len(claims)
+
+    def settle(self, claim: Claim, bill: Bill) -> list[Node]:
+        """Add the bill at its node and above; returns the ended nodes that wait for nothing more, children first."""
+        seat = self._seats.pop(claim, None)
+        if seat is None:
+            return []
+        own = _subtree(seat.node)
+        own.claims.remove(claim)
+        if seat.shown:
+            own.bills.append((claim, bill))
+        return [node for node in _chain(seat.node) if _settle_at(_subtree(node), seat, bill)]
+
+    def forget_claims(self) -> None:
+        """A forked child waits for none of its parent's calls: their bills come in the parent."""
+        self._seats.clear()
+        for node in list(self._nodes.values()):
+            if node.subtree is not None:
+                node.subtree.claims.clear()
+                node.subtree.incomplete |= node.subtree.open + node.subtree.waiting > 0
+                node.subtree.open = node.subtree.waiting = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def _settle_at(subtree: Subtree, seat: _Seat, bill: Bill) -> bool:
+    """Enter the bill in the books of one node; returns whether an ended node waits for nothing more."""
+    if not seat.waiting_since:
+        subtree.open -= 1
+    elif not subtree.ended_at or subtree.ended_at >= seat.waiting_since:
+        subtree.waiting -= 1
+    subtree.add(bill)
+    return subtree.ended_at > 0 and subtree.waiting == 0
+
+
+def _chain(node: Node | None) -> Iterator[Node]:
+    """A node and its ancestors, upwards."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _remaining(node: Node | None) -> Node | None:
+    """The node, or its nearest ancestor, that has not left."""
+    while node is not None and node.left:
+        node = node.parent
+    return node
+
+
+def _subtree(node: Node) -> Subtree:
+    if node.subtree is None:
+        node.subtree = Subtree()
+    return node.subtree
