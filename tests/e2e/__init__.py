@@ -1,0 +1,1 @@
+"""End to end: real models, the real Scaphandre, and spans found in the real Jaeger."""

@@ -1,0 +1,46 @@
+"""A user's script as a child process, between a real model, the real Scaphandre and the real Jaeger."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.backends import Jaeger, running_scaphandre
+from tests.support.powercap import PowercapTree
+
+RunApp = Callable[[str, str, Mapping[str, str]], None]
+
+_APPS = Path(__file__).with_name("apps")
+_APP_SECONDS = 100
+_SETTINGS_OF_THE_OUTSIDE = ("OTEL_", "OPENAI_", "OLLAMA_")
+
+
+@pytest.fixture(scope="session")
+def run_app(
+    jaeger: Jaeger, powercap: PowercapTree, tmp_path_factory: pytest.TempPathFactory, _scaphandre_program: Path
+) -> Iterator[RunApp]:
+    """Runs a script of ``apps`` as a service of this name, metered by the real Scaphandre, its spans going to Jaeger."""
+
+    def run(script: str, service: str, env: Mapping[str, str]) -> None:
+        with running_scaphandre(powercap.root, tmp_path_factory.mktemp(service)) as exporter:
+            own = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS_OF_THE_OUTSIDE)}
+            settings = {
+                "OTEL_SERVICE_NAME": service,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.otlp_http,
+                "OTEL_METRICS_EXPORTER": "none",
+                "OTEL_LLM_ENERGY_METERS": "scaphandre",
+                "OTEL_LLM_ENERGY_SCAPHANDRE_URL": exporter.url,
+                "OTEL_LLM_ENERGY_DETAIL": "full",
+            }
+            command = [sys.executable, str(_APPS / script)]
+            done = subprocess.run(
+                command, env={**own, **settings, **env}, capture_output=True, text=True, timeout=_APP_SECONDS
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    yield run
