@@ -38,7 +38,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(RUN) mypy
-	$(RUN) mypy tools tests/support tests/conftest.py
+	$(RUN) mypy tools tests/support tests/e2e tests/conftest.py
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp

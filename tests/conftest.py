@@ -71,7 +71,8 @@ def powercap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PowercapTree]
 
 
 @pytest.fixture(scope="session")
-def _scaphandre_program() -> Path:
+def scaphandre_program() -> Path:
+    """The real Scaphandre, fetched if it is not in the cache."""
     try:
         return obtain("scaphandre")
     except BackendError as err:
@@ -81,7 +82,7 @@ def _scaphandre_program() -> Path:
 
 
 @pytest.fixture
-def scaphandre(_scaphandre_program: Path, powercap: PowercapTree, tmp_path: Path) -> Iterator[Scaphandre]:
+def scaphandre(scaphandre_program: Path, powercap: PowercapTree, tmp_path: Path) -> Iterator[Scaphandre]:
     """The real Scaphandre exporter over `powercap`; a fresh process, since requests of another test would freeze it."""
     with running_scaphandre(powercap.root, tmp_path) as exporter:
         yield exporter

@@ -22,9 +22,9 @@ _SETTINGS_OF_THE_OUTSIDE = ("OTEL_", "OPENAI_", "OLLAMA_")
 
 @pytest.fixture(scope="session")
 def run_app(
-    jaeger: Jaeger, powercap: PowercapTree, tmp_path_factory: pytest.TempPathFactory, _scaphandre_program: Path
+    jaeger: Jaeger, powercap: PowercapTree, tmp_path_factory: pytest.TempPathFactory, scaphandre_program: Path
 ) -> Iterator[RunApp]:
-    """Runs a script of ``apps`` as a service of this name, metered by the real Scaphandre, its spans going to Jaeger."""
+    """Runs a script of ``apps`` as this service, metered by the real Scaphandre, its spans going to Jaeger."""
 
     def run(script: str, service: str, env: Mapping[str, str]) -> None:
         with running_scaphandre(powercap.root, tmp_path_factory.mktemp(service)) as exporter:
@@ -38,8 +38,9 @@ def run_app(
                 "OTEL_LLM_ENERGY_DETAIL": "full",
             }
             command = [sys.executable, str(_APPS / script)]
+            environment = {**own, **settings, **env}
             done = subprocess.run(
-                command, env={**own, **settings, **env}, capture_output=True, text=True, timeout=_APP_SECONDS
+                command, env=environment, capture_output=True, text=True, timeout=_APP_SECONDS, check=False
             )
         assert done.returncode == 0, done.stdout + done.stderr
 
