@@ -43,6 +43,16 @@ class PowerModel:
         """Power of socket and memory together, W."""
         return self.package_watts(busy_cpus) * (1 + self.memory_part)
 
+    def joules(self, seconds: float, cpu_seconds: float) -> float:
+        """The truth about a call: idle of its ``seconds`` of work and what its server's ``cpu_seconds`` added, J.
+
+        Raises:
+            ValueError: the shape is not linear, so that what a CPU second adds depends on who else is busy.
+        """
+        if self.exponent != 1:
+            raise ValueError(f"exponent {self.exponent}: only with a linear shape does a server have watts of its own.")
+        return (self.idle_watts * seconds + self.watts_per_cpu * cpu_seconds) * (1 + self.memory_part)
+
 
 class PowercapTree:
     """The files below ``root``, which is to be named as powercap root. Closed by `close` or as a context manager.

@@ -60,6 +60,13 @@ def test_second_cpu_adds_less_when_the_shape_is_concave() -> None:
     assert 0 < watts[2] - watts[1] < 40
 
 
+def test_true_joules_are_refused_when_the_shape_is_concave() -> None:
+    """With a concave shape nobody can say what one server's CPU seconds cost."""
+    assert PowerModel().joules(seconds=2, cpu_seconds=1) == pytest.approx(110)
+    with pytest.raises(ValueError, match="linear"):
+        PowerModel(exponent=0.7).joules(seconds=2, cpu_seconds=1)
+
+
 def test_counter_wraps_when_it_passes_its_range(tmp_path: Path) -> None:
     """The counter goes on from zero at the range that its own file names, at the same width."""
     with PowercapTree(tmp_path, range_uj=1_000) as tree:
