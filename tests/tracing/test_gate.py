@@ -1,0 +1,442 @@
+"""The gate, before a real SDK provider: what is held, what passes, and that all leaves."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import threading
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from otel_llm_energy import conventions
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
+
+
+def test_span_passes_in_the_same_call_when_it_is_no_call_and_has_none_below() -> None:
+    """An ordinary span reaches the next processor before end() returns, and is the very same object's copy."""
+    line = Pipeline()
+    with line.tracer.start_as_current_span("http"):
+        pass
+    assert line.out.names == ["http"]
+
+
+def test_span_is_held_until_the_bill_when_a_call_is_bound_to_it() -> None:
+    """The span of a call leaves with its energy, not before."""
+    line = Pipeline()
+    span = line.tracer.start_span("chat", attributes={"user": "kept"})
+    claim = line.call(span)
+    span.end()
+    assert line.sent() == []
+    assert line.gate.health.held == 1
+    line.desk.settle(claim, 12.5)
+    assert line.sent() == ["chat"]
+    attributes = line.out.attributes("chat")
+    assert attributes["user"] == "kept"
+    assert attributes[conventions.JOULES] == 12.5
+    assert attributes[conventions.QUALITY] == "measured"
+    assert conventions.SUBTREE_JOULES not in attributes
+    assert line.gate.health.held == 0
+
+
+def test_span_is_not_held_when_its_bill_came_before_its_end() -> None:
+    """A span of another instrumentation that ends long after its call leaves at once."""
+    line = Pipeline()
+    span = line.tracer.start_span("chat")
+    line.desk.settle(line.call(span), 1.0)
+    span.end()
+    assert line.sent() == ["chat"]
+    assert line.out.attributes("chat")[conventions.JOULES] == 1.0
+
+
+def test_ancestors_wait_and_carry_totals_when_calls_below_have_ended() -> None:
+    """Each ancestor carries the sum below it, and leaves after its children."""
+    line = Pipeline()
+    with line.tracer.start_as_current_span("root"):
+        with line.tracer.start_as_current_span("agent"):
+            first = line.tracer.start_span("first")
+            second = line.tracer.start_span("second")
+            claims = [line.call(first), line.call(second)]
+            second.end()
+            first.end()
+    assert line.sent() == []
+    line.desk.settle(claims[1], 2.0)
+    assert line.sent() == ["second"]
+    line.desk.settle(claims[0], 1.0)
+    assert line.sent() == ["second", "first", "agent", "root"]
+    for name in ("agent", "root"):
+        assert line.out.attributes(name) == {conventions.SUBTREE_JOULES: 3.0}
+
+
+def test_call_that_contains_a_call_shows_its_own_share_and_the_total() -> None:
+    """`joules` is exclusive, `subtree_joules` is not."""
+    line = Pipeline()
+    with line.tracer.start_as_current_span("outer") as outer:
+        outer_claim = line.call(outer)
+        with line.tracer.start_as_current_span("inner") as inner:
+            inner_claim = line.call(inner)
+    line.desk.settle(outer_claim, 1.0)
+    assert line.sent() == []
+    line.desk.settle(inner_claim, 4.0)
+    assert line.sent() == ["inner", "outer"]
+    attributes = line.out.attributes("outer")
+    assert (attributes[conventions.JOULES], attributes[conventions.SUBTREE_JOULES]) == (1.0, 5.0)
+
+
+def test_ancestor_does_not_wait_and_says_so_when_a_call_below_is_still_open() -> None:
+    """A root that ends before its background call leaves at once, with what is known."""
+    line = Pipeline()
+    root = line.tracer.start_span("root")
+    inside = trace.set_span_in_context(root)
+    done = line.tracer.start_span("done", inside)
+    background = line.tracer.start_span("background", inside)
+    claims = [line.call(done), line.call(background)]
+    done.end()
+    line.desk.settle(claims[0], 3.0)
+    root.end()
+    assert line.sent() == ["done", "root"]
+    assert line.out.attributes("root") == {
+        conventions.SUBTREE_JOULES: 3.0,
+        conventions.SUBTREE_INCOMPLETE: True,
+    }
+    background.end()
+    line.desk.settle(claims[1], 5.0)
+    assert line.sent() == ["done", "root", "background"]
+
+
+def test_grandparent_gets_the_call_when_the_parent_ended_before_it_started() -> None:
+    """A fire-and-forget call under a finished span still counts for the ancestors that are open."""
+    line = Pipeline()
+    root = line.tracer.start_span("root")
+    parent = line.tracer.start_span("parent", trace.set_span_in_context(root))
+    late_context = trace.set_span_in_context(parent)
+    parent.end()
+    late = line.tracer.start_span("late", late_context)
+    claim = line.call(late)
+    late.end()
+    root.end()
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["parent", "late", "root"]
+    assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 2.0}
+
+
+def test_ancestors_count_the_call_when_its_own_span_was_not_sampled() -> None:
+    """A dropped span displays nothing, but its recorded parent's total must hold."""
+    line = Pipeline()
+    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
+    with line.tracer.start_as_current_span("root") as root:
+        claim = Claim()
+        shown = line.gate.bind(dropped, claim, trace.set_span_in_context(root))
+    assert not shown
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["root"]
+    assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 2.0}
+
+
+def test_chain_ends_when_the_parent_is_remote() -> None:
+    """A caller in another process is no ancestor here."""
+    line = Pipeline()
+    remote = NonRecordingSpan(SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(1)))
+    span = line.tracer.start_span("chat", trace.set_span_in_context(remote))
+    line.desk.settle(line.call(span), 1.0)
+    span.end()
+    assert line.sent() == ["chat"]
+
+
+def test_span_shows_one_bill_when_two_calls_were_made_in_it() -> None:
+    """A fallback within one span of another library adds up."""
+    line = Pipeline()
+    span = line.tracer.start_span("chat")
+    claims = [line.call(span), line.call(span)]
+    span.end()
+    line.desk.settle(claims[0], 1.0)
+    assert line.sent() == []
+    line.desk.settle(claims[1], 2.0)
+    assert line.sent() == ["chat"]
+    assert line.out.attributes("chat")[conventions.JOULES] == 3.0
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"gen_ai.operation.name": "chat"}, {"openinference.span.kind": "LLM"}, {"llm.request.type": "completion"}],
+)
+def test_span_says_server_unknown_when_another_library_made_it_for_an_unseen_call(attributes: dict[str, str]) -> None:
+    """Nothing was metered for it: it says so, at once, with no joules."""
+    line = Pipeline()
+    line.tracer.start_span("theirs", attributes=attributes).end()
+    assert line.out.attributes("theirs") == {
+        **attributes,
+        conventions.QUALITY: "unavailable",
+        conventions.REASON: "server_unknown",
+    }
+
+
+def test_span_of_another_library_is_a_container_when_a_call_was_billed_below_it() -> None:
+    """A LangChain-like LLM span over our own call's span carries the total and no quality of its own."""
+    line = Pipeline()
+    with line.tracer.start_as_current_span("theirs", attributes={"openinference.span.kind": "LLM"}):
+        with line.tracer.start_as_current_span("ours", attributes={"gen_ai.operation.name": "chat"}) as ours:
+            claim = line.call(ours)
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["ours", "theirs"]
+    assert line.out.attributes("theirs") == {"openinference.span.kind": "LLM", conventions.SUBTREE_JOULES: 2.0}
+
+
+def test_held_span_leaves_degraded_when_max_hold_has_passed_since_its_end() -> None:
+    """Holding is bounded in time; the desk is asked for what it knows."""
+    line = Pipeline(max_hold_seconds=5.0, forced_joules=0.5)
+    with line.tracer.start_as_current_span("root"), line.tracer.start_as_current_span("chat") as span:
+        line.call(span)
+        line.clock.advance(60.0)
+    line.clock.advance(4.9)
+    line.gate.tick()
+    assert line.sent() == []
+    line.clock.advance(0.1)
+    line.gate.tick()
+    assert line.sent() == ["chat", "root"]
+    attributes = line.out.attributes("chat")
+    assert (attributes[conventions.QUALITY], attributes[conventions.REASON]) == ("degraded", "max-hold")
+    assert line.gate.health.degraded == {"max-hold": 1}
+
+
+def test_held_span_leaves_unavailable_when_the_desk_fails() -> None:
+    """A desk that raises costs the energy, never the span."""
+    line = Pipeline(max_hold_seconds=5.0)
+
+    def fail(*_: object) -> None:
+        raise OSError("no desk")
+
+    line.desk.force = fail  # type: ignore[method-assign]
+    span = line.tracer.start_span("chat")
+    line.call(span)
+    span.end()
+    line.clock.advance(6.0)
+    line.gate.tick()
+    assert line.sent() == ["chat"]
+    assert line.out.attributes("chat") == {conventions.QUALITY: "unavailable", conventions.REASON: "max-hold"}
+
+
+def test_oldest_span_leaves_when_more_than_max_held_are_held() -> None:
+    """Holding is bounded in number."""
+    line = Pipeline(max_held=3, forced_joules=0.5)
+    for number in range(5):
+        span = line.tracer.start_span(f"chat {number}")
+        line.call(span)
+        span.end()
+    assert line.sent() == ["chat 0", "chat 1"]
+    assert line.gate.health.held == 3
+    assert {reason for _, reason in line.desk.forced} == {"hold-limit"}
+
+
+def test_nothing_is_held_when_max_hold_is_zero() -> None:
+    """Users' tests see every span as soon as it ended, with what is known."""
+    line = Pipeline(max_hold_seconds=0.0, forced_joules=0.5)
+    with line.tracer.start_as_current_span("root"), line.tracer.start_as_current_span("chat") as span:
+        line.call(span)
+    assert line.out.names == ["chat", "root"]
+    assert line.out.attributes("chat")[conventions.REASON] == "not-held"
+    assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 0.5}
+
+
+class _Blocking(Collecting):
+    """A next processor that is stuck in the forwarding thread until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.entered = threading.Event()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if threading.current_thread().name == "otel-llm-energy-forward":
+            self.entered.set()
+            self.go.wait(30)
+        super().on_end(span)
+
+
+def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck() -> None:
+    """Once the queue is full, whoever ends a span hands it on itself, as without us."""
+    line = Pipeline(max_held=4, forced_joules=0.5)
+    stuck = _Blocking()
+    line.provider.add_span_processor(stuck)
+    for number in range(40):
+        span = line.tracer.start_span(f"chat {number}")
+        claim = line.call(span)
+        span.end()
+        if claim.bill is None:
+            line.desk.settle(claim, 1.0)
+        if number == 0:
+            assert stuck.entered.wait(10)
+        assert len(line.gate._forwarder) <= 4
+    assert len(stuck.spans) == 35
+    stuck.go.set()
+    line.sent()
+    assert sorted(stuck.names) == sorted(f"chat {number}" for number in range(40))
+    assert line.gate.health.degraded == {"queue-full": 35}
+    assert line.gate.health.forwarded == 40
+
+
+def test_force_flush_waits_one_meter_period_and_releases_all() -> None:
+    """A flush right after a call asks for a reading, and loses nothing if none comes."""
+    line = Pipeline(forced_joules=0.5)
+    line.gate.meter_period_seconds = 1.5
+    for name in ("covered", "uncovered"):
+        span = line.tracer.start_span(name)
+        claim = line.call(span)
+        span.end()
+        if name == "covered":
+            line.desk.on_hasten = lambda claim=claim: line.desk.settle(claim, 2.0)
+    assert line.provider.force_flush(20_000)
+    assert line.desk.hastened_seconds == [1.5]
+    assert line.out.names == ["covered", "uncovered"]
+    assert line.out.attributes("covered")[conventions.QUALITY] == "measured"
+    assert line.out.attributes("uncovered")[conventions.REASON] == "flush"
+    assert line.out.flushes == 1
+
+
+def test_force_flush_returns_false_when_the_timeout_is_exceeded() -> None:
+    """False means that not all could be handed on in time, and it comes in time."""
+    line = Pipeline()
+    stuck = _Blocking()
+    line.provider.add_span_processor(stuck)
+    span = line.tracer.start_span("chat")
+    line.call(span)
+    span.end()
+    assert line.gate.force_flush(50) is False
+    stuck.go.set()
+    assert line.sent() == ["chat"]
+
+
+def test_shutdown_releases_before_the_next_and_only_once() -> None:
+    """What is held goes out before the next processor stops listening; then everything passes."""
+    line = Pipeline(forced_joules=0.5)
+    span = line.tracer.start_span("chat")
+    line.call(span)
+    span.end()
+    line.provider.shutdown()
+    assert line.out.names == ["chat"]
+    line.gate.shutdown()
+    assert line.out.shutdowns == 1
+    line.tracer.start_span("after").end()
+    assert line.out.names == ["chat", "after"]
+
+
+def test_app_is_untouched_when_the_next_processor_raises_on_a_held_span(caplog: pytest.LogCaptureFixture) -> None:
+    """The refusal is counted and logged once a minute, and the forwarder goes on."""
+
+    class Refusing(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise ValueError("full")
+
+    line = Pipeline()
+    line.provider.add_span_processor(Refusing())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            span = line.tracer.start_span("chat")
+            claim = line.call(span)
+            span.end()
+            line.desk.settle(claim, 1.0)
+        line.sent()
+    assert line.gate.health.dropped == 3
+    assert len([record for record in caplog.records if "refused" in record.message]) == 1
+
+
+def test_no_node_remains_when_spans_are_gone() -> None:
+    """Memory follows the Span objects: an endless chain of spans, and spans that never end, leave nothing behind."""
+    line = Pipeline()
+    context = trace.set_span_in_context(line.tracer.start_span("first"))
+    for _ in range(100):
+        span = line.tracer.start_span("link", context)
+        trace.get_current_span(context).end()
+        context = trace.set_span_in_context(span)
+    node = line.gate._tree.find(span.get_span_context())
+    assert node is not None
+    depth = 0
+    while node is not None:
+        node, depth = node.parent, depth + 1
+    assert depth <= 3
+    del span, context
+    gc.collect()
+    assert len(line.gate._tree) == 0
+
+
+def test_span_ended_by_the_garbage_collector_is_taken_in_when_the_gate_is_at_work() -> None:
+    """An abandoned stream may end its span in the middle of our own work: no deadlock, nothing lost."""
+    line = Pipeline()
+
+    class EndsInDel:
+        def __init__(self, name: str) -> None:
+            self.span = line.tracer.start_span(name)
+            self.claim = line.call(self.span)
+
+        def __del__(self) -> None:
+            self.span.end()
+
+    abandoned = EndsInDel("abandoned")
+    claim = abandoned.claim
+    holder = [abandoned]
+    del abandoned
+    line.gate._mailbox.post(holder.clear)
+    assert line.gate.health.held == 1
+    line.desk.settle(claim, 1.0)
+    assert line.sent() == ["abandoned"]
+
+
+def test_app_is_not_blocked_when_a_simple_processor_has_a_dead_collector() -> None:
+    """Ending the span of a call returns at once although the exporter waits for a socket that never answers."""
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        dead.listen()
+        line = Pipeline()
+        line.provider.add_span_processor(_dead_exporter(dead.getsockname()[1]))
+        span = line.tracer.start_span("chat")
+        claim = line.call(span)
+        span.end()
+        line.desk.settle(claim, 1.0)
+        accepted, _ = dead.accept()  # the forwarder is in the exporter's request by now
+        with accepted:
+            again = line.tracer.start_span("chat again")
+            second = line.call(again)
+            again.end()
+            line.desk.settle(second, 1.0)
+            assert line.out.names == ["chat"]
+        line.sent()
+        assert line.out.names == ["chat", "chat again"]
+
+
+def _dead_exporter(port: int) -> SpanProcessor:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    return SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=1))
+
+
+def test_processor_by_hand_delivers_starts_and_enriched_copies() -> None:
+    """`EnergySpanProcessor` is the same gate as a plain public span processor."""
+    from opentelemetry.sdk.trace import Span, TracerProvider
+
+    class Next(Collecting):
+        started = 0
+
+        def on_start(self, span: Span, parent_context: object = None) -> None:
+            self.started += 1
+
+    out, desk = Next(), FakeDesk()
+    processor = EnergySpanProcessor(out, desk)
+    desk.listeners.append(processor.gate)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    span = provider.get_tracer("app").start_span("chat")
+    claim = Claim(span.get_span_context())
+    assert processor.gate.bind(span, claim)
+    span.end()
+    desk.settle(claim, 2.0)
+    assert provider.force_flush()
+    assert out.started == 1
+    assert out.attributes("chat")[conventions.JOULES] == 2.0
+    provider.shutdown()
+    assert out.shutdowns == 1
