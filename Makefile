@@ -58,14 +58,15 @@ clean:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV), once: some 20 seconds"
+	@$(PYTHON) -m venv $(VENV)
 
 # The demo takes what a user's pip would take; the tests take what was pinned, which includes the demo's.
 $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
-	$(RUN) pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt pyproject.toml | $(BIN)/python
-	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/demo.stamp
