@@ -166,8 +166,7 @@ class ScaphandreMeter:
         return self._take(scrape, found)
 
     def close(self) -> None:
-        """Close the connection and forget the counters."""
-        self._exporter.close()
+        """Forget the counters."""
         self._forget()
 
     def _poll(self) -> tuple[Scrape, Counters]:

@@ -42,7 +42,6 @@ class Exporter:
         self.shown_url = self._url.partition("?")[0]  # a query may hold a token
         self._timeout_seconds = timeout_seconds
         self._clock = clock
-        self._session: requests.Session | None = None
 
     def scrape(self, wanted: Collection[str]) -> Scrape:
         """Fetch and parse the page, in a context that no instrumentation traces.
@@ -64,18 +63,15 @@ class Exporter:
         # Raised out here, the error holds no reference to the request and its credentials.
         raise self._error(reason)
 
-    def close(self) -> None:
-        """Drop the session."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
-
     def _scrape(self, wanted: Collection[str]) -> Scrape:
         asked_ns = self._clock()
         timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
-        with self._open_session().get(
-            self._url, auth=self._credentials, timeout=timeouts, stream=True, allow_redirects=False
-        ) as response:
+        with (
+            self._new_session() as session,
+            session.get(
+                self._url, auth=self._credentials, timeout=timeouts, stream=True, allow_redirects=False
+            ) as response,
+        ):
             answered_ns = self._clock()
             if response.status_code != 200:
                 raise self._error("meter-http-error", f"answered HTTP {response.status_code}")
@@ -83,9 +79,10 @@ class Exporter:
             return Scrape(asked_ns, answered_ns, list(parse(self._chunks(response, deadline_ns), wanted)))
 
     def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
-        # Not iter_content: it would unpack a compressed body without bound.
+        # Not iter_content: it waits for whole chunks, however slowly they drip, and unpacks without bound.
+        read1 = getattr(response.raw, "read1", response.raw.read)  # urllib3 < 2.1 has only the one that waits
         received = 0
-        for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+        while chunk := read1(_CHUNK_BYTES, decode_content=False):
             received += len(chunk)
             if received > MAX_BODY_BYTES:
                 raise self._error("meter-too-large")
@@ -93,16 +90,15 @@ class Exporter:
                 raise self._error("meter-timeout")
             yield chunk
 
-    def _open_session(self) -> requests.Session:
+    def _new_session(self) -> requests.Session:
+        """A session for one request: a connection kept over seconds would often be found dead."""
         import requests
 
-        if self._session is None:
-            self._session = requests.Session()
-            # A proxy of the environment does not know this machine's loopback.
-            self._session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
-            # One request every few seconds: a connection that died in between costs more than a new one.
-            self._session.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
-        return self._session
+        session = requests.Session()
+        # A proxy of the environment does not know this machine's loopback.
+        session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
+        session.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
+        return session
 
     def _error(self, reason: str, what: str | None = None) -> MeterError:
         what = what or _EXPLANATIONS[reason].format(seconds=self._timeout_seconds)

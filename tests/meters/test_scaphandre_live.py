@@ -1,0 +1,44 @@
+"""The Scaphandre meter against the real exporter."""
+
+from __future__ import annotations
+
+import time
+
+import requests
+
+from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from tests.support.backends import Scaphandre
+from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
+
+
+def test_readings_agree_with_the_counters_when_the_exporter_is_real(
+    scaphandre: Scaphandre, powercap: PowercapTree
+) -> None:
+    """Each reading is a value that the counter really had between its earliest and latest instant."""
+    meter = ScaphandreMeter(scaphandre.url)
+    channels = {"package-0": PACKAGE, "package-0/dram": MEMORY}
+    assert {channel.id for channel in meter.open()} == set(channels)
+    meter.read()
+    for _ in range(2):
+        before_uj = {zone: powercap.read_uj(zone) for zone in channels.values()}
+        time.sleep(2.2)
+        before_ns = time.monotonic_ns()
+        before_uj = {zone: powercap.read_uj(zone) for zone in channels.values()}
+        readings = meter.read()
+        after_uj = {zone: powercap.read_uj(zone) for zone in channels.values()}
+        assert {reading.channel_id for reading in readings} == set(channels)
+        for reading in readings:
+            zone = channels[reading.channel_id]
+            assert before_uj[zone] <= reading.energy_uj <= after_uj[zone]
+            assert before_ns <= reading.earliest_ns <= reading.latest_ns <= time.monotonic_ns()
+
+
+def test_a_stale_answer_is_left_out_when_another_client_asks_just_before_us(scaphandre: Scaphandre) -> None:
+    """Two requests within 2 s of each other: the real exporter repeats itself, and the meter notices."""
+    meter = ScaphandreMeter(scaphandre.url)
+    meter.open()
+    assert meter.read()
+    time.sleep(1.2)
+    requests.get(scaphandre.url, timeout=10)
+    time.sleep(1.05)
+    assert meter.read() == []

@@ -1,0 +1,416 @@
+"""The Scaphandre meter, on recorded answers of the real exporter replayed over real HTTP."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.meters.exposition import Sample, parse
+from otel_llm_energy.meters.scaphandre import (
+    DOMAIN_ENERGY,
+    HOST_ENERGY,
+    HOST_POWER,
+    SOCKET_ENERGY,
+    WANTED,
+    Counters,
+    ScaphandreMeter,
+    counters,
+)
+from otel_llm_energy.meters.scrape import MAX_BODY_BYTES
+from otel_llm_energy.quantities import Reading
+from tests.meters.exporters import ManualClock, exporter, page, say
+from tests.support.children import free_port
+
+FIXTURES = Path(__file__).with_name("fixtures")
+
+
+def recorded(name: str) -> bytes:
+    """One recorded answer."""
+    return (FIXTURES / f"{name}.txt").read_bytes()
+
+
+def totals(host_uj: int, host_uw: float | None = None, socket_uj: int | None = None) -> bytes:
+    """A small page of one socket; its counter is the host's unless given."""
+    lines = [
+        f'{SOCKET_ENERGY}{{socket_id="0"}} {host_uj if socket_uj is None else socket_uj}',
+        f"{HOST_ENERGY} {host_uj}",
+    ]
+    if host_uw is not None:
+        lines.append(f"{HOST_POWER} {host_uw:.0f}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def values(readings: Iterable[Reading]) -> dict[str, int]:
+    """The energy by channel."""
+    return {reading.channel_id: reading.energy_uj for reading in readings}
+
+
+def opened(url: str, clock: ManualClock | None = None, **options: float) -> ScaphandreMeter:
+    """An open meter."""
+    meter = ScaphandreMeter(url, clock=clock or ManualClock(), **options)  # type: ignore[arg-type]
+    meter.open()
+    return meter
+
+
+def test_sockets_and_memory_are_the_channels_when_there_are_two_sockets() -> None:
+    """Core is inside its socket and the host is their sum: neither is a channel."""
+    with exporter(recorded("two-sockets-0")) as served:
+        channels = ScaphandreMeter(served.url).open()
+    assert {channel.id: channel.component for channel in channels} == {
+        "package-0": "cpu",
+        "package-1": "cpu",
+        "package-0/dram": "memory",
+        "package-1/dram": "memory",
+    }
+    assert all(channel.meter == "scaphandre" and not channel.estimated for channel in channels)
+
+
+def test_psys_is_no_socket_when_the_exporter_lists_it_as_one() -> None:
+    """Without domain folders psys appears among the sockets; adding it would count the package twice."""
+    with exporter(recorded("psys-0"), recorded("psys-1")) as served:
+        clock = ManualClock()
+        meter = ScaphandreMeter(served.url, clock=clock)
+        assert [channel.id for channel in meter.open()] == ["package-0"]
+        meter.read()
+        clock.advance(2.2)
+        assert set(values(meter.read())) == {"package-0"}
+
+
+def test_mmio_duplicates_are_not_read_when_the_page_has_them() -> None:
+    """The mmio families repeat the same counters."""
+    page_text = totals(5_000_000) + b'scaph_socket_rapl_mmio_energy_microjoules{socket_id="0"} 5000000\n'
+    assert dict(counters(parse([page_text], WANTED)).by_channel_uj) == {"package-0": 5_000_000}
+
+
+def test_the_host_is_the_channel_when_there_is_no_socket() -> None:
+    """A page with nothing finer still measures the host."""
+    with exporter(f"{HOST_ENERGY} 7000000\n".encode()) as served:
+        (channel,) = ScaphandreMeter(served.url).open()
+    assert (channel.id, channel.component) == ("host", "host")
+
+
+SAMPLES = st.builds(
+    Sample,
+    st.sampled_from([SOCKET_ENERGY, DOMAIN_ENERGY, HOST_ENERGY, HOST_POWER]),
+    st.dictionaries(
+        st.sampled_from(["socket_id", "domain_name", "value_source"]),
+        st.sampled_from(["0", "1", "dram", "core", "dram\n", "powercap_rapl_psys"]),
+    ),
+    st.integers(-5, 10**12) | st.floats(-1e9, 1e15),
+)
+
+
+@given(st.lists(SAMPLES))
+def test_host_never_stands_beside_sockets_when_the_page_is_odd(samples: list[Sample]) -> None:
+    """Whatever the page says, the channels do not overlap, and no counter is negative."""
+    by_channel_uj = counters(samples).by_channel_uj
+    assert ("host" in by_channel_uj) <= (len(by_channel_uj) == 1)
+    assert all(energy_uj >= 0 for energy_uj in by_channel_uj.values())
+
+
+def test_the_first_reading_is_the_opening_answer_when_read_follows_open() -> None:
+    """The request of `open` is not wasted, and no second one follows it within 2 s."""
+    with exporter(recorded("two-sockets-0")) as served:
+        meter = opened(served.url)
+        readings = meter.read()
+        assert values(readings)["package-1"] == 202_213_180
+        assert readings[0].latest_ns - readings[0].earliest_ns == 2_000_000_000, "a refresh of another client may be it"
+        assert meter.read() == []
+        assert len(served.requests) == 1
+
+
+def test_readings_are_dated_by_our_request_when_it_caused_the_refresh() -> None:
+    """The exporter's power says that its last bucket spans our two requests."""
+    with exporter(recorded("two-sockets-0"), recorded("two-sockets-1")) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        clock.advance(2.2)
+        readings = meter.read()
+    assert len(readings) == 4
+    assert {(reading.earliest_ns, reading.latest_ns) for reading in readings} == {(clock.now_ns, clock.now_ns)}
+
+
+def test_readings_are_dated_back_when_another_client_caused_the_refresh() -> None:
+    """Our request 1.0 s after another's gets that one's values: host energy / host power tells when it was."""
+    pages = [totals(0), totals(220_000_000, 100e6), totals(480_000_000, 100e6)]
+    with exporter(*pages) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        clock.advance(2.2)
+        meter.read()
+        first_ns = clock.now_ns
+        clock.advance(3.6)
+        (reading,) = meter.read()
+    assert reading.earliest_ns <= first_ns + 2_600_000_000 <= reading.latest_ns
+    assert reading.latest_ns - reading.earliest_ns <= 100_000_000
+
+
+def test_the_whole_wait_is_the_bracket_when_the_refresh_cannot_be_dated() -> None:
+    """On a wrap the exporter gives no power: the refresh was at some time since our last request."""
+    with exporter(*(recorded(f"wrap-{index}") for index in range(3))) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        before_ns = clock.now_ns
+        for _ in range(2):
+            before_ns = clock.now_ns
+            clock.advance(2.2)
+            readings = meter.read()
+    assert values(readings)["package-0"] < 100_000_000, "the raw counter has wrapped; the ledger unwraps it"
+    assert {(reading.earliest_ns, reading.latest_ns) for reading in readings} == {(before_ns, clock.now_ns)}
+
+
+def test_nothing_is_asked_when_the_last_request_is_too_near() -> None:
+    """Two requests within 2 s would freeze the exporter for everyone."""
+    with exporter(totals(1)) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        for _ in range(20):
+            clock.advance(0.1)
+            meter.read()
+        assert len(served.requests) == 1
+
+
+def test_a_stale_answer_is_left_out_when_no_counter_moved() -> None:
+    """The recorded third answer came 1 s after the second and repeats it bit for bit."""
+    with exporter(*(recorded(f"two-sockets-{index}") for index in range(3))) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        clock.advance(2.2)
+        assert len(meter.read()) == 4
+        clock.advance(2.2)
+        assert meter.read() == []
+        assert not meter.frozen
+
+
+def test_polling_slows_down_and_says_so_once_when_the_exporter_is_frozen(caplog: pytest.LogCaptureFixture) -> None:
+    """Stale answers in a row: at most one request in 10 s, an error with a reason, one line in the log."""
+    with exporter(totals(1)) as served, caplog.at_level(logging.INFO):
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        reasons = []
+        for _ in range(600):
+            clock.advance(0.1)
+            try:
+                meter.read()
+            except MeterError as error:
+                reasons.append(error.reason)
+        assert meter.frozen
+    assert set(reasons) == {"meter-frozen"}
+    assert len(served.requests) <= 4 + 60 / 10
+    assert [record.levelname for record in caplog.records if "434" in record.getMessage()] == ["WARNING"]
+
+
+def test_readings_come_again_when_the_freeze_ends() -> None:
+    """After a freeze the next fresh answer is one long bucket, and polling is as quick as before."""
+    with exporter(
+        totals(1), totals(1), totals(1), totals(1), totals(900_000_000, 40e6), totals(1_000_000_000, 45e6)
+    ) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        got: list[Reading] = []
+        while not got:
+            clock.advance(2.2)
+            try:
+                got = list(meter.read())
+            except MeterError as error:
+                assert error.reason == "meter-frozen"
+        assert not meter.frozen
+        clock.advance(2.2)
+        assert meter.read()
+
+
+def test_a_channel_is_left_out_when_the_answer_lacks_it() -> None:
+    """A counter that vanished is no reading of zero."""
+    with exporter(recorded("two-sockets-0"), totals(700_000_000)) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        clock.advance(2.2)
+        assert values(meter.read()) == {"package-0": 700_000_000}
+
+
+def truncated(connection: socket.socket) -> None:
+    """Promise more than is sent."""
+    connection.sendall(page(totals(1) * 100)[:-50])
+
+
+def broken_off(connection: socket.socket) -> None:
+    """A chunk whose end never comes."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n" + totals(1))
+
+
+def endless(connection: socket.socket) -> None:
+    """As much as is taken."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"scaph_host_load_avg_one 1\n" * 10_000)
+
+
+def dripping(connection: socket.socket) -> None:
+    """A byte now and then, so that no single wait is long."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"#")
+        time.sleep(0.02)
+
+
+def hanging(connection: socket.socket) -> None:
+    """Never say a word."""
+    connection.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (hanging, "meter-timeout"),
+        (dripping, "meter-timeout"),
+        (say(page(b"oops", "500 Internal Server Error")), "meter-http-error"),
+        (say(page(b"", "302 Found")), "meter-http-error"),
+        (say(b"SSH-2.0-OpenSSH_9.2\r\n"), "meter-garbage"),
+        (say(b""), "meter-garbage"),
+        (say(page(b"<html>\xff\xfe not an exporter</html>\n")), "meter-garbage"),
+        (say(page(b"")), "meter-garbage"),
+        (truncated, "meter-truncated"),
+        (broken_off, "meter-truncated"),
+        (endless, "meter-too-large"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_an_error_names_the_reason_when_the_exporter_misbehaves(answer: object, reason: str) -> None:
+    """Each failure is a MeterError with its own slug, at opening and at reading."""
+    with exporter(answer, totals(1), answer) as served:  # type: ignore[arg-type]
+        clock = ManualClock()
+        meter = ScaphandreMeter(served.url, timeout_seconds=0.2, clock=time.monotonic_ns)
+        with pytest.raises(MeterError) as caught:
+            meter.open()
+        assert caught.value.reason == reason
+        assert served.url in str(caught.value)
+        meter = ScaphandreMeter(served.url, timeout_seconds=0.2, clock=lambda: time.monotonic_ns() + clock.now_ns)
+        meter.open()
+        meter.read()
+        clock.advance(2.2)
+        with pytest.raises(MeterError) as caught:
+            meter.read()
+        assert caught.value.reason == reason
+
+
+def test_the_connection_is_dropped_when_the_body_passes_the_bound() -> None:
+    """A gigabyte is not taken in: the exporter's end of the connection breaks soon after the bound."""
+    sent = []
+
+    def gigabyte(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+        for _ in range(1000):
+            connection.sendall(b"x" * 1_000_000)
+            sent.append(1_000_000)
+
+    with exporter(gigabyte) as served, pytest.raises(MeterError) as caught:
+        ScaphandreMeter(served.url).open()
+    assert caught.value.reason == "meter-too-large"
+    assert sum(sent) < 3 * MAX_BODY_BYTES
+
+
+def test_an_error_says_what_to_do_when_nobody_listens() -> None:
+    """A refused connection is told from a hanging one."""
+    with pytest.raises(MeterError, match="Is the exporter running") as caught:
+        ScaphandreMeter(f"http://127.0.0.1:{free_port()}/metrics").open()
+    assert caught.value.reason == "meter-refused"
+
+
+def test_credentials_are_sent_but_never_shown_when_the_url_has_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither errors with their whole traceback, nor logs, nor repr hold the password."""
+    with exporter(say(page(b"", "401 Unauthorized"))) as served, caplog.at_level(logging.DEBUG):
+        url = served.url.replace("//", "//joule:pa%40ss-word@") + "?token=hush"
+        meter = ScaphandreMeter(url)
+        with pytest.raises(MeterError) as caught:
+            meter.open()
+        assert b"Authorization: Basic am91bGU6cGFAc3Mtd29yZA==" in served.requests[0]
+        assert b"token=hush" in served.requests[0]
+    refused = ScaphandreMeter(f"http://joule:pa%40ss-word@127.0.0.1:{free_port()}/metrics?token=hush")
+    with pytest.raises(MeterError) as caught_refused:
+        refused.open()
+    told = [
+        repr(meter),
+        repr(refused),
+        meter.url,
+        *(record.getMessage() for record in caplog.records if record.name.startswith("otel_llm")),
+    ]
+    told += ["".join(traceback.format_exception(error.value)) for error in (caught, caught_refused)]
+    assert caught_refused.value.__context__ is None
+    assert not [text for text in told if "pa%40ss" in text or "pa@ss" in text or "hush" in text]
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host/x", "http://", "http://user:secret@", "http://h:x/"])
+def test_a_wrong_url_is_refused_at_once_when_the_meter_is_made(url: str) -> None:
+    """The message shows how an address looks, not what was given: that may hold a password."""
+    with pytest.raises(ValueError, match="http://host:8080/metrics") as caught:
+        ScaphandreMeter(url)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("interval_seconds", [0.0, 1.0, 2.19, float("nan")])
+def test_a_faster_poll_is_refused_when_the_meter_is_made(interval_seconds: float) -> None:
+    """Nobody may freeze an exporter by a setting."""
+    with pytest.raises(ValueError, match=r"2\.2"):
+        ScaphandreMeter(interval_seconds=interval_seconds)
+
+
+def test_instrumentation_is_suppressed_when_the_exporter_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own request must not appear as a span in the user's traces."""
+    import requests
+
+    seen = []
+    send = requests.Session.send
+
+    def spy(*args: object, **kwargs: object) -> object:
+        seen.append(is_instrumentation_enabled())
+        return send(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "send", spy)
+    with exporter(totals(1)) as served:
+        opened(served.url)
+    assert seen == [False]
+    assert is_instrumentation_enabled()
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_a_proxy_is_not_asked_when_the_exporter_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A company's proxy in the environment knows nothing of this machine's loopback."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with exporter(totals(1)) as served:
+        assert ScaphandreMeter(served.url).open()
+
+
+def test_the_meter_starts_afresh_when_it_is_opened_again() -> None:
+    """After close nothing of the former life counts as seen."""
+    with exporter(totals(5)) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        meter.close()
+        meter.close()
+        meter.open()
+        assert values(meter.read()) == {"package-0": 5}
+
+
+def test_no_counters_are_found_when_the_page_is_empty() -> None:
+    """An empty page is no host of zero joules."""
+    assert counters([]) == Counters({}, None, None)
