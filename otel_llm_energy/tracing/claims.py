@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from otel_llm_energy.ledger.bill import Bill
+from otel_llm_energy.ledger.entry import Entry
+
+if TYPE_CHECKING:
+    from otel_llm_energy.tracing.books import Books
 
 
 class Claim:
@@ -19,6 +23,9 @@ class Claim:
         span_context: of the span that displays the bill; invalid if there is none.
         input_tokens, output_tokens: as the server reported them, else ``None``.
         attributes: of the metrics (operation, provider, models, server), and nothing else.
+        opened_ns, first_chunk_ns: of the call, on the monotonic clock.
+        books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
+        reason: the desk's: why ``books`` is ``None``.
         bill: ``None`` until settled.
     """
 
@@ -26,15 +33,23 @@ class Claim:
         "__weakref__",
         "attributes",
         "bill",
+        "books",
         "entry",
+        "first_chunk_ns",
         "input_tokens",
+        "opened_ns",
         "output_tokens",
+        "reason",
         "span_context",
     )
 
-    def __init__(self, span_context: SpanContext = INVALID_SPAN_CONTEXT, entry: object = None) -> None:
+    def __init__(self, span_context: SpanContext = INVALID_SPAN_CONTEXT) -> None:
         self.span_context = span_context
-        self.entry = entry  # the desk's own bookkeeping
+        self.opened_ns = 0
+        self.first_chunk_ns: int | None = None
+        self.books: Books | None = None
+        self.entry: Entry | None = None
+        self.reason: str | None = None
         self.attributes: dict[str, str | int] = {}
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None

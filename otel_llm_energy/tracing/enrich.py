@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,7 +240,8 @@ def enriched_copy(span: ReadableSpan, values: Mapping[str, Value], style: Style)
     for key in _KEYS_BY_TIER[style.detail]:
         if key in values and key not in attributes and (limit is None or len(attributes) < limit):
             attributes[key] = _cut(values[key], value_limit)
-    clone = copy.copy(span)
+    clone = object.__new__(type(span))
+    vars(clone).update(vars(span))
     clone._attributes = _frozen(attributes, limit, value_limit, span.dropped_attributes)
     return clone
 
@@ -250,7 +250,11 @@ def _frozen(
     attributes: dict[str, AttributeValue], limit: int | None, value_limit: int | None, dropped: int
 ) -> BoundedAttributes:
     # Made without limits, since at its limit the class drops the oldest attribute: a user's.
-    frozen = BoundedAttributes(None, attributes, immutable=True)
+    frozen = BoundedAttributes(None, None, immutable=True)
+    # The values are clean, so the SDK's own way of copying (its __deepcopy__) saves cleaning them again: 10 us.
+    frozen._dict = attributes
+    if len(frozen) != len(attributes):
+        frozen = BoundedAttributes(None, attributes, immutable=True)
     frozen.maxlen = limit
     frozen.max_value_len = value_limit
     frozen.dropped = dropped

@@ -29,16 +29,17 @@ class CannotJoinError(Exception):
 
 def pipeline_of(provider: trace.TracerProvider) -> SpanProcessor:
     """The object through which all spans of ``provider`` go. Raises `CannotJoinError`."""
-    tracer: object = provider.get_tracer("otel_llm_energy")
+    tracer = provider.get_tracer("otel_llm_energy")
+    shown: object = tracer
+    while shown is not None:
+        processor = getattr(shown, "span_processor", None)
+        if isinstance(processor, SpanProcessor):
+            return processor
+        shown = getattr(shown, "tracer", None)  # logfire's tracer wraps the SDK's
     if isinstance(tracer, trace.NoOpTracer):
         raise CannotJoinError("disabled", f"{_name(provider)} makes no spans: is OTEL_SDK_DISABLED set?")
     if isinstance(tracer, trace.ProxyTracer):
         raise CannotJoinError("no-provider", "No tracer provider is set yet.")
-    while tracer is not None:
-        processor = getattr(tracer, "span_processor", None)
-        if isinstance(processor, SpanProcessor):
-            return processor
-        tracer = getattr(tracer, "tracer", None)  # logfire's tracer wraps the SDK's
     raise CannotJoinError("not-sdk", f"{_name(provider)} shows no span processor: not of the OpenTelemetry SDK.")
 
 

@@ -57,13 +57,12 @@ def test_span_is_not_held_when_its_bill_came_before_its_end() -> None:
 def test_ancestors_wait_and_carry_totals_when_calls_below_have_ended() -> None:
     """Each ancestor carries the sum below it, and leaves after its children."""
     line = Pipeline()
-    with line.tracer.start_as_current_span("root"):
-        with line.tracer.start_as_current_span("agent"):
-            first = line.tracer.start_span("first")
-            second = line.tracer.start_span("second")
-            claims = [line.call(first), line.call(second)]
-            second.end()
-            first.end()
+    with line.tracer.start_as_current_span("root"), line.tracer.start_as_current_span("agent"):
+        first = line.tracer.start_span("first")
+        second = line.tracer.start_span("second")
+        claims = [line.call(first), line.call(second)]
+        second.end()
+        first.end()
     assert line.sent() == []
     line.desk.settle(claims[1], 2.0)
     assert line.sent() == ["second"]
@@ -125,6 +124,26 @@ def test_grandparent_gets_the_call_when_the_parent_ended_before_it_started() -> 
     assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 2.0}
 
 
+@pytest.mark.parametrize("where", ["open child", "the ended span"])
+def test_held_ancestor_says_incomplete_when_a_call_starts_after_its_end(where: str) -> None:
+    """It waits for what had ended, not for what comes later, and does not call that complete."""
+    line = Pipeline()
+    root = line.tracer.start_span("root")
+    inside = trace.set_span_in_context(root)
+    held = line.tracer.start_span("held", inside)
+    child = line.tracer.start_span("child", inside)
+    claim = line.call(held)
+    held.end()
+    root.end()
+    line.call(child if where == "open child" else root)
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["held", "root"]
+    assert line.out.attributes("root") == {
+        conventions.SUBTREE_JOULES: 2.0,
+        conventions.SUBTREE_INCOMPLETE: True,
+    }
+
+
 def test_ancestors_count_the_call_when_its_own_span_was_not_sampled() -> None:
     """A dropped span displays nothing, but its recorded parent's total must hold."""
     line = Pipeline()
@@ -179,9 +198,12 @@ def test_span_says_server_unknown_when_another_library_made_it_for_an_unseen_cal
 def test_span_of_another_library_is_a_container_when_a_call_was_billed_below_it() -> None:
     """A LangChain-like LLM span over our own call's span carries the total and no quality of its own."""
     line = Pipeline()
-    with line.tracer.start_as_current_span("theirs", attributes={"openinference.span.kind": "LLM"}):
-        with line.tracer.start_as_current_span("ours", attributes={"gen_ai.operation.name": "chat"}) as ours:
-            claim = line.call(ours)
+    outer = line.tracer.start_span("theirs", attributes={"openinference.span.kind": "LLM"})
+    inside = trace.set_span_in_context(outer)
+    ours = line.tracer.start_span("ours", inside, attributes={"gen_ai.operation.name": "chat"})
+    claim = line.call(ours)
+    ours.end()
+    outer.end()
     line.desk.settle(claim, 2.0)
     assert line.sent() == ["ours", "theirs"]
     assert line.out.attributes("theirs") == {"openinference.span.kind": "LLM", conventions.SUBTREE_JOULES: 2.0}

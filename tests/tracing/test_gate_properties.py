@@ -175,10 +175,10 @@ def _check_total(world: World, span: SpanModel) -> None:
         return
     known = [call.joules for call in counted if call.settled_at <= span.left_at and call.joules is not None]
     assert attributes.get(conventions.SUBTREE_JOULES) == (sum(known) if known else None)
-    missing = [call for call in counted if call.settled_at > span.left_at or call.joules is None]
+    late = [call for call in world.calls if call.is_below(span) and span.ended_at < call.bound_at <= span.left_at]
+    missing = late + [call for call in counted if call.settled_at > span.left_at or call.joules is None]
     if missing:
         assert attributes[conventions.SUBTREE_INCOMPLETE] is True
-    elif all(call.bound_at < span.ended_at for call in counted):
+    else:
         was_open = [c for c in counted if c.seat.ended_at > span.ended_at and c.settled_at > span.ended_at]
-        late = [c for c in world.calls if c.is_below(span) and span not in c.seat.chain()]
-        assert (conventions.SUBTREE_INCOMPLETE in attributes) <= bool(was_open or late)
+        assert (conventions.SUBTREE_INCOMPLETE in attributes) == bool(was_open)

@@ -1,0 +1,214 @@
+"""The ledger of one machine, open to many threads: what happens is noted at once and entered when it is settled."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from otel_llm_energy.ledger.bill import unavailable
+from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.ledger import Balance, Ledger
+from otel_llm_energy.ledger.windows import CallTimes, work_windows
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
+from otel_llm_energy.tracing.claims import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """What the server itself said about its work on a call; ``None`` where it said nothing.
+
+    Attributes:
+        prefill_seconds, decode_seconds, load_seconds: lengths of its phases.
+        end_unix_ns: its own wall-clock time at the end; only from a server on the same host.
+    """
+
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    load_seconds: float | None = None
+    end_unix_ns: int | None = None
+
+
+_SILENT = ServerReport()
+
+
+class Books:
+    """Takes events from any thread without making it wait, and settles claims in the thread that asks for it.
+
+    An event's time is taken under the same lock as its place in the queue, so that once the queue is drained at
+    time t, nothing that happened before t is missing. The ledger has a lock of its own: a caller never waits for
+    a sweep.
+
+    Args:
+        ledger: of one machine.
+        clock_ns: the monotonic clock.
+        unix_clock_ns: the wall clock, to place a server's own end time.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        unix_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._ledger = ledger
+        self._clock_ns = clock_ns
+        self._unix_clock_ns = unix_clock_ns
+        self._intake_lock = threading.Lock()
+        self._intake: list[Callable[[], None]] = []
+        self._ledger_lock = threading.RLock()
+        self._claims: dict[Entry, Claim] = {}
+        self._reason: str | None = "no-meter"
+        self._opened = 0
+        self._closed = 0
+        self._settled = 0
+
+    @property
+    def busy(self) -> bool:
+        """There are claims that are open or not settled."""
+        return self._opened != self._settled
+
+    @property
+    def all_settled(self) -> bool:
+        """Every claim that was closed has its bill."""
+        return self._closed == self._settled
+
+    # From the callers' threads
+
+    def open(self, claim: Claim, server: str, route: str, *, reports: bool | None = None) -> None:
+        """A call to ``server`` begins."""
+        claim.books = self
+        with self._intake_lock:
+            claim.opened_ns = self._clock_ns()
+            self._opened += 1
+            self._intake.append(partial(self._open, claim, server, route, reports))
+
+    def close(self, claim: Claim, report: ServerReport | None) -> None:
+        """The call of an open claim has ended."""
+        with self._intake_lock:
+            ended_ns = self._clock_ns()
+            self._closed += 1
+            self._intake.append(partial(self._close, claim, ended_ns, report or _SILENT))
+
+    # From the meters' threads
+
+    def add_channels(self, channels: Sequence[Channel]) -> None:
+        """From now on there are readings of these channels."""
+        self._reason = None
+        now_ns = self._clock_ns()
+        self._note(*[partial(self._ledger.add_channel, channel, now_ns) for channel in channels])
+
+    def without_meter(self, reason: str) -> None:
+        """There is no channel; claims are unavailable for ``reason``."""
+        self._reason = reason
+
+    def read(self, readings: Sequence[Reading]) -> None:
+        """Take readings of channels that were added."""
+        self._note(*[partial(self._ledger.read, reading) for reading in readings])
+
+    def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
+        """Take a sample of activity, its servers under the names that `open` uses."""
+        self._note(partial(self._ledger.sample, sample, final=final))
+
+    def interrupt(self, reason: str) -> None:
+        """Time jumped: see `Ledger.interrupt`."""
+        self._note(partial(self._ledger.interrupt, reason))
+
+    def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
+        """More has become known of a server. ``caution`` is a reason that its bills are degraded."""
+        self._note(partial(self._ledger.add_server, server, slots=slots, caution=caution))
+
+    def _note(self, *events: Callable[[], None]) -> None:
+        with self._intake_lock:
+            self._intake.extend(events)
+
+    # From the settling thread
+
+    def settle(self) -> list[Claim]:
+        """Enter what was noted and settle what is complete; the claims that have a bill now."""
+        with self._ledger_lock:
+            now_ns = self._enter()
+            return self._billed(self._ledger.settle(now_ns))
+
+    def force(self, claims: Iterable[Claim], reason: str) -> list[Claim]:
+        """Settle these claims from what is swept; open ones get a bill that says ``reason`` and nothing else."""
+        with self._ledger_lock:
+            self._enter()
+            mine = [claim for claim in claims if claim.books is self and claim.bill is None]
+            closed = [claim.entry for claim in mine if claim.entry is not None and claim.entry in self._claims]
+            done = self._billed(self._ledger.force(closed, self._reason or reason))
+            for claim in mine:
+                if claim.bill is None:
+                    claim.bill = unavailable(self._reason or reason)
+                    done.append(claim)
+            return done
+
+    def unsettled(self, ended_before_ns: int) -> list[Claim]:
+        """Closed claims whose work ended before then and that have no bill yet."""
+        with self._ledger_lock:
+            return [claim for entry, claim in self._claims.items() if entry.last_charged_ns < ended_before_ns]
+
+    def balance(self) -> Mapping[str, tuple[Channel, Balance]]:
+        """Where each channel's energy went, by channel id."""
+        with self._ledger_lock:
+            channels = {channel.id: channel for channel in self._ledger.channels}
+            return {name: (channels[name], balance) for name, balance in self._ledger.balance().items()}
+
+    def baseline_watts(self) -> Mapping[str, float | None]:
+        """Idle power of each channel; ``None`` while it is being learned."""
+        with self._ledger_lock:
+            return self._ledger.baseline_watts()
+
+    def _enter(self) -> int:
+        with self._intake_lock:
+            now_ns = self._clock_ns()
+            events, self._intake = self._intake, []
+        for event in events:
+            event()
+        return now_ns
+
+    def _open(self, claim: Claim, server: str, route: str, reports: bool | None) -> None:
+        self._ledger.add_server(server, reports=reports)
+        claim.entry = self._ledger.open(server, claim.opened_ns, route)
+
+    def _close(self, claim: Claim, ended_ns: int, report: ServerReport) -> None:
+        entry = claim.entry
+        if entry is None:
+            return
+        times = self._times(claim, ended_ns, report)
+        if claim.bill is None:
+            self._claims[entry] = claim
+        else:  # it was forced while it was open
+            self._settled += 1
+        self._ledger.close(entry, work_windows(times), reported=times.reported)
+
+    def _times(self, claim: Claim, ended_ns: int, report: ServerReport) -> CallTimes:
+        server_end_ns = None
+        if report.end_unix_ns is not None:
+            server_end_ns = report.end_unix_ns - self._unix_clock_ns() + self._clock_ns()
+        return CallTimes(
+            start_ns=claim.opened_ns,
+            end_ns=ended_ns,
+            first_chunk_ns=claim.first_chunk_ns,
+            prefill_ns=_ns(report.prefill_seconds),
+            decode_ns=_ns(report.decode_seconds),
+            load_ns=_ns(report.load_seconds),
+            server_end_ns=server_end_ns,
+        )
+
+    def _billed(self, entries: Iterable[Entry]) -> list[Claim]:
+        done = []
+        for entry in entries:
+            claim = self._claims.pop(entry, None)
+            if claim is not None:
+                claim.bill = entry.bill
+                self._settled += 1
+                done.append(claim)
+        return done
+
+
+def _ns(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * NS_PER_SECOND)

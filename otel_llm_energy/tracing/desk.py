@@ -1,0 +1,186 @@
+"""Where claims are opened, closed and settled: the stations' books behind one door, and the thread that settles."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from otel_llm_energy.ledger.bill import unavailable
+from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel
+from otel_llm_energy.tracing.books import ServerReport
+from otel_llm_energy.tracing.claims import Claim, ClaimListener
+from otel_llm_energy.tracing.directory import Directory, Metered
+from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.station import Station
+
+_LOOK_SECONDS = 1.0
+_PROBLEM_PATIENCE_SECONDS = 2.0
+
+
+class BalanceListener(Protocol):
+    """Told how much was metered and how much of it is nobody's (`otel_llm_energy.tracing.metrics.EnergyMetrics`)."""
+
+    def metered(self, channel: Channel, joules: float) -> None: ...
+
+    def unattributed(self, channel: Channel, reason: str, joules: float) -> None: ...
+
+
+class SettlingDesk:
+    """Opens and closes claims in the callers' threads, settles them in its own.
+
+    Args:
+        directory: knows which station meters a server.
+        listeners: told of settled claims.
+        balance_listener: told where the metered energy went.
+        on_tick: called about once a second in the settling thread.
+        max_hold_seconds: a claim whose meter fails is given up after this time at the latest.
+        clock_ns: the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        listeners: Callable[[], Sequence[ClaimListener]],
+        *,
+        balance_listener: BalanceListener | None = None,
+        on_tick: Callable[[], None] = lambda: None,
+        max_hold_seconds: float = 30.0,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._directory = directory
+        self._listeners = listeners
+        self._balance_listener = balance_listener
+        self._on_tick = on_tick
+        self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
+        self._clock_ns = clock_ns
+        self._reported_nj: Counter[tuple[int, str, str]] = Counter()
+        self._report_lock = threading.Lock()
+        self._settled = threading.Condition()
+        self._poller = Poller("settling", self._settle)
+
+    @property
+    def stations(self) -> list[Station]:
+        return self._directory.stations
+
+    def start(self) -> None:
+        """Start reading and settling."""
+        for station in self.stations:
+            station.start()
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Stop reading and settling; what is unsettled stays so."""
+        for station in self.stations:
+            station.stop()
+        self._poller.stop()
+
+    def wake(self) -> None:
+        """There are new readings."""
+        self._poller.wake()
+
+    # In the callers' threads
+
+    def open(self, claim: Claim, host: str | None, port: int | None, provider: str, operation: str) -> None:
+        """A call begins."""
+        found = self._directory.find(host, port, provider)
+        if isinstance(found, Metered):
+            # Ollama's answers carry its timings, so its windows are worth waiting for from the first call on.
+            reports = True if provider == "ollama" else None
+            found.station.open(claim, found.host, found.port, operation, reports=reports)
+        else:
+            claim.reason = found.reason
+
+    def first_chunk(self, claim: Claim) -> None:
+        """The first part of the answer has arrived."""
+        if claim.books is not None:
+            claim.first_chunk_ns = self._clock_ns()
+            self._read_edges(claim)
+
+    def close(self, claim: Claim, report: ServerReport | None = None) -> None:
+        """A call has ended; its tokens are known."""
+        if claim.books is not None:
+            claim.books.close(claim, report)
+            self._read_edges(claim)
+        elif claim.bill is None:
+            claim.bill = unavailable(claim.reason or "server_unknown")
+            self._tell([claim])
+
+    def _read_edges(self, claim: Claim) -> None:
+        for station in self.stations:
+            if station.books is claim.books:
+                station.read_edge()
+
+    # Settling
+
+    def hasten(self, timeout_seconds: float) -> None:
+        """Ask for readings now and wait until all closed claims are settled, or for the timeout."""
+        for station in self.stations:
+            station.hasten()
+        with self._settled:
+            self._settled.wait_for(self._all_settled, timeout_seconds)
+
+    def force(self, claims: Iterable[Claim], reason: str) -> None:
+        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""
+        wanted = list(claims)
+        done: list[Claim] = []
+        for station in self.stations:
+            why = station.problem.reason if station.problem is not None else reason
+            done.extend(station.books.force(wanted, why))
+        for claim in wanted:
+            if claim.bill is None:
+                claim.bill = unavailable(claim.reason or reason)
+                done.append(claim)
+        self._tell(done)
+
+    def report_balance(self) -> None:
+        """Tell what was metered since the last time, and what of it is nobody's."""
+        listener = self._balance_listener
+        if listener is None:
+            return
+        with self._report_lock:
+            for index, station in enumerate(self.stations):
+                for channel, balance in station.books.balance().values():
+                    added = self._added(index, channel, "", balance.metered_nj)
+                    if added:
+                        listener.metered(channel, added / NJ_PER_JOULE)
+                    for reason, energy_nj in balance.unattributed_nj.items():
+                        added = self._added(index, channel, reason, energy_nj)
+                        if added:
+                            listener.unattributed(channel, reason, added / NJ_PER_JOULE)
+
+    def _added(self, station: int, channel: Channel, reason: str, energy_nj: int) -> int:
+        key = (station, channel.id, reason)
+        added = energy_nj - self._reported_nj[key]
+        self._reported_nj[key] = energy_nj
+        return added
+
+    def _settle(self) -> float:
+        done: list[Claim] = []
+        for station in self.stations:
+            done.extend(station.books.settle())
+            if station.problem is not None:
+                done.extend(self._give_up(station, station.problem.reason))
+        if done:
+            self._tell(done)
+        self.report_balance()
+        self._on_tick()
+        with self._settled:
+            if self._all_settled():
+                self._settled.notify_all()
+        return _LOOK_SECONDS
+
+    def _give_up(self, station: Station, reason: str) -> list[Claim]:
+        """A meter that fails may come back; claims wait a little for it, as far as holding allows."""
+        patience_ns = min(int((station.period_seconds + _PROBLEM_PATIENCE_SECONDS) * NS_PER_SECOND), self._max_hold_ns)
+        overdue = station.books.unsettled(self._clock_ns() - patience_ns)
+        return station.books.force(overdue, reason) if overdue else []
+
+    def _all_settled(self) -> bool:
+        return all(station.books.all_settled for station in self.stations)
+
+    def _tell(self, claims: Sequence[Claim]) -> None:
+        for listener in self._listeners():
+            listener.settled(claims)

@@ -1,0 +1,111 @@
+"""From the address of a call to the station that meters its server."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from otel_llm_energy.tracing.station import Station
+
+_DEFAULT_PORTS = {"ollama": 11434}
+
+
+class Metered(NamedTuple):
+    """A server at ``host:port`` is metered by ``station``."""
+
+    station: Station
+    host: str
+    port: int
+
+
+class Unmetered(NamedTuple):
+    """Nothing meters the server, for ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a port as a client names them; the port is ``None`` where any will do."""
+
+    host: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``; raises `ValueError`."""
+        host, colon, port = text.rpartition(":")
+        if not colon or (text.count(":") > 1 and not text.startswith("[")):
+            return cls(text.strip("[]").lower(), None)
+        if not port.isdecimal():
+            raise ValueError(f"{text!r}: the port after the colon must be a number.")
+        return cls(host.strip("[]").lower(), int(port))
+
+    def matches(self, host: str, port: int) -> bool:
+        return (not self.host or self.host == host) and self.port in (None, port)
+
+
+class Directory:
+    """Knows the stations: the one of this machine, and those that the user names for other addresses.
+
+    Args:
+        local: the station of this machine.
+        named: stations of servers elsewhere, by address.
+        is_local: whether a host name or address is this machine's; must not block.
+    """
+
+    def __init__(
+        self,
+        local: Station,
+        named: Mapping[Address, Station] | None = None,
+        is_local: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._local = local
+        self._named = dict(named or {})
+        self._is_local = is_local or is_this_machine
+        self._known: dict[tuple[str, int], Metered | Unmetered] = {}
+
+    @property
+    def stations(self) -> list[Station]:
+        return list(dict.fromkeys([self._local, *self._named.values()]))
+
+    def find(self, host: str | None, port: int | None, provider: str) -> Metered | Unmetered:
+        """The station of a call's server. Costs a dictionary look-up after the first time."""
+        if not host:
+            return Unmetered("server_unknown")
+        key = (host, port if port is not None else _DEFAULT_PORTS.get(provider, 443))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._look_up(key[0].lower(), key[1])
+        return found
+
+    def _look_up(self, host: str, port: int) -> Metered | Unmetered:
+        for address, station in self._named.items():
+            if address.matches(host, port):
+                return Metered(station, host, port)
+        if self._is_local(host):
+            return Metered(self._local, host, port)
+        return Unmetered("remote")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a client that connects to ``host`` reaches this machine. Looks no name up that may need a network."""
+    name = host.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    if address.is_loopback or address.is_unspecified:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((name, 0))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,61 @@
+"""A background thread that does one thing again and again, at the pace that the thing itself asks for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_llm_energy.tracing.troubles import Troubles
+
+_AFTER_ERROR_SECONDS = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Poller:
+    """Calls ``work`` until it is stopped; ``work`` returns the seconds to wait before the next time.
+
+    What it does is not traced: its thread runs with instrumentation suppressed.
+    """
+
+    def __init__(self, name: str, work: Callable[[], float]) -> None:
+        self._name = name
+        self._work = work
+        self._woken = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._troubles = Troubles(_logger)
+
+    def start(self) -> None:
+        """Start the thread; it never keeps the interpreter from ending."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"otel-llm-energy {self._name}", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Do it now."""
+        self._woken.set()
+
+    def stop(self, timeout_seconds: float = 1.0) -> None:
+        """Stop after what it is doing now; a thread that hangs in I/O is left to end by itself."""
+        self._stopped = True
+        self._woken.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        with suppress_instrumentation():
+            while not self._stopped:
+                self._woken.wait(self._step())
+                self._woken.clear()
+
+    def _step(self) -> float:
+        try:
+            return self._work()
+        except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong in one round
+            self._troubles.warn("poll", "%s failed and is tried again.", self._name, exc_info=True)
+            return _AFTER_ERROR_SECONDS

@@ -1,0 +1,314 @@
+"""The metering of one machine: its meters, the activity of its servers, and the threads that read them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
+from otel_llm_energy.servers.server import Server
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.troubles import Troubles
+
+_ACTIVITY_OPEN_SECONDS = 0.25
+_ACTIVITY_IDLE_SECONDS = 1.0
+_DISCOVER_AGAIN_SECONDS = 10.0
+_LONGEST_BACKOFF_SECONDS = 60.0
+_SUSPENDED_NS = NS_PER_SECOND
+
+_logger = logging.getLogger(__name__)
+
+
+class Activity(Protocol):
+    """Samples the busy time of servers (`otel_llm_energy.servers.CpuActivity`)."""
+
+    def watch(self, server: Server) -> None: ...
+
+    def forget(self, server_id: str) -> None: ...
+
+    def sample(self) -> ActivitySample | None: ...
+
+    def close(self) -> None: ...
+
+
+class Station:
+    """Reads one machine's meters into its books, from `start` to `stop`.
+
+    Args:
+        books: of the machine.
+        discover: opens the meters; called again while there is none.
+        activity: samples the machine's servers.
+        resolve: finds the server at an address.
+        on_reading: told after each round of readings, in a meter's thread.
+        clock_ns: the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        discover: Callable[[], Discovery],
+        activity: Activity,
+        resolve: Callable[[str, int], Server],
+        on_reading: Callable[[], None],
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.books = books
+        self.left_out: Sequence[LeftOut] = ()
+        self.meters: list[MeterReader] = []
+        self._discover = discover
+        self._on_reading = on_reading
+        self._clock_ns = clock_ns
+        self._servers = ServerWatch(books, activity, resolve, clock_ns)
+        self._discovery = Poller("discovery", self._find_meters)
+        self._activity = Poller("activity", self._sample)
+
+    def start(self) -> None:
+        """Find the meters and start reading, all in background threads."""
+        self._discovery.start()
+        self._activity.start()
+
+    def stop(self) -> None:
+        """Stop reading and close the meters."""
+        self._discovery.stop()
+        self._activity.stop()
+        for reader in self.meters:
+            reader.stop()
+        self._servers.close()
+
+    def open(self, claim: Claim, host: str, port: int, route: str, *, reports: bool | None) -> None:
+        """A call to a server of this machine begins, in the caller's thread."""
+        was_busy = self.books.busy
+        self.read_edge()
+        server = self._servers.key(host, port)
+        self.books.open(claim, server, route, reports=reports)
+        if not was_busy or self._servers.unresolved:
+            self._wake()
+
+    def read_edge(self) -> None:
+        """Take a reading at a call's edge, of those meters for which it is cheap."""
+        for reader in self.meters:
+            reader.read_edge()
+
+    def hasten(self) -> None:
+        """Somebody cannot wait: read now what may be read now."""
+        self._servers.final = True
+        self._wake()
+
+    @property
+    def problem(self) -> MeterError | None:
+        """Why a meter cannot be read just now."""
+        return next((reader.problem for reader in self.meters if reader.problem is not None), None)
+
+    @property
+    def period_seconds(self) -> float:
+        """The longest time between two readings while calls are open."""
+        return max((reader.open_meter.meter.pace.open_seconds for reader in self.meters), default=0.0)
+
+    def servers(self) -> Mapping[str, Server]:
+        """The servers that were found, by address."""
+        return self._servers.found()
+
+    def _wake(self) -> None:
+        for reader in self.meters:
+            reader.wake()
+        self._activity.wake()
+
+    def _find_meters(self) -> float:
+        if self.meters:
+            return _LONGEST_BACKOFF_SECONDS
+        found = self._discover()
+        self.left_out = found.left_out
+        if not found.meters:
+            self.books.without_meter(found.reason)
+            return _DISCOVER_AGAIN_SECONDS
+        self.books.add_channels([channel for meter in found.meters for channel in meter.channels])
+        self.meters = [MeterReader(meter, self.books, self._on_reading, self._clock_ns) for meter in found.meters]
+        for reader in self.meters:
+            reader.start()
+        return _LONGEST_BACKOFF_SECONDS
+
+    def _sample(self) -> float:
+        self._servers.sample()
+        self._on_reading()
+        return _ACTIVITY_OPEN_SECONDS if self.books.busy else _ACTIVITY_IDLE_SECONDS
+
+
+class MeterReader:
+    """Reads one meter: at its pace in a thread of its own, and at the edges of calls where that is cheap."""
+
+    def __init__(
+        self, open_meter: OpenMeter, books: Books, on_reading: Callable[[], None], clock_ns: Callable[[], int]
+    ) -> None:
+        self.open_meter = open_meter
+        self.problem: MeterError | None = None
+        self.last_reading_ns: int | None = None
+        self._books = books
+        self._on_reading = on_reading
+        self._clock_ns = clock_ns
+        self._wanted = frozenset(channel.id for channel in open_meter.channels)
+        pace = open_meter.meter.pace
+        self._edge_gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND) if pace.at_edges else None
+        self._poller = Poller(open_meter.meter.name, self._poll)
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
+        self._failures = 0
+        self._asleep_ns = _asleep_ns()
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def wake(self) -> None:
+        """Read now, if this meter may be read at any time."""
+        if self.open_meter.meter.pace.open_seconds < 1:
+            self._poller.wake()
+
+    def stop(self) -> None:
+        self._poller.stop()
+        self.open_meter.meter.close()
+
+    def read_edge(self) -> None:
+        """A reading in the caller's thread, unless there was one just now."""
+        if self._edge_gap_ns is None or self.problem is not None:
+            return
+        if self.last_reading_ns is None or self._clock_ns() - self.last_reading_ns >= self._edge_gap_ns:
+            try:
+                self._take(self.open_meter.meter.read())
+            except MeterError as error:
+                self.problem = error
+
+    def _poll(self) -> float:
+        pace = self.open_meter.meter.pace
+        self._notice_suspend()
+        try:
+            self._take(self.open_meter.meter.read())
+        except MeterError as error:
+            return self._failed(error, pace.open_seconds)
+        self.problem, self._failures = None, 0
+        self._on_reading()
+        return pace.open_seconds if self._books.busy else pace.idle_seconds
+
+    def _take(self, readings: Sequence[Reading]) -> None:
+        mine = [reading for reading in readings if reading.channel_id in self._wanted]
+        if mine:
+            self.last_reading_ns = mine[-1].latest_ns
+            self._books.read(mine)
+
+    def _failed(self, error: MeterError, seconds: float) -> float:
+        self.problem = error
+        self._failures += 1
+        self._troubles.warn(error.reason, "%s", error)
+        self._on_reading()
+        backoff_seconds: float = max(seconds, 1.0) * 2 ** min(self._failures - 1, 6)
+        return min(backoff_seconds, _LONGEST_BACKOFF_SECONDS)
+
+    def _notice_suspend(self) -> None:
+        """The monotonic clock stands still while the machine sleeps, the counters may not."""
+        asleep_ns = _asleep_ns()
+        if abs(asleep_ns - self._asleep_ns) > _SUSPENDED_NS:
+            self._books.interrupt("suspend")
+        self._asleep_ns = asleep_ns
+
+
+class ServerWatch:
+    """Which server answers at which address, and its part of the activity, under one name for all its addresses."""
+
+    def __init__(
+        self,
+        books: Books,
+        activity: Activity,
+        resolve: Callable[[str, int], Server],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.final = False
+        self._books = books
+        self._activity = activity
+        self._resolve = resolve
+        self._clock_ns = clock_ns
+        self._keys: dict[tuple[str, int], str] = {}
+        self._found: dict[str, Server] = {}
+        self._looked_ns: dict[str, int] = {}
+        self._waiting: list[tuple[str, int]] = []
+
+    @property
+    def unresolved(self) -> bool:
+        """There are addresses that nobody has looked up yet."""
+        return bool(self._waiting)
+
+    def key(self, host: str, port: int) -> str:
+        """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
+        key = self._keys.get((host, port))
+        if key is None:
+            key = self._keys[host, port] = f"{host}:{port}"
+            self._waiting.append((host, port))
+        return key
+
+    def found(self) -> Mapping[str, Server]:
+        return dict(self._found)
+
+    def close(self) -> None:
+        self._activity.close()
+
+    def sample(self) -> None:
+        """Look up new addresses, then sample the activity of all servers."""
+        while self._waiting:
+            self._look_up(*self._waiting.pop(0))
+        sample = self._activity.sample()
+        if sample is None:
+            return
+        final, self.final = self.final, False
+        keys = {server.id: key for key, server in self._found.items()}
+        by_key = {keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys}
+        self._replace_dead(by_key)
+        self._books.sample(_renamed(sample, by_key), final=final)
+
+    def _look_up(self, host: str, port: int) -> None:
+        key = f"{host}:{port}"
+        server = self._resolve(host, port)
+        self._looked_ns[key] = self._clock_ns()
+        known = next((name for name, other in self._found.items() if other.id == server.id), None)
+        if known is not None and known != key:
+            self._keys[host, port] = known
+            return
+        old = self._found.get(key)
+        if old is not None and old.id != server.id:
+            self._activity.forget(old.id)
+        self._found[key] = server
+        self._activity.watch(server)
+        caution = server.reason if server.reason in ("relay",) else None
+        self._books.set_server(key, slots=server.slots, caution=caution)
+        if server.reason is not None:
+            _logger.info("%s", server.message)
+
+    def _replace_dead(self, by_key: Mapping[str, int | None]) -> None:
+        """A server that has ended may have been started again at its address."""
+        now_ns = self._clock_ns()
+        for address, key in self._keys.items():
+            gone = by_key.get(key) is None
+            if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
+                self._looked_ns[key] = now_ns
+                self._waiting.append(address)
+
+
+def _renamed(sample: ActivitySample, by_key: Mapping[str, int | None]) -> ActivitySample:
+    return ActivitySample(
+        sample.resource,
+        sample.at_ns,
+        sample.total_ns,
+        by_key,
+        sample.capacity,
+        sample.resolution_ns,
+        sample.total_resolution_ns,
+    )
+
+
+def _asleep_ns() -> int:
+    """How long the machine has slept since it was started."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()

@@ -1,0 +1,41 @@
+"""Real interpreter exits and real forks, each in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tracing.children import run_child
+
+
+@pytest.mark.parametrize("program", ["exit_with_batch", "exit_with_pool"])
+def test_held_spans_are_exported_when_the_interpreter_exits(program: str) -> None:
+    """Our hook runs before the provider's, and a pool that is shut already does not matter."""
+    lines = run_child(program)
+    assert lines == ["chat 0.5 shutdown", "agent of chat 0.5", "exporter shut down"]
+
+
+def test_call_in_an_exit_hook_is_exported_when_no_thread_can_start() -> None:
+    """The last call of a program may come when the interpreter is on its way out."""
+    assert run_child("exit_before_the_thread_started")[:2] == ["chat 0.5 shutdown", "agent of chat 0.5"]
+
+
+def test_each_process_exports_its_own_when_forked_while_spans_are_held() -> None:
+    """Held spans leave once, in the parent; the child's ancestors say what they know to be missing."""
+    assert sorted(run_child("fork_while_held")) == sorted(
+        [
+            "child 2.0",
+            "agent of child 2.0",
+            "root 2.0",
+            "before 1.0",
+            "agent of before 1.0",
+            "parent 2.0",
+            "agent of parent 2.0",
+            "root 3.0",
+            "exporter shut down",
+        ]
+    )
+
+
+def test_child_works_when_another_thread_was_inside_at_the_fork() -> None:
+    """No lock of ours survives a fork."""
+    assert run_child("fork_in_the_middle_of_our_work") == ["child 2.0", "agent of child 2.0", "exporter shut down"]

@@ -1,0 +1,166 @@
+"""The metrics, through the real SDK: every call once, partitions that add up, exemplars that link."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
+
+from otel_llm_energy import conventions
+from otel_llm_energy.ledger.bill import Quality, unavailable
+from otel_llm_energy.quantities import Channel
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.gate import Health
+from otel_llm_energy.tracing.metrics import CHANNEL, COMPONENT, EnergyMetrics
+from tests.tracing.fakes import bill_of
+
+SAMPLED = SpanContext(11, 22, is_remote=False, trace_flags=TraceFlags(1))
+PACKAGE = Channel("package-0", "cpu", "rapl")
+
+
+class Measured:
+    """Energy metrics on a real meter provider, and what it would export."""
+
+    def __init__(self) -> None:
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self.reader], exemplar_filter=TraceBasedExemplarFilter(), shutdown_on_exit=False)
+        self.health = Health()
+        self.metrics = EnergyMetrics(self.provider, health=lambda: [self.health], lag_seconds=lambda: {"rapl": 0.25})
+
+    def points(self, name: str) -> list[tuple[dict[str, object], object]]:
+        data = self.reader.get_metrics_data()
+        found = [
+            metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+        ]
+        return [(dict(point.attributes), point) for metric in found for point in metric.data.data_points]
+
+
+def settled_claim(joules: float, context: SpanContext = SAMPLED) -> Claim:
+    claim = Claim(context)
+    claim.attributes = {"gen_ai.operation.name": "chat"}
+    claim.output_tokens = 10
+    claim.bill = dataclasses.replace(
+        bill_of(joules),
+        components_nj={"cpu": round(joules * 0.75e9), "memory": round(joules * 0.25e9)},
+    )
+    return claim
+
+
+def test_call_is_counted_by_component_and_once_in_the_histograms() -> None:
+    """The counter's parts add up to the call's joules; a histogram has one record for a call."""
+    measured = Measured()
+    measured.metrics.settled([settled_claim(8.0)])
+    common = {
+        "gen_ai.operation.name": "chat",
+        conventions.QUALITY: "measured",
+        conventions.METER: "rapl",
+    }
+    parts = {attributes[COMPONENT]: point.value for attributes, point in measured.points("llm.energy.consumption")}
+    assert parts == {"cpu": 6.0, "memory": 2.0}
+    ((attributes, point),) = measured.points("llm.energy.operation")
+    assert attributes == common
+    assert (point.count, point.sum) == (1, 8.0)
+    assert tuple(point.explicit_bounds) == conventions.OPERATION.boundaries
+    ((_, per_token),) = measured.points("llm.energy.per_output_token")
+    assert per_token.sum == 0.8
+
+
+def test_exemplar_links_to_the_span_of_the_call() -> None:
+    """Recorded by another thread, long after the span, yet in its context."""
+    measured = Measured()
+    measured.metrics.settled([settled_claim(8.0)])
+    ((_, point),) = measured.points("llm.energy.operation")
+    (exemplar,) = point.exemplars
+    assert (exemplar.trace_id, exemplar.span_id) == (11, 22)
+
+
+def test_call_is_counted_when_it_has_no_span() -> None:
+    """Unsampled calls count all the same."""
+    measured = Measured()
+    measured.metrics.settled([settled_claim(8.0, INVALID_SPAN_CONTEXT)])
+    ((_, point),) = measured.points("llm.energy.operation")
+    assert point.count == 1
+
+
+def test_nothing_is_counted_when_the_energy_is_unavailable() -> None:
+    """Unknown is not zero."""
+    measured = Measured()
+    claim = settled_claim(1.0)
+    claim.bill = unavailable("no-meter")
+    measured.metrics.settled([claim])
+    assert measured.points("llm.energy.operation") == []
+
+
+def test_estimates_are_kept_apart_from_measurements() -> None:
+    """A sum over both would be neither."""
+    measured = Measured()
+    estimated = settled_claim(1.0)
+    estimated.bill = bill_of(1.0, Quality.ESTIMATED)
+    measured.metrics.settled([settled_claim(8.0), estimated])
+    qualities = {attributes[conventions.QUALITY] for attributes, _ in measured.points("llm.energy.consumption")}
+    assert qualities == {"measured", "estimated"}
+
+
+def test_metered_and_unattributed_are_counted_by_channel_and_reason() -> None:
+    """Metered = attributed + unattributed by reason, visible to all."""
+    measured = Measured()
+    measured.metrics.metered(PACKAGE, 10.0)
+    measured.metrics.unattributed(PACKAGE, "idle", 1.5)
+    measured.metrics.unattributed(PACKAGE, "other", 0.5)
+    channel = {CHANNEL: "package-0", COMPONENT: "cpu", conventions.METER: "rapl"}
+    assert [(a, p.value) for a, p in measured.points("llm.energy.metered")] == [(channel, 10.0)]
+    reasons = {a[conventions.REASON]: p.value for a, p in measured.points("llm.energy.unattributed")}
+    assert reasons == {"idle": 1.5, "other": 0.5}
+
+
+def test_health_and_lag_are_read_at_collection() -> None:
+    """The gate only counts; the reader asks."""
+    measured = Measured()
+    measured.metrics.metered(PACKAGE, 1.0)
+    measured.health.held, measured.health.forwarded, measured.health.dropped = 3, 40, 1
+    measured.health.degraded["max-hold"] = 2
+    values = {
+        name: [(attributes, point.value) for attributes, point in measured.points(f"llm.energy.{name}")]
+        for name in ("processor.held", "processor.forwarded", "processor.dropped", "processor.degraded", "meter.lag")
+    }
+    assert values == {
+        "processor.held": [({}, 3)],
+        "processor.forwarded": [({}, 40)],
+        "processor.dropped": [({}, 1)],
+        "processor.degraded": [({conventions.REASON: "max-hold"}, 2)],
+        "meter.lag": [({conventions.METER: "rapl"}, 0.25)],
+    }
+
+
+def test_nothing_is_made_when_the_meter_provider_records_nothing() -> None:
+    """No SDK, no work."""
+    metrics = EnergyMetrics(NoOpMeterProvider())
+    metrics.settled([settled_claim(1.0)])
+    assert metrics._made is None
+
+
+def test_global_meter_provider_is_found_when_it_is_set_later() -> None:
+    """The app may set up its metrics after us; in a process of its own, since the global is set once."""
+    program = """
+from opentelemetry import metrics
+from tests.tracing.test_tracing_metrics import InMemoryMetricReader, MeterProvider, settled_claim
+from otel_llm_energy.tracing.metrics import EnergyMetrics
+energy = EnergyMetrics()
+energy.settled([settled_claim(1.0)])
+assert energy._made is None
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader], shutdown_on_exit=False))
+energy.settled([settled_claim(1.0)])
+assert "llm.energy.consumption" in reader.get_metrics_data().to_json()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=os.getcwd())
