@@ -97,8 +97,8 @@ class _NotIdle:
         text = os.pread(self._fd, _STAT_BYTES, 0)
         at_ns = self._clock()
         cpus = text.count(b"\ncpu")
-        fields = text[: text.index(b"\n")].split()
-        idle_ns = sum(map(int, (*fields[4:6], *fields[8:9]))) * TICK_NS
+        _, _, _, _, idle, iowait, _, _, steal, *_ = text[: text.index(b"\n")].split()
+        idle_ns = (int(idle) + int(iowait) + int(steal)) * TICK_NS
         complement_ns = cpus * at_ns - idle_ns
         if cpus != self._cpus:
             self._cpus, self._base_ns, self._start_ns = cpus, self._highest_ns, complement_ns

@@ -98,7 +98,7 @@ def in_guest(proc: Path = PROC) -> bool:
     """
     flags = _lines(proc / "cpuinfo", "flags")
     mounts = _lines(proc / "self" / "mounts", "lxcfs")
-    return any("hypervisor" in line.split() for line in flags) or any(True for _ in mounts)
+    return any(line.startswith("flags") and "hypervisor" in line.split() for line in flags) or any(mounts)
 
 
 def _alternatives(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]]) -> list[Meter]:

@@ -1,0 +1,251 @@
+"""The RAPL meter, over powercap trees as the kernel lays them out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_llm_energy.meters import powercap
+from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.meters.powercap import RaplMeter
+from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
+
+
+def zone(root: Path, folder: str, name: str, energy_uj: int | bytes = 1, **files: int | str) -> Path:
+    """One folder of a tree; ``files`` are its further files."""
+    path = root / folder
+    path.mkdir(parents=True)
+    (path / "name").write_text(f"{name}\n")
+    (path / "energy_uj").write_bytes(energy_uj if isinstance(energy_uj, bytes) else f"{energy_uj}\n".encode())
+    for file, content in files.items():
+        (path / file).write_text(f"{content}\n")
+    return path
+
+
+def channel_ids(root: Path) -> list[str]:
+    """What the meter finds there."""
+    meter = RaplMeter(root)
+    try:
+        return [channel.id for channel in meter.open()]
+    finally:
+        meter.close()
+
+
+def test_values_are_the_counters_when_the_tree_moves(manual_powercap: PowercapTree) -> None:
+    """Each reading is the counter's own value, between two looks at the clock."""
+    meter = RaplMeter(manual_powercap.root)
+    channels = meter.open()
+    assert [(channel.id, channel.component) for channel in channels] == [
+        ("package-0", "cpu"),
+        ("package-0/dram", "memory"),
+    ]
+    assert {channel.range_uj for channel in channels} == {manual_powercap.range_uj}
+    for energy_uj in (0, 1_234_567, manual_powercap.range_uj - 1):
+        manual_powercap.set_uj(PACKAGE, energy_uj)
+        manual_powercap.set_uj(MEMORY, energy_uj // 10)
+        readings = meter.read()
+        assert [reading.energy_uj for reading in readings] == [energy_uj, energy_uj // 10]
+        assert all(reading.earliest_ns < reading.latest_ns for reading in readings)
+    meter.close()
+
+
+def test_core_uncore_mmio_and_psys_are_left_out_when_there_are_packages(tmp_path: Path) -> None:
+    """They are inside a package, repeat it, or hold it."""
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    zone(tmp_path, "intel-rapl:0:0", "core")
+    zone(tmp_path, "intel-rapl:0:1", "uncore")
+    zone(tmp_path, "intel-rapl:0:2", "dram")
+    zone(tmp_path, "intel-rapl:1", "psys")
+    zone(tmp_path, "intel-rapl:2", "package-1")
+    zone(tmp_path, "intel-rapl-mmio:0", "package-0")
+    assert channel_ids(tmp_path) == ["package-0", "package-1", "package-0/dram"]
+
+
+def test_parts_are_found_when_they_lie_in_their_packages_folder(tmp_path: Path) -> None:
+    """The device tree nests what /sys/class shows side by side; found in both places it counts once."""
+    zone(tmp_path / "intel-rapl:0", "intel-rapl:0:0", "dram")
+    (tmp_path / "intel-rapl:0" / "name").write_text("package-0\n")
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("5\n")
+    assert channel_ids(tmp_path) == ["package-0", "package-0/dram"]
+    (tmp_path / "intel-rapl:0:0").symlink_to(tmp_path / "intel-rapl:0" / "intel-rapl:0:0")
+    assert channel_ids(tmp_path) == ["package-0", "package-0/dram"]
+
+
+def test_psys_is_the_host_when_there_is_no_package(tmp_path: Path) -> None:
+    """Some laptops have nothing else."""
+    zone(tmp_path, "intel-rapl:0", "psys")
+    (channel,) = RaplMeter(tmp_path).open()
+    assert (channel.id, channel.component) == ("psys", "host")
+
+
+def test_channels_have_names_of_their_own_when_the_tree_repeats_one(tmp_path: Path) -> None:
+    """Two dies of one package may both be called package-0."""
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    zone(tmp_path, "intel-rapl:1", "package-0")
+    assert channel_ids(tmp_path) == ["package-0", "package-0#2"]
+
+
+LONG, SHORT = "constraint_0", "constraint_1"
+
+
+@pytest.mark.parametrize(
+    ("files", "limit_watts"),
+    [
+        ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 65_000_000}, 65.0),
+        (
+            {
+                f"{LONG}_name": "long_term",
+                f"{LONG}_power_limit_uw": 65_000_000,
+                f"{SHORT}_name": "short_term",
+                f"{SHORT}_power_limit_uw": 120_000_000,
+            },
+            120.0,
+        ),
+        ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 0, f"{LONG}_max_power_uw": 45_000_000}, 45.0),
+        ({f"{LONG}_name": "long_term", f"{LONG}_max_power_uw": 95_000_000}, 95.0),
+        ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 0}, None),
+        ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 4_095_999_755_859}, None),
+        ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": "watts"}, None),
+        (
+            {
+                f"{LONG}_name": "long_term",
+                f"{LONG}_power_limit_uw": 65_000_000,
+                f"{SHORT}_name": "short_term",
+                f"{SHORT}_power_limit_uw": 0,
+            },
+            None,
+        ),
+        ({}, None),
+    ],
+)
+def test_the_limit_is_the_highest_enforced_one_when_it_makes_sense(
+    tmp_path: Path, files: dict[str, int | str], limit_watts: float | None
+) -> None:
+    """A bound that the short-term limit breaks, or firmware's nonsense, is no bound."""
+    zone(tmp_path, "intel-rapl:0", "package-0", **files)
+    (channel,) = RaplMeter(tmp_path).open()
+    assert channel.limit_watts == limit_watts
+
+
+@pytest.mark.parametrize("root", ["nowhere", "."])
+def test_an_error_says_so_when_there_is_no_tree(tmp_path: Path, root: str) -> None:
+    """A missing and an empty folder are the same: no meter."""
+    with pytest.raises(MeterError, match="no RAPL package") as caught:
+        RaplMeter(tmp_path / root).open()
+    assert caught.value.reason == "meter-not-found"
+
+
+def test_the_remedy_is_named_when_only_root_may_read(tmp_path: Path) -> None:
+    """Since Linux 5.10 that is the usual case."""
+    zone(tmp_path, "intel-rapl:0", "package-0").joinpath("energy_uj").chmod(0)
+    told = opening_as_nobody(tmp_path)
+    assert told.startswith("meter-permission")
+    assert "chmod" in told
+
+
+def opening_as_nobody(root: Path) -> str:
+    """What a process that is not root is told; run as root, a child gives that up first."""
+    root.chmod(0o755)
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chdir(root)  # the folders above may be closed to others
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            RaplMeter(".").open()
+        except MeterError as error:
+            os.write(send, f"{error.reason} {error}".encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, encoding="utf-8") as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    return told
+
+
+@given(st.binary(max_size=40))
+def test_a_torn_value_is_left_out_when_the_other_counter_is_good(
+    tmp_path_factory: pytest.TempPathFactory, torn: bytes
+) -> None:
+    """Whatever stands in one file, the other is read; a number comes out only if one went in."""
+    root = tmp_path_factory.mktemp("tree")
+    zone(root, "intel-rapl:0", "package-0", 7)
+    zone(root, "intel-rapl:0:0", "dram", torn)
+    meter = RaplMeter(root)
+    meter.open()
+    by_channel = {reading.channel_id: reading.energy_uj for reading in meter.read()}
+    meter.close()
+    assert by_channel.pop("package-0") == 7
+    for energy_uj in by_channel.values():
+        assert energy_uj == int(torn[:32]) >= 0
+
+
+def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:
+    """An unloaded driver is no energy of zero."""
+    zone(tmp_path, "intel-rapl:0", "package-0", b"")
+    meter = RaplMeter(tmp_path)
+    meter.open()
+    with pytest.raises(MeterError) as caught:
+        meter.read()
+    assert caught.value.reason == "meter-unreadable"
+
+
+def test_an_error_is_raised_when_the_meter_is_closed(manual_powercap: PowercapTree) -> None:
+    """Reading after close touches no descriptor, which may by now be another file's."""
+    meter = RaplMeter(manual_powercap.root)
+    meter.open()
+    meter.close()
+    meter.close()
+    with pytest.raises(MeterError) as caught:
+        meter.read()
+    assert caught.value.reason == "meter-closed"
+    assert [channel.id for channel in meter.open()] == ["package-0", "package-0/dram"]
+    meter.close()
+
+
+def test_the_age_of_a_value_is_part_of_its_time_when_it_is_read(manual_powercap: PowercapTree) -> None:
+    """The hardware refreshes the counter every millisecond: a value may be that old."""
+    meter = RaplMeter(manual_powercap.root, clock=lambda: 5_000_000_000)
+    meter.open()
+    assert {(reading.earliest_ns, reading.latest_ns) for reading in meter.read()} == {(4_999_000_000, 5_000_000_000)}
+    meter.close()
+
+
+def test_every_reading_is_whole_when_threads_read_while_others_reopen(manual_powercap: PowercapTree) -> None:
+    """Readings at calls' edges come from any thread, also while the meter is closed and opened again."""
+    manual_powercap.set_uj(PACKAGE, 1_000)
+    manual_powercap.set_uj(MEMORY, 2_000)
+    meter = RaplMeter(manual_powercap.root)
+    meter.open()
+    odd: list[object] = []
+
+    def read() -> None:
+        for _ in range(2_000):
+            try:
+                got = [reading.energy_uj for reading in meter.read()]
+            except MeterError as error:
+                got = [1_000, 2_000] if error.reason == "meter-closed" else [-1]
+            if got != [1_000, 2_000]:
+                odd.append(got)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        meter.close()
+        meter.open()
+    meter.close()
+    assert odd == []
+
+
+def test_the_kernels_tree_is_the_default_when_no_root_is_named() -> None:
+    """A root that the user names is told from the default one, for it is trusted in a guest."""
+    assert RaplMeter().root == powercap.POWERCAP_ROOT
+    assert not RaplMeter().root_is_named
+    assert RaplMeter("/somewhere").root_is_named
