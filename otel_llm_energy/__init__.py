@@ -1,1 +1,25 @@
-"""Measured energy on LLM spans."""
+"""Measured energy on every LLM call's span: joules, joules per token, how sure, and who else drew power.
+
+::
+
+    import otel_llm_energy
+    otel_llm_energy.instrument()
+"""
+
+from otel_llm_energy.instrument import Instrumentation, instrument
+from otel_llm_energy.meters import CpuEstimate, MeterError, RaplMeter, ScaphandreMeter
+from otel_llm_energy.runtime import Status
+from otel_llm_energy.settings import SettingError
+from otel_llm_energy.tracing.processor import EnergySpanProcessor
+
+__all__ = [
+    "CpuEstimate",
+    "EnergySpanProcessor",
+    "Instrumentation",
+    "MeterError",
+    "RaplMeter",
+    "ScaphandreMeter",
+    "SettingError",
+    "Status",
+    "instrument",
+]

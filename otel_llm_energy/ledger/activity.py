@@ -65,12 +65,15 @@ class ActivityLog:
         """Activity is known up to here; ``None`` before the first sample."""
         return self._last.at_ns if self._last else None
 
-    def add(self, sample: ActivitySample) -> None:
-        """Take a sample; it closes a cell if enough time or work lies between it and the last one kept."""
+    def add(self, sample: ActivitySample, *, final: bool = False) -> None:
+        """Take a sample; it closes a cell if enough time or work lies between it and the last one kept.
+
+        A ``final`` one (somebody cannot wait any longer) closes a cell in any case.
+        """
         last = self._last
         if last is not None:
             length_ns, total_ns = sample.at_ns - last.at_ns, sample.total_ns - last.total_ns
-            if length_ns < _SHORTEST_CELL_NS or (total_ns < _LEAST_BUSY_NS and length_ns < _LONGEST_WAIT_NS):
+            if length_ns <= 0 or (not final and _too_short(length_ns, total_ns)):
                 return
             self._cells.append(_cell(last, sample, max(total_ns, 0)))
             self._ends_ns.append(sample.at_ns)
@@ -125,6 +128,10 @@ class ActivityLog:
             parts.others_ns += parts.by_server_ns.pop(server, 0)
         parts.known = covered_ns == end_ns - start_ns
         return parts
+
+
+def _too_short(length_ns: int, total_ns: int) -> bool:
+    return length_ns < _SHORTEST_CELL_NS or (total_ns < _LEAST_BUSY_NS and length_ns < _LONGEST_WAIT_NS)
 
 
 def _cell(last: ActivitySample, sample: ActivitySample, total_ns: int) -> Cell:

@@ -28,6 +28,7 @@ _KEEP_FREE_NS = 2 * NS_PER_SECOND
 class _Server:
     timeline: Timeline
     slots: int | None = None
+    caution: str | None = None
     reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
     open: dict[int, Entry] = field(default_factory=dict)  # by id(), in the order of opening
 
@@ -90,7 +91,10 @@ class Ledger:
         return [account.sweep.channel for account in self._accounts.values()]
 
     def add_channel(self, channel: Channel, at_ns: int) -> None:
-        """From ``at_ns`` on there are readings of this channel."""
+        """From ``at_ns`` on there are readings of this channel; one that was there before is interrupted."""
+        if channel.id in self._accounts:
+            self._accounts[channel.id].counter.interrupt("reopened")
+            return
         self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, at_ns, self._idle))
         self._activity.setdefault(channel.resource, ActivityLog())
         self._billed_nj[channel.id] = self._late_nj[channel.id] = 0
@@ -107,25 +111,30 @@ class Ledger:
         for account in self._accounts.values():
             account.counter.interrupt(reason)
 
-    def sample(self, sample: ActivitySample) -> None:
-        """Take a sample of activity."""
-        self._activity.setdefault(sample.resource, ActivityLog()).add(sample)
+    def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
+        """Take a sample of activity; ``final``: however short the time since the last one."""
+        self._activity.setdefault(sample.resource, ActivityLog()).add(sample, final=final)
 
     # Calls' side
 
-    def add_server(self, server: str, *, slots: int | None = None, reports: bool | None = None) -> None:
+    def add_server(
+        self, server: str, *, slots: int | None = None, reports: bool | None = None, caution: str | None = None
+    ) -> None:
         """Open an account for a server; a repeat only adds to what is known.
 
         Args:
             server: its id, as in `ActivitySample.by_server_ns`.
             slots: how many calls it works on at once, if known.
             reports: it is known beforehand whether its answers carry timings (Ollama's do).
+            caution: why the process that is known is not all that works, e.g. ``"relay"``; degrades its bills.
         """
         known = self._servers.get(server)
         if known is None:
             known = self._servers[server] = _Server(Timeline(self._frozen_ns()))
         if slots is not None:
             known.slots = slots
+        if caution is not None:
+            known.caution = caution
         if reports is not None:
             known.reports.setdefault("", reports)
 
@@ -257,8 +266,9 @@ class Ledger:
 
     def _bill(self, entry: Entry, reason: str | None) -> None:
         sweeps = [account.sweep for account in self._accounts.values()]
-        timeline = self._servers[entry.server].timeline
-        entry.bill, by_channel = bill_for(entry, sweeps, timeline, self._idle, reason)
+        books = self._servers[entry.server]
+        entry.caution = books.caution
+        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, self._idle, reason)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
         self._forced[id(entry)] = by_channel

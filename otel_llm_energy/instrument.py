@@ -1,0 +1,208 @@
+"""The one line: measure every LLM call of this process and put its energy on its span."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+
+from otel_llm_energy.conventions import Tier
+from otel_llm_energy.ledger.sweep import IdleSharing
+from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.runtime import Runtime, Status
+from otel_llm_energy.settings import settings
+from otel_llm_energy.tracing.books import ServerReport
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.late import LateTracerProvider
+from otel_llm_instrumentation import CallView, add_observer, remove_observer
+
+_logger = logging.getLogger(__name__)
+
+
+class Instrumentation:
+    """What `instrument()` started, and how to look at it, flush it and undo it."""
+
+    def __init__(self, runtime: Runtime | None, clients: Sequence[str]) -> None:
+        self._runtime = runtime
+        self._undo: list[Callable[[], None]] = []
+        if runtime is not None:
+            runtime.start()
+            observer = CallMeter(runtime)
+            add_observer(observer)
+            self._undo = [lambda: remove_observer(observer), *_instrument_clients(clients, runtime)]
+
+    @property
+    def active(self) -> bool:
+        """Calls are measured; not so after `uninstrument`, or with ``OTEL_SDK_DISABLED``."""
+        return self._runtime is not None
+
+    def uninstrument(self) -> None:
+        """Hand on what is held, stop measuring and leave no trace. A repeat does nothing."""
+        with _registry_lock:
+            runtime, self._runtime = self._runtime, None
+            _forget(self)
+        if runtime is not None:
+            for undo in self._undo:
+                undo()
+            runtime.stop()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Settle what has ended and hand its spans on; False if that took longer than the timeout, ms."""
+        return self._runtime is None or self._runtime.force_flush(timeout_millis)
+
+    def status(self) -> Status:
+        """Which meters are read, how fresh they are, what was left out and why."""
+        if self._runtime is None:
+            return Status((), (), {}, "not instrumented")
+        return self._runtime.status()
+
+
+_registry_lock = threading.Lock()
+_registry: list[Instrumentation] = []  # the one that is active, if any
+
+
+def _forget(instrumentation: Instrumentation) -> None:
+    if instrumentation in _registry:
+        _registry.remove(instrumentation)
+
+
+def instrument(
+    *,
+    tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    meters: str | Meter | Sequence[str | Meter] | None = None,
+    servers: Mapping[str, str | Meter] | None = None,
+    clients: Literal["auto"] | Sequence[str] | None = None,
+    detail: Tier | None = None,
+    idle: IdleSharing | None = None,
+    max_hold: float | None = None,
+    **options: Any,
+) -> Instrumentation:
+    """Measure the energy of every LLM call of this process and put it on the call's span.
+
+    Calling it again returns what is active already. Every option can also be given as ``OTEL_LLM_ENERGY_...``; the
+    argument wins. See `otel_llm_energy.settings.OPTIONS` for all of them.
+
+    Args:
+        tracer_provider: whose spans get energy; ``None``: the global one, and if there is none by the first call, one
+            is made that exports by OTLP.
+        meter_provider: records the metrics; ``None``: the global one.
+        meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"cpu-estimate"``, a meter, or a list of these.
+        servers: who answers at an address, where it is not the process that listens there on this machine.
+        clients: ``"auto"``, or which of ``"openai"`` and ``"ollama"`` to instrument.
+        detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
+        idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
+        max_hold: a finished span waits at most so long for its energy, s; 0 never holds one.
+        options: ``idle_watts``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
+
+    Raises:
+        SettingError: an argument has a value that is not allowed.
+        TypeError: there is no such option.
+    """
+    given = {
+        "meters": meters,
+        "servers": servers,
+        "clients": clients,
+        "detail": detail,
+        "idle": idle,
+        "max_hold": max_hold,
+    }
+    chosen = settings(**given, **options)
+    with _registry_lock:
+        if _registry:
+            return _registry[0]
+        disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
+        runtime = None if disabled else Runtime(chosen, tracer_provider, meter_provider)
+        made = Instrumentation(runtime, chosen.clients)
+        _registry.append(made)
+        return made
+
+
+class CallMeter:
+    """Opens a claim for every call that the client instrumentors observe, sampled or not."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._claims: dict[int, Claim] = {}  # by id of the call, which lives until it has ended
+
+    def call_started(self, call: CallView) -> None:
+        claim = self._claims[id(call)] = Claim(call.span.get_span_context())
+        for gate in self._runtime.gates:
+            gate.bind(call.span, claim, call.context)
+        self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
+
+    def first_chunk(self, call: CallView) -> None:
+        claim = self._claims.get(id(call))
+        if claim is not None:
+            self._runtime.desk.first_chunk(claim)
+
+    def call_ended(self, call: CallView) -> None:
+        claim = self._claims.pop(id(call), None)
+        if claim is None:
+            return
+        claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
+        claim.attributes = _metric_attributes(call)
+        timings = call.timings
+        report = None
+        if timings is not None:
+            report = ServerReport(
+                timings.prefill_seconds, timings.decode_seconds, timings.load_seconds, timings.end_unix_ns
+            )
+        self._runtime.desk.close(claim, report)
+
+
+def _metric_attributes(call: CallView) -> dict[str, str | int]:
+    known: dict[str, str | int | None] = {
+        "gen_ai.operation.name": call.operation,
+        "gen_ai.provider.name": call.provider,
+        "gen_ai.request.model": call.request_model,
+        "gen_ai.response.model": call.response_model,
+        "server.address": call.server_address,
+        "server.port": call.server_port,
+        "error.type": call.error_type,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:
+    """Instrument the client libraries that the user did not instrument already; how to undo it."""
+    undo: list[Callable[[], None]] = []
+    provider = LateTracerProvider(runtime.provider_for_call)
+    for name in clients:
+        instrumentor = _instrumentor(name)
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.instrument(tracer_provider=provider)
+            undo.append(instrumentor.uninstrument)
+    return undo
+
+
+def _instrumentor(name: str) -> Any:
+    if name == "openai":
+        from otel_llm_instrumentation.openai import OpenAIInstrumentor
+
+        return OpenAIInstrumentor()
+    from otel_llm_instrumentation.ollama import OllamaInstrumentor
+
+    return OllamaInstrumentor()
+
+
+class EnergyInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Entry point of ``opentelemetry-instrument``: the one line without the line."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        self._instrumentation = instrument(
+            tracer_provider=kwargs.get("tracer_provider"), meter_provider=kwargs.get("meter_provider")
+        )
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        self._instrumentation.uninstrument()

@@ -1,0 +1,350 @@
+"""All that runs behind `instrument()`: stations, desk, metrics and the joint with the tracer provider."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from opentelemetry import trace
+from opentelemetry.metrics import MeterProvider
+
+from otel_llm_energy.ledger.ledger import Balance, Ledger
+from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
+from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel
+from otel_llm_energy.servers.activity import CpuActivity
+from otel_llm_energy.servers.resolve import resolve, resolve_named
+from otel_llm_energy.servers.server import Server
+from otel_llm_energy.settings import Settings
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.claims import ClaimListener
+from otel_llm_energy.tracing.desk import SettlingDesk
+from otel_llm_energy.tracing.directory import Address, Directory
+from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.forward import Downstream
+from otel_llm_energy.tracing.gate import Gate, Health
+from otel_llm_energy.tracing.join import CannotJoinError, Joint
+from otel_llm_energy.tracing.metrics import EnergyMetrics
+from otel_llm_energy.tracing.own_provider import set_up_tracing
+from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.station import Station
+
+_LOOK_AGAIN_SECONDS = 1.0
+_SCAPHANDRE_PERIOD_SECONDS = 2.5
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatus:
+    """One counter that is read.
+
+    Attributes:
+        channel: the counter.
+        balance: where its energy went.
+        idle_watts: idle power; ``None`` while it is being learned.
+        age_seconds: of the newest reading; ``None`` before the first.
+        problem: why its meter cannot be read just now.
+    """
+
+    channel: Channel
+    balance: Balance
+    idle_watts: float | None
+    age_seconds: float | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is being measured.
+
+    Attributes:
+        channels: the counters that are read.
+        left_out: meters that are not read, and why.
+        servers: who answers at which address.
+        tracing: ``"joined"``, or why no tracer provider is joined.
+    """
+
+    channels: tuple[ChannelStatus, ...]
+    left_out: tuple[LeftOut, ...]
+    servers: Mapping[str, Server]
+    tracing: str
+
+    def __str__(self) -> str:
+        lines = [f"tracing: {self.tracing}"]
+        for each in self.channels:
+            age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
+            idle = "idle being learned" if each.idle_watts is None else f"idle {each.idle_watts:.4g} W"
+            kind = "estimate" if each.channel.estimated else "meter"
+            problem = f", {each.problem}" if each.problem else ""
+            lines.append(f"{kind} {each.channel.meter}: {each.channel.id}, {idle}, {age}{problem}")
+        lines.extend(f"left out {one.name}: {one.reason}. {one.message}" for one in self.left_out)
+        lines.extend(f"server {key}: {server.name} {server.message}".rstrip() for key, server in self.servers.items())
+        return "\n".join(lines)
+
+
+class Runtime:
+    """Measures and settles from `start` to `stop`, and stands before the tracer provider's processors.
+
+    Args:
+        options: see `otel_llm_energy.settings.OPTIONS`.
+        tracer_provider: ``None`` for the global one, whichever that is by then.
+        meter_provider: ``None`` for the global one.
+    """
+
+    def __init__(
+        self,
+        options: Settings,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._options = options
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._joint: Joint | None = None
+        self._join_lock = threading.Lock()
+        self._tracing = "waiting for a tracer provider"
+        self._gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+        self._stopped = False
+        self._build()
+        _after_fork_in_child(weakref.WeakMethod(self._start_afresh))
+
+    def _build(self) -> None:
+        options = self._options
+        self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
+        self.desk = SettlingDesk(
+            Directory(self._local_station(), self._named_stations()),
+            self._listeners,
+            balance_listener=self._metrics,
+            max_hold_seconds=options.max_hold,
+        )
+        self._joiner = Poller("joining", self._look_again)
+
+    def start(self) -> None:
+        """Join tracing if it is set up, and start reading."""
+        self._join(self.provider())
+        self.desk.start()
+        self._joiner.start()
+
+    def stop(self) -> None:
+        """Hand on what is held, stand aside, stop reading. A repeat does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._joiner.stop()
+        with self._join_lock:
+            if self._joint is not None:
+                self._joint.leave()
+        self.desk.report_balance()
+        self.desk.stop()
+
+    @property
+    def gates(self) -> Sequence[Gate]:
+        """All gates that hold spans."""
+        return list(self._gates)
+
+    def provider(self) -> trace.TracerProvider:
+        """The tracer provider that is right now; the API's proxy if there is none."""
+        return self._tracer_provider or trace.get_tracer_provider()
+
+    def provider_for_call(self) -> trace.TracerProvider:
+        """The provider for a call that starts now: if there is none yet, one is made. Joined."""
+        provider = self.provider()
+        if isinstance(provider, trace.ProxyTracerProvider):
+            with self._join_lock:
+                provider = self.provider()
+                if isinstance(provider, trace.ProxyTracerProvider):
+                    provider = set_up_tracing()
+        if self._joint is None:
+            self._join(provider)
+        return provider
+
+    def make_gate(self, downstream: Downstream) -> Gate:
+        """A gate on this runtime's desk."""
+        gate = Gate(
+            downstream,
+            self.desk,
+            style=Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity),
+            max_hold_seconds=self._options.max_hold,
+            meter_period_seconds=_SCAPHANDRE_PERIOD_SECONDS,
+        )
+        self._gates.add(gate)
+        return gate
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Settle and hand on what is held, within the timeout; False if it was exceeded."""
+        deadline_ns = time.monotonic_ns() + timeout_millis * 1_000_000
+        flushed = True
+        for gate in self.gates:
+            remaining_millis = max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1)
+            flushed &= gate.force_flush(remaining_millis)
+        self.desk.report_balance()
+        return flushed
+
+    def status(self) -> Status:
+        """What is being measured, and what not and why."""
+        channels = [each for station in self.desk.stations for each in _channels(station)]
+        left_out = tuple(one for station in self.desk.stations for one in station.left_out)
+        servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
+        return Status(tuple(channels), left_out, servers, self._tracing)
+
+    # Tracing
+
+    def _join(self, provider: trace.TracerProvider) -> None:
+        with self._join_lock:
+            if self._joint is not None and self._joint.joins(provider):
+                return
+            left, self._joint = self._joint, None
+            try:
+                self._joint = Joint(provider, self.make_gate)
+                self._tracing = "joined"
+            except CannotJoinError as error:
+                if self._tracing != str(error):
+                    _logger.debug("%s", error)
+                self._tracing = str(error)
+        if left is not None:
+            left.leave()
+
+    def _look_again(self) -> float:
+        """Tracing may be set up later, or again (`logfire.configure()` twice)."""
+        self._join(self.provider())
+        return _LOOK_AGAIN_SECONDS
+
+    def _listeners(self) -> Sequence[ClaimListener]:
+        return [self._metrics, *self._gates]
+
+    def _health(self) -> Sequence[Health]:
+        return [gate.health for gate in self._gates]
+
+    # Metering
+
+    def _local_station(self) -> Station:
+        options = self._options
+        names = {
+            Address.parse(address): spec
+            for address, spec in options.servers.items()
+            if isinstance(spec, str) and not spec.startswith("http")
+        }
+        find = partial(_discover, options)
+        return self._station(find, CpuActivity(), partial(_resolve, names))
+
+    def _named_stations(self) -> dict[Address, Station]:
+        stations: dict[Address, Station] = {}
+        by_meter: dict[int | str, Station] = {}
+        for address, spec in self._options.servers.items():
+            if isinstance(spec, str) and not spec.startswith("http"):
+                stations.setdefault(Address.parse(address), None)  # type: ignore[arg-type]
+                continue
+            key = spec if isinstance(spec, str) else id(spec)
+            if key not in by_meter:
+                meter = ScaphandreMeter(spec) if isinstance(spec, str) else spec
+                by_meter[key] = self._station(partial(discover, meter), NoActivity(), _elsewhere)
+            stations[Address.parse(address)] = by_meter[key]
+        return {address: station for address, station in stations.items() if station is not None}
+
+    def _station(
+        self, find: Callable[[], Discovery], activity: CpuActivity | NoActivity, who: Callable[[str, int], Server]
+    ) -> Station:
+        ledger = Ledger(
+            time.monotonic_ns(), idle=self._options.idle, max_wait_ns=int(self._options.max_hold * NS_PER_SECOND)
+        )
+        return Station(Books(ledger), find, activity, who, self._wake)
+
+    def _wake(self) -> None:
+        self.desk.wake()
+
+    def _lag_seconds(self) -> Mapping[str, float]:
+        ages = {}
+        for station in self.desk.stations:
+            for each in _channels(station):
+                if each.age_seconds is not None:
+                    ages[each.channel.meter] = each.age_seconds
+        return ages
+
+    def _start_afresh(self) -> None:
+        """In a forked child: threads are gone, meters and books are the parent's."""
+        if self._stopped:
+            return
+        self._join_lock = threading.Lock()
+        gates = list(self._gates)
+        self._build()
+        for gate in gates:
+            gate.desk = self.desk
+        self.desk.start()
+        self._joiner.start()
+
+
+class NoActivity:
+    """Where the processes of a server cannot be seen from here: its part of the activity is unknown."""
+
+    def watch(self, server: Server) -> None: ...
+
+    def forget(self, server_id: str) -> None: ...
+
+    def sample(self) -> None:
+        return None
+
+    def close(self) -> None: ...
+
+
+def _discover(options: Settings) -> Discovery:
+    found = discover(options.meters, scaphandre_url=options.scaphandre_url, powercap_root=options.powercap_root)
+    meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
+    return replace(found, meters=meters)
+
+
+def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> tuple[Channel, ...]:
+    """Put in the idle power that the user knows: of one channel, or of each CPU package (or the host)."""
+
+    def known(channel: Channel) -> float | None:
+        if channel.id in idle_watts:
+            return idle_watts[channel.id]
+        whole = idle_watts.get("") if channel.component in ("cpu", "host") else None
+        return channel.idle_watts if whole is None else whole
+
+    return tuple(replace(channel, idle_watts=known(channel)) for channel in channels)
+
+
+def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
+    for address, spec in names.items():
+        if address.matches(host, port):
+            return resolve_named(spec)
+    return resolve(host, port)
+
+
+def _elsewhere(host: str, port: int) -> Server:
+    return Server(f"remote:{host}:{port}", f"{host}:{port}", "remote", reason="remote")
+
+
+def _channels(station: Station) -> Sequence[ChannelStatus]:
+    now_ns = time.monotonic_ns()
+    baseline = station.books.baseline_watts()
+    readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
+    statuses = []
+    for name, (channel, balance) in station.books.balance().items():
+        reader = readers.get(name)
+        last_ns = reader.last_reading_ns if reader else None
+        age_seconds = None if last_ns is None else (now_ns - last_ns) / NS_PER_SECOND
+        problem = str(reader.problem) if reader and reader.problem else None
+        statuses.append(ChannelStatus(channel, balance, baseline.get(name), age_seconds, problem))
+    return statuses
+
+
+def _after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    def renew() -> None:
+        bound = method()
+        if bound is not None:
+            bound()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
+
+
+__all__ = ["ChannelStatus", "Meter", "Runtime", "Status"]

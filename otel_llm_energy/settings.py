@@ -1,0 +1,263 @@
+"""Every option in one table: keyword, environment variable, what is allowed, default and meaning."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from otel_llm_energy.conventions import TIERS, Tier
+from otel_llm_energy.ledger.sweep import IDLE_SHARINGS, IdleSharing
+from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.meters.discovery import BEST_FIRST
+
+CLIENTS: Final = ("openai", "ollama")
+_PREFIX: Final = "OTEL_LLM_ENERGY_"
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class SettingError(ValueError):
+    """An option has a value that it cannot have; the message names the option, the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options after arguments, environment and defaults were put together; see `OPTIONS` for each."""
+
+    meters: str | Meter | Sequence[str | Meter]
+    servers: Mapping[str, str | Meter]
+    clients: Sequence[str]
+    detail: Tier
+    idle: IdleSharing
+    max_hold: float
+    idle_watts: Mapping[str, float]
+    scaphandre_url: str | None
+    powercap_root: Path | None
+    grid_intensity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Option(Generic[_T]):
+    """One row of the table.
+
+    Attributes:
+        name: the keyword; the variable is its name in capitals after ``OTEL_LLM_ENERGY_``.
+        default: used where nothing is given.
+        allowed: what is allowed, in words.
+        meaning: what it does, with its unit.
+        check: a value given as keyword -> the value to use; raises `ValueError`.
+        read: the same for the text of a variable.
+    """
+
+    name: str
+    default: _T
+    allowed: str
+    meaning: str
+    check: Callable[[Any], _T]
+    read: Callable[[str], _T]
+
+    @property
+    def variable(self) -> str:
+        return _PREFIX + self.name.upper()
+
+
+def _meters(value: Any) -> str | Meter | Sequence[str | Meter]:
+    given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    for one in given:
+        if isinstance(one, str) and one not in (*BEST_FIRST, "auto"):
+            raise ValueError(one)
+        if not isinstance(one, str) and not all(hasattr(one, name) for name in ("name", "pace", "open", "read")):
+            raise ValueError(one)
+    if not given:
+        raise ValueError(value)
+    return given
+
+
+def _servers(value: Any) -> Mapping[str, str | Meter]:
+    from otel_llm_energy.tracing.directory import Address
+
+    servers = dict(value)
+    for address, meter in servers.items():
+        Address.parse(address)
+        if isinstance(meter, str) and meter.partition(":")[0] not in ("pid", "name", "http", "https"):
+            raise ValueError(meter)
+    return servers
+
+
+def _clients(value: Any) -> Sequence[str]:
+    if value == "auto":
+        return CLIENTS
+    names = [value] if isinstance(value, str) else list(value)
+    if not set(names) <= set(CLIENTS):
+        raise ValueError(value)
+    return names
+
+
+def _one_of(choices: Sequence[_T]) -> Callable[[Any], _T]:
+    def check(value: Any) -> _T:
+        if value not in choices:
+            raise ValueError(value)
+        return choices[choices.index(value)]
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 <= seconds <= 3600:
+        raise ValueError(value)
+    return seconds
+
+
+def _watts(value: Any) -> Mapping[str, float]:
+    """``20`` for each CPU package (or the host), or watts by channel: ``package-0=18,package-0/dram=2``."""
+    if isinstance(value, str):
+        pairs = [pair.rpartition("=") for pair in value.split(",") if pair.strip()]
+        watts = {name.strip(): float(number) for name, _, number in pairs}
+    elif isinstance(value, Mapping):
+        watts = {str(name): float(number) for name, number in value.items()}
+    else:
+        watts = {"": float(value)}
+    if any(not 0 <= number < 100_000 for number in watts.values()) or ("" in watts and len(watts) > 1):
+        raise ValueError(value)
+    return watts
+
+
+def _url(value: Any) -> str:
+    if not str(value).startswith(("http://", "https://")):
+        raise ValueError(value)
+    return str(value)
+
+
+def _grams(value: Any) -> float:
+    grams = float(value)
+    if not 0 <= grams < 10_000:
+        raise ValueError(value)
+    return grams
+
+
+def _list(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _pairs(text: str) -> Mapping[str, str]:
+    """``ollama:11434=http://ollama:8080/metrics,localhost:8080=name:llama-server``."""
+    pairs = [pair.partition("=") for pair in _list(text)]
+    return {address.strip(): server.strip() for address, _, server in pairs}
+
+
+OPTIONS: Final[tuple[Option[Any], ...]] = (
+    Option(
+        "meters",
+        ["auto"],
+        f"auto, one of {', '.join(BEST_FIRST)}, a meter such as ScaphandreMeter(url=...), or a list of these",
+        "Where joules come from. auto takes the best that works on this machine.",
+        _meters,
+        lambda text: _meters(_list(text)),
+    ),
+    Option(
+        "servers",
+        {},
+        "addresses ('host:port', 'host' or ':port') with a meter, 'pid:4711', 'name:ollama' or a Scaphandre URL",
+        "Who answers at an address, where it is not the process that listens there on this machine.",
+        _servers,
+        lambda text: _servers(_pairs(text)),
+    ),
+    Option(
+        "clients",
+        CLIENTS,
+        f"auto, or a list of {', '.join(CLIENTS)}; an empty list for none",
+        "Which client libraries are instrumented.",
+        _clients,
+        lambda text: _clients("auto" if text.strip() == "auto" else _list(text)),
+    ),
+    Option("detail", "standard", ", ".join(TIERS), "How many attributes a span gets.", _one_of(TIERS), _one_of(TIERS)),
+    Option(
+        "idle",
+        "time",
+        ", ".join(IDLE_SHARINGS),
+        "How idle energy is shared: by time at work, by activity, or not at all.",
+        _one_of(IDLE_SHARINGS),
+        _one_of(IDLE_SHARINGS),
+    ),
+    Option(
+        "max_hold",
+        30.0,
+        "seconds from 0 to 3600; 0 never holds a span",
+        "A finished span waits at most so long for its energy, s.",
+        _seconds,
+        _seconds,
+    ),
+    Option(
+        "idle_watts",
+        {},
+        "watts of each CPU package (or the host), or by channel: package-0=18,package-0/dram=2",
+        "Idle power that is known beforehand, W; otherwise it is learned.",
+        _watts,
+        _watts,
+    ),
+    Option(
+        "scaphandre_url",
+        None,
+        "an http or https address such as http://localhost:8080/metrics",
+        "The page of Scaphandre's Prometheus exporter.",
+        _url,
+        _url,
+    ),
+    Option(
+        "powercap_root",
+        None,
+        "the folder that holds intel-rapl:0",
+        "Where RAPL counters are read; a folder that is named here is trusted in a virtual machine, too.",
+        Path,
+        Path,
+    ),
+    Option(
+        "grid_intensity",
+        None,
+        "grams of CO2 equivalent per kWh, 0 to 10000",
+        "If given, spans of detail full carry llm.energy.co2e_grams.",
+        _grams,
+        _grams,
+    ),
+)
+
+
+def settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+    """Put the options together: argument over variable over default.
+
+    Args:
+        environ: the environment; the process's if ``None``.
+        arguments: options given as keywords; ``None`` counts as not given.
+
+    Raises:
+        SettingError: a keyword has a value that is not allowed. A wrong variable only warns.
+    """
+    environ = os.environ if environ is None else environ
+    values = {option.name: _value(option, arguments.get(option.name), environ) for option in OPTIONS}
+    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+
+
+def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> _T:
+    if argument is not None:
+        try:
+            return option.check(argument)
+        except (ValueError, TypeError) as error:
+            raise SettingError(_complaint(option, option.name, argument)) from error
+    text = environ.get(option.variable, "").strip()
+    if text:
+        try:
+            return option.read(text)
+        except (ValueError, TypeError):
+            _logger.warning("%s Using %r.", _complaint(option, option.variable, text), option.default)
+    return option.default
+
+
+def _complaint(option: Option[_T], name: str, value: object) -> str:
+    shown = "a value with credentials" if "@" in str(value) else repr(value)
+    return f"{name} cannot be {shown}. Allowed: {option.allowed}."
