@@ -1,1 +1,27 @@
-"""To be described by its owner."""
+"""OpenTelemetry instrumentation of the ``openai`` client, 1.26 and later, and of what speaks through it.
+
+One hook, at ``OpenAI.request`` and ``AsyncOpenAI.request``, sees every surface: resources and helpers, raw and
+streaming responses, Azure, subclasses, ``with_options`` and clients made before `OpenAIInstrumentor.instrument`.
+Chat and text completions, responses and embeddings become spans; the rest passes through. No content is captured,
+no request is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from otel_llm_instrumentation.instrumentor import ClientInstrumentor
+from otel_llm_instrumentation.openai.watcher import OpenAIWatcher
+
+
+class OpenAIInstrumentor(ClientInstrumentor):
+    """Puts a span on every call of the ``openai`` client, and tells observers of it. Never imports ``openai``."""
+
+    _library = "openai"
+    _watcher_type = OpenAIWatcher
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ("openai >= 1.26.0",)
+
+
+__all__ = ["OpenAIInstrumentor"]

@@ -1,0 +1,310 @@
+"""One LLM call from its start to its only end, whoever ends it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.util.types import AttributeValue
+
+from otel_llm_instrumentation import semconv
+from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
+from otel_llm_instrumentation.facts import Facts, Request
+from otel_llm_instrumentation.telemetry import Telemetry
+
+_T = TypeVar("_T")
+
+_OUR_CALL = create_key("otel_llm_instrumentation.call")
+# Set by opentelemetry-util-genai while a span of its own stands for the inference.
+_GENAI_INFERENCE = "opentelemetry.genai.client.inference.context"
+# Set by OpenLLMetry's wrappers, whose own span stands for the call.
+_OPENLLMETRY_SUPPRESSION = "suppress_language_model_instrumentation"
+
+_NS_PER_SECOND = 1_000_000_000
+# A consumer that goes away, or a stream that runs out, is no failure of the call.
+_ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
+
+
+def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
+    """Start a call, or say ``None`` where another call of ours, or the user's wish, leaves nothing to observe."""
+    context = get_current()
+    if _OUR_CALL in context or context.get(_OPENLLMETRY_SUPPRESSION) or not is_instrumentation_enabled():
+        return None
+    return Call(telemetry, request, context)
+
+
+class Call:
+    """The one owner of a call's span and of what observers are told. It satisfies `CallView`.
+
+    It ends exactly once: `end` may be called from every place that can notice the end, in any thread, and the
+    first one wins. Nothing here raises into the app.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_observers",
+        "_once",
+        "_outer_error",
+        "_reader",
+        "_telemetry",
+        "cached_input_tokens",
+        "context",
+        "ended_ns",
+        "error_type",
+        "first_chunk_ns",
+        "input_tokens",
+        "operation",
+        "output_tokens",
+        "owns_span",
+        "provider",
+        "request_model",
+        "response_model",
+        "server_address",
+        "server_port",
+        "span",
+        "started_ns",
+        "streaming",
+        "timings",
+    )
+
+    def __init__(self, telemetry: Telemetry, request: Request, context: Context) -> None:
+        self.started_ns = time.monotonic_ns()
+        self.first_chunk_ns: int | None = None
+        self.ended_ns: int | None = None
+        self.operation = request.route.operation
+        self.provider = request.provider
+        self.request_model = request.model
+        self.response_model: str | None = None
+        self.server_address = request.address
+        self.server_port = request.port
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.cached_input_tokens: int | None = None
+        self.timings: ServerTimings | None = None
+        self.error_type: str | None = None
+        self.streaming = request.streaming
+        self._telemetry = telemetry
+        self._reader = request.route.reader()
+        self._outer_error = sys.exc_info()[1]
+        self._once = threading.Lock()
+        self.owns_span = _GENAI_INFERENCE not in context
+        self.span = self._start_span(request, context) if self.owns_span else get_current_span(context)
+        self.context = set_value(_OUR_CALL, True, set_span_in_context(self.span, context))
+        self._observers = observers()
+        for observer in self._observers:
+            self._tell(observer, "call_started", observer.call_started)
+
+    def run(self, function: Callable[..., _T], *args: object, **kwargs: object) -> _T:
+        """Call ``function`` with this call's span as the current one."""
+        token = attach(self.context)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            detach(token)
+
+    async def run_async(self, function: Callable[..., Awaitable[_T]], *args: object, **kwargs: object) -> _T:
+        """Await ``function`` with this call's span as the current one."""
+        token = attach(self.context)
+        try:
+            result = await function(*args, **kwargs)
+        except GeneratorExit:
+            raise  # a coroutine thrown away may be closed in another context, where the token means nothing
+        except BaseException:
+            detach(token)
+            raise
+        detach(token)
+        return result
+
+    def see(self, payload: object) -> None:
+        """Look at a whole answer."""
+        try:
+            self._reader.see(payload)
+        except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's
+            self._telemetry.complain(f"reading an answer to {self.operation}", logging.DEBUG)
+
+    def see_body(self, body: bytes) -> None:
+        """Look at a whole answer in JSON."""
+        try:
+            self._reader.see(json.loads(body))
+        except Exception:  # noqa: BLE001 - as above
+            self._telemetry.complain(f"reading a body of {self.operation}", logging.DEBUG)
+
+    def see_chunk(self, chunk: object) -> None:
+        """Look at one chunk of a streamed answer."""
+        if self.first_chunk_ns is None:
+            self._see_first_chunk()
+        try:
+            self._reader.see(chunk)
+        except Exception:  # noqa: BLE001 - as above
+            self._telemetry.complain(f"reading a chunk of {self.operation}", logging.DEBUG)
+
+    def end_with_error_in_flight(self) -> None:
+        """End at a close, with the exception that is being handled, unless it was when the call began."""
+        error = sys.exc_info()[1]
+        self.end(None if error is self._outer_error else error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the call; later ends do nothing.
+
+        Args:
+            error: what broke it off, ``None`` if nothing did.
+        """
+        if not self._once.acquire(blocking=False):  # never released; never waited for, since collection ends calls too
+            return
+        self.ended_ns = time.monotonic_ns()
+        ended_unix_ns = time.time_ns()
+        self._outer_error = None
+        if error is not None and not isinstance(error, _ORDINARY_ENDINGS):
+            self.error_type = type(error).__qualname__
+        try:
+            self._note(self._read_facts())
+        except Exception:  # noqa: BLE001 - the span must end and observers must hear of it
+            self._telemetry.complain("writing a call's attributes")
+        for observer in self._observers:
+            self._tell(observer, "call_ended", observer.call_ended)
+        if self.owns_span:
+            self._end_span(ended_unix_ns)
+
+    def _start_span(self, request: Request, context: Context) -> Span:
+        attributes = request.attributes
+        attributes[semconv.OPERATION_NAME] = self.operation
+        attributes[semconv.PROVIDER_NAME] = self.provider
+        name = self.operation
+        if self.request_model is not None:
+            attributes[semconv.REQUEST_MODEL] = self.request_model
+            name = f"{name} {self.request_model}"
+        if self.server_address is not None:
+            attributes[semconv.SERVER_ADDRESS] = self.server_address
+            if self.server_port is not None:
+                attributes[semconv.SERVER_PORT] = self.server_port
+        if self.streaming:
+            attributes[semconv.REQUEST_STREAM] = True
+        try:
+            return self._telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes)
+        except Exception:  # noqa: BLE001 - a sampler or processor that raises must not cost the app its call
+            self._telemetry.complain("starting a span")
+            return INVALID_SPAN
+
+    def _see_first_chunk(self) -> None:
+        self.first_chunk_ns = time.monotonic_ns()
+        for observer in self._observers:
+            self._tell(observer, "first_chunk", observer.first_chunk)
+
+    def _tell(self, observer: CallObserver, what: str, method: Callable[[CallView], None]) -> None:
+        try:
+            method(self)
+        except Exception:  # noqa: BLE001 - an observer's failure is its own
+            self._telemetry.complain(f"{type(observer).__qualname__}.{what}")
+
+    def _read_facts(self) -> Facts:
+        try:
+            return self._reader.facts()
+        except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's
+            self._telemetry.complain(f"reading the facts of {self.operation}", logging.DEBUG)
+            return Facts()
+
+    def _note(self, facts: Facts) -> None:
+        self.response_model = facts.response_model
+        self.input_tokens = facts.input_tokens
+        self.output_tokens = facts.output_tokens
+        self.cached_input_tokens = facts.cached_input_tokens
+        self.timings = facts.timings
+        if self.span.is_recording():
+            attributes = _timing_attributes(facts.timings) if facts.timings is not None else {}
+            if self.owns_span:
+                self._add_answer_attributes(facts, attributes)
+            self.span.set_attributes(attributes)
+        if self.owns_span and self._telemetry.duration is not None:
+            self._record_metrics()
+
+    def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
+        if facts.response_model is not None:
+            attributes[semconv.RESPONSE_MODEL] = facts.response_model
+        if facts.response_id is not None:
+            attributes[semconv.RESPONSE_ID] = facts.response_id
+        if facts.finish_reasons:
+            attributes[semconv.RESPONSE_FINISH_REASONS] = facts.finish_reasons
+        if facts.input_tokens is not None:
+            attributes[semconv.USAGE_INPUT_TOKENS] = facts.input_tokens
+        if facts.output_tokens is not None:
+            attributes[semconv.USAGE_OUTPUT_TOKENS] = facts.output_tokens
+        if facts.cached_input_tokens is not None:
+            attributes[semconv.USAGE_CACHE_READ_INPUT_TOKENS] = facts.cached_input_tokens
+        if facts.reasoning_output_tokens is not None:
+            attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = facts.reasoning_output_tokens
+        if self.first_chunk_ns is not None:
+            waited_ns = self.first_chunk_ns - self.started_ns
+            attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = waited_ns / _NS_PER_SECOND
+        if self.error_type is not None:
+            attributes[semconv.ERROR_TYPE] = self.error_type
+
+    def _end_span(self, ended_unix_ns: int) -> None:
+        try:
+            if self.error_type is not None:
+                # Without a description: an error's text may quote the prompt.
+                self.span.set_status(Status(StatusCode.ERROR))
+            self.span.end(ended_unix_ns)
+        except Exception:  # noqa: BLE001 - a span processor's failure must not reach the app
+            self._telemetry.complain("ending a span")
+
+    def _record_metrics(self) -> None:
+        telemetry = self._telemetry
+        if telemetry.duration is None or telemetry.token_usage is None or self.ended_ns is None:
+            return
+        attributes = self._metric_attributes()
+        for count, token_type in ((self.input_tokens, "input"), (self.output_tokens, "output")):
+            if count is not None:
+                telemetry.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
+        if self.error_type is not None:
+            attributes[semconv.ERROR_TYPE] = self.error_type
+        telemetry.duration.record((self.ended_ns - self.started_ns) / _NS_PER_SECOND, attributes, self.context)
+
+    def _metric_attributes(self) -> dict[str, AttributeValue]:
+        known: dict[str, AttributeValue | None] = {
+            semconv.OPERATION_NAME: self.operation,
+            semconv.PROVIDER_NAME: self.provider,
+            semconv.REQUEST_MODEL: self.request_model,
+            semconv.RESPONSE_MODEL: self.response_model,
+            semconv.SERVER_ADDRESS: self.server_address,
+            semconv.SERVER_PORT: self.server_port,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+class Lease:
+    """Ends its call when nobody can read its answer any more: held by a stream's parts and by nothing else."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __del__(self) -> None:
+        self.call.end()
+
+
+def _timing_attributes(timings: ServerTimings) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {}
+    if timings.load_seconds is not None:
+        attributes[semconv.SERVER_LOAD_SECONDS] = timings.load_seconds
+    if timings.prefill_seconds is not None:
+        attributes[semconv.SERVER_PREFILL_SECONDS] = timings.prefill_seconds
+    if timings.decode_seconds is not None:
+        attributes[semconv.SERVER_DECODE_SECONDS] = timings.decode_seconds
+    if timings.end_unix_ns is not None:
+        attributes[semconv.SERVER_END_TIME] = timings.end_unix_ns / _NS_PER_SECOND
+    return attributes
+
+
+if TYPE_CHECKING:
+
+    def _satisfies_call_view(call: Call) -> CallView:
+        return call

@@ -1,0 +1,125 @@
+"""What a request asks for and an answer says, read from payloads that may have any shape.
+
+A client library is described by `Route` rows: which path is which operation, how its parameters become attributes,
+and a `Reader` of its answers. All of it is pure. Readers may raise on odd payloads: `Call` guards them in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from opentelemetry.util.types import AttributeValue
+
+from otel_llm_instrumentation.calls import ServerTimings
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the server said about a call; ``None`` where it said nothing. Nothing is ever guessed.
+
+    Attributes:
+        input_tokens: all tokens of the prompt, cached ones among them.
+    """
+
+    response_model: str | None = None
+    response_id: str | None = None
+    finish_reasons: list[str] | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_output_tokens: int | None = None
+    timings: ServerTimings | None = None
+
+
+class Reader(Protocol):
+    """Sees the answer to one call, whole or chunk by chunk, and says at the end what it held."""
+
+    def see(self, payload: object) -> None:
+        """Look at a response or at one chunk. Runs for every chunk: keep it under a microsecond."""
+
+    def facts(self) -> Facts:
+        """What is known so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A request parameter that becomes the attribute ``key``, unless ``clean`` says ``None``."""
+
+    key: str
+    clean: Callable[[object], AttributeValue | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation of a server's API: what to read from its requests and answers."""
+
+    operation: str
+    parameters: Mapping[str, Parameter]
+    reader: Callable[[], Reader]
+
+
+@dataclass(slots=True)
+class Request:
+    """A call that is about to be made, as its client library describes it."""
+
+    route: Route
+    provider: str
+    model: str | None
+    address: str | None
+    port: int | None
+    streaming: bool
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+
+
+def request_attributes(body: Mapping[str, object], parameters: Mapping[str, Parameter]) -> dict[str, AttributeValue]:
+    """The attributes of the parameters that ``body`` gives; what has the wrong type is left out."""
+    attributes: dict[str, AttributeValue] = {}
+    for name, value in body.items():
+        parameter = parameters.get(name)
+        if parameter is not None and (clean := parameter.clean(value)) is not None:
+            attributes[parameter.key] = clean
+    return attributes
+
+
+def member(payload: object, name: str) -> object:
+    """The field ``name`` of a mapping or of a model object; ``None`` if it has none."""
+    if isinstance(payload, dict):
+        return payload.get(name)
+    return getattr(payload, name, None)
+
+
+def as_text(value: object) -> str | None:
+    """A string that says something, else ``None``."""
+    return value if isinstance(value, str) and value else None
+
+
+def as_texts(value: object) -> list[str] | None:
+    """A string or a list of strings, as a list of strings."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [text for text in value if isinstance(text, str)] or None
+    return None
+
+
+def as_count(value: object) -> int | None:
+    """A whole number from 0 on, else ``None``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def as_integer(value: object) -> int | None:
+    """A whole number of either sign, else ``None``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_number(value: object) -> float | None:
+    """A number as a double, else ``None``."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def as_seconds(value: object, per_second: float) -> float | None:
+    """A length of time given in units of which there are ``per_second`` in a second; never negative."""
+    number = as_number(value)
+    return number / per_second if number is not None and number >= 0 else None

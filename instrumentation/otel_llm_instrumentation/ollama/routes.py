@@ -1,0 +1,92 @@
+"""The operations of the Ollama API that spend tokens, and how their requests and answers read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from otel_llm_instrumentation import semconv
+from otel_llm_instrumentation.calls import ServerTimings
+from otel_llm_instrumentation.facts import (
+    Facts,
+    Parameter,
+    Route,
+    as_count,
+    as_integer,
+    as_number,
+    as_seconds,
+    as_text,
+    as_texts,
+    member,
+)
+
+_NS_PER_SECOND = 1_000_000_000
+# Go writes as many digits of the second's fraction as it needs: https://pkg.go.dev/time#RFC3339Nano
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+
+class OllamaReader:
+    """Reads an answer of Ollama. A stream says all that counts in its last chunk, so only that is kept."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: object = None
+
+    def see(self, payload: object) -> None:
+        self._last = payload
+
+    def facts(self) -> Facts:
+        last = self._last
+        reason = as_text(member(last, "done_reason"))
+        return Facts(
+            response_model=as_text(member(last, "model")),
+            finish_reasons=[reason] if reason is not None else None,
+            input_tokens=as_count(member(last, "prompt_eval_count")),
+            output_tokens=as_count(member(last, "eval_count")),
+            timings=_timings(last),
+        )
+
+
+def _timings(last: object) -> ServerTimings | None:
+    """Ollama's own account, in nanoseconds. ``total_duration`` holds the queue as well, so it says nothing of work."""
+    prefill_seconds = as_seconds(member(last, "prompt_eval_duration"), _NS_PER_SECOND)
+    decode_seconds = as_seconds(member(last, "eval_duration"), _NS_PER_SECOND)
+    load_seconds = as_seconds(member(last, "load_duration"), _NS_PER_SECOND)
+    if prefill_seconds is None and decode_seconds is None and load_seconds is None:
+        return None
+    return ServerTimings(prefill_seconds, decode_seconds, load_seconds, unix_ns(member(last, "created_at")))
+
+
+def unix_ns(timestamp: object) -> int | None:
+    """Unix time in ns of an RFC 3339 timestamp with up to nine digits of fraction; ``None`` if it is none."""
+    match = _RFC3339.fullmatch(timestamp) if isinstance(timestamp, str) else None
+    if match is None:
+        return None
+    instant, fraction, zone = match.groups()
+    try:
+        seconds = int(datetime.fromisoformat(instant + zone.replace("Z", "+00:00")).timestamp())
+    except ValueError:
+        return None
+    return seconds * _NS_PER_SECOND + int((fraction or "").ljust(9, "0"))
+
+
+OPTIONS: Final[Mapping[str, Parameter]] = {
+    "temperature": Parameter(semconv.REQUEST_TEMPERATURE, as_number),
+    "top_p": Parameter(semconv.REQUEST_TOP_P, as_number),
+    "top_k": Parameter(semconv.REQUEST_TOP_K, as_count),
+    "num_predict": Parameter(semconv.REQUEST_MAX_TOKENS, as_count),
+    "frequency_penalty": Parameter(semconv.REQUEST_FREQUENCY_PENALTY, as_number),
+    "presence_penalty": Parameter(semconv.REQUEST_PRESENCE_PENALTY, as_number),
+    "seed": Parameter(semconv.REQUEST_SEED, as_integer),
+    "stop": Parameter(semconv.REQUEST_STOP_SEQUENCES, as_texts),
+}
+
+ROUTES: Final[Mapping[str, Route]] = {
+    "/api/chat": Route(semconv.CHAT, OPTIONS, OllamaReader),
+    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, OllamaReader),
+    "/api/embed": Route(semconv.EMBEDDINGS, OPTIONS, OllamaReader),
+    "/api/embeddings": Route(semconv.EMBEDDINGS, OPTIONS, OllamaReader),
+}

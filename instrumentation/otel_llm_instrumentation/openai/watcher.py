@@ -1,0 +1,91 @@
+"""Calls of the ``openai`` client: where they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Protocol
+
+from otel_llm_instrumentation.address import server_of
+from otel_llm_instrumentation.call import Call, begin_call
+from otel_llm_instrumentation.facts import Request, as_text, request_attributes
+from otel_llm_instrumentation.openai.answers import PendingAnswer
+from otel_llm_instrumentation.openai.routes import route_of
+from otel_llm_instrumentation.patching import Patch
+from otel_llm_instrumentation.telemetry import Telemetry
+from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
+
+_AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
+
+
+class _Options(Protocol):
+    """What ``FinalRequestOptions`` has in every supported version."""
+
+    method: str
+    url: str
+    json_data: object
+    extra_json: Mapping[str, object] | None
+
+
+class OpenAIWatcher(Watcher):
+    """Observes ``OpenAI.request`` and ``AsyncOpenAI.request``."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(telemetry)
+        # The classes by which answers and clients are told apart, known once the library is imported.
+        self._stream_types: tuple[type, ...] = ()
+        self._model_types: tuple[type, ...] = ()
+        self._azure_types: tuple[type, ...] = ()
+
+    def patches(self, module: ModuleType) -> tuple[Patch, ...]:
+        self._stream_types = (module.Stream, module.AsyncStream)
+        self._model_types = (module.BaseModel,)
+        self._azure_types = (module.AzureOpenAI, module.AsyncAzureOpenAI)
+        return (
+            Patch(module.OpenAI, "request", lambda original: watch(original, self)),
+            Patch(module.AsyncOpenAI, "request", lambda original: watch_async(original, self)),
+        )
+
+    def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
+        options: _Options = kwargs["options"] if "options" in kwargs else args[1]  # type: ignore[assignment]
+        route = route_of(options.url)
+        if route is None or options.method.lower() != "post":
+            return None
+        body = _body(options)
+        address, port = server_of(options.url, getattr(client, "base_url", None))
+        request = Request(
+            route,
+            self._provider(client, address),
+            as_text(body.get("model")),
+            address,
+            port,
+            kwargs.get("stream") is True,
+            request_attributes(body, route.parameters),
+        )
+        return begin_call(self.telemetry, request)
+
+    def _provider(self, client: object, address: str | None) -> str:
+        azure = isinstance(client, self._azure_types) or (address is not None and address.endswith(_AZURE_HOSTS))
+        return "azure.ai.openai" if azure else "openai"
+
+    def _deliver(self, call: Call, result: object) -> object:
+        if isinstance(result, self._stream_types):
+            PendingAnswer(call, getattr(result, "response", None)).watch_stream(result)
+            return result
+        response = None if isinstance(result, self._model_types) else getattr(result, "http_response", None)
+        if response is None:
+            call.see(result)
+            call.end()
+        elif call.streaming:
+            PendingAnswer(call, response).watch_parse(result, self._stream_types)
+        elif response.is_closed:
+            call.see_body(response.content)
+            call.end()
+        else:
+            PendingAnswer(call, response).watch_read(result)
+        return result
+
+
+def _body(options: _Options) -> Mapping[str, object]:
+    body = options.json_data if isinstance(options.json_data, Mapping) else {}
+    return {**body, **options.extra_json} if options.extra_json else body
