@@ -41,9 +41,6 @@ class CallModel:
     settled_at: int | None = None
     joules: int | None = None
 
-    def is_below(self, span: SpanModel) -> bool:
-        return span in self.bound_below.chain()
-
 
 @dataclass
 class World:
@@ -52,6 +49,7 @@ class World:
     line: Pipeline = field(default_factory=Pipeline)
     spans: list[SpanModel] = field(default_factory=list)
     calls: list[CallModel] = field(default_factory=list)
+    unseated: list[tuple[int, SpanModel]] = field(default_factory=list)
     now: int = 0
 
     def start(self, choice: int) -> None:
@@ -67,7 +65,9 @@ class World:
         seat = next((span for span in target.chain() if span.ended_at is None), None)
         claim = Claim(target.span.get_span_context())
         self.line.gate.bind(target.span, claim)
-        if seat is not None:
+        if seat is None:
+            self.unseated.append((self.now, target))
+        else:
             self.calls.append(CallModel(claim, seat, seat is target, self.now, target))
 
     def end(self, choice: int) -> None:
@@ -175,9 +175,10 @@ def _check_total(world: World, span: SpanModel) -> None:
         return
     known = [call.joules for call in counted if call.settled_at <= span.left_at and call.joules is not None]
     assert attributes.get(conventions.SUBTREE_JOULES) == (sum(known) if known else None)
-    late = [call for call in world.calls if call.is_below(span) and span.ended_at < call.bound_at <= span.left_at]
-    missing = late + [call for call in counted if call.settled_at > span.left_at or call.joules is None]
-    if missing:
+    bound = [(call.bound_at, call.bound_below) for call in world.calls] + world.unseated
+    late = [at for at, below in bound if span in below.chain() and span.ended_at < at <= span.left_at]
+    missing = [call for call in counted if call.settled_at > span.left_at or call.joules is None]
+    if late or missing:
         assert attributes[conventions.SUBTREE_INCOMPLETE] is True
     else:
         was_open = [c for c in counted if c.seat.ended_at > span.ended_at and c.settled_at > span.ended_at]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
@@ -163,4 +163,4 @@ metrics.set_meter_provider(MeterProvider([reader], shutdown_on_exit=False))
 energy.settled([settled_claim(1.0)])
 assert "llm.energy.consumption" in reader.get_metrics_data().to_json()
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=os.getcwd())
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())
