@@ -66,6 +66,7 @@ def assert_measured_by_scaphandre(call: JaegerSpan) -> None:
     joules = call.joules()
     assert call.joules(names.LOWER_JOULES) <= joules <= call.joules(names.UPPER_JOULES)
     assert joules > 0
+    assert 0 < attributes[names.COVERAGE] <= 1
     parts = call.joules(names.CPU_JOULES) + call.joules(names.MEMORY_JOULES)
     assert parts == pytest.approx(joules, rel=_ROUNDING)
     assert call.joules(names.MEMORY_JOULES) == pytest.approx(joules / 11, rel=0.01)  # a tenth of the socket's
