@@ -126,14 +126,12 @@ def _option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _base(path: str) -> str:
-    """The last part of a path; of a title that a program gave itself (``nginx: worker process``) the first word."""
-    return re.split(r"[:\s]", PurePosixPath(path.strip()).name, maxsplit=1)[0].lower()
+    """The last part of a path; of a title that a program gave itself (``nginx: worker process``), its beginning."""
+    return PurePosixPath(path.strip().split(": ", 1)[0]).name.lower()
 
 
 def _known(name: str, names: frozenset[str]) -> bool:
-    if name in names:
-        return True
-    if len(name) == _LONGEST_SHORT_NAME:
-        return any(known.startswith(name) for known in names)
     # llamafile-0.9.2, vllm-cpu: a version or a variant of the program.
-    return any(name.startswith((f"{known}-", f"{known}_")) for known in names)
+    if name in names or any(name.startswith((f"{known}-", f"{known}_")) for known in names):
+        return True
+    return len(name) == _LONGEST_SHORT_NAME and any(known.startswith(name) for known in names)

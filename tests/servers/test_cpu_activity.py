@@ -1,0 +1,176 @@
+"""The servers' part of the CPU time, on real processes that do a known amount of work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from otel_llm_energy.quantities import ActivitySample
+from otel_llm_energy.servers import CpuActivity, Server, process_cpu_ns, resolve
+from otel_llm_energy.servers.procfs import Procfs
+from tests.servers.processes import working_server
+from tests.servers.working_server import WORK_SECONDS
+
+WORK_NS = round(WORK_SECONDS * 1e9)
+
+
+def taken(activity: CpuActivity) -> ActivitySample:
+    """A sample, which this kernel must give."""
+    sample = activity.sample()
+    assert sample is not None
+    return sample
+
+
+def used_ns(before: ActivitySample, after: ActivitySample, server: Server) -> int:
+    """What a server used between two samples."""
+    first, second = before.by_server_ns[server.id], after.by_server_ns[server.id]
+    assert first is not None and second is not None
+    return second - first
+
+
+@pytest.mark.parametrize("cpu_clock", [process_cpu_ns, None], ids=["clock", "ticks"])
+def test_a_childs_work_is_the_servers_when_it_starts_after_watching(cpu_clock: object) -> None:
+    """The work of a child that was born and worked between two samples is counted, within the stated resolution."""
+    activity = CpuActivity(cpu_clock=cpu_clock)  # type: ignore[arg-type]
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        before = taken(activity)
+        running.do("work")
+        after = taken(activity)
+    activity.close()
+    used = used_ns(before, after, server)
+    assert used >= WORK_NS - after.resolution_ns
+    assert used <= after.total_ns - before.total_ns + after.resolution_ns + after.total_resolution_ns
+
+
+def test_a_childs_work_stays_counted_when_it_has_ended() -> None:
+    """Ollama drops its runner after a while; the sum must not fall."""
+    activity = CpuActivity()
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        before = taken(activity)
+        for round_ in range(1, 3):
+            running.do("work")
+            while_alive = taken(activity)
+            running.do("end")
+            afterwards = taken(activity)
+            assert used_ns(while_alive, afterwards, server) >= 0
+            assert used_ns(before, afterwards, server) >= round_ * WORK_NS - round_ * afterwards.resolution_ns
+    activity.close()
+
+
+def test_the_part_is_unknown_when_the_server_has_ended() -> None:
+    """None, not zero, and for good."""
+    activity = CpuActivity()
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        assert taken(activity).by_server_ns[server.id] is not None
+        running.process.kill()
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+        assert taken(activity).by_server_ns[server.id] is None, "ended, though its parent has not taken note"
+        running.kill()
+        assert taken(activity).by_server_ns[server.id] is None
+    activity.close()
+
+
+def test_the_part_is_unknown_when_the_number_is_another_processs() -> None:
+    """A process number that was used again belongs to someone else."""
+    activity = CpuActivity()
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        assert server.start_ticks is not None
+        former = replace(server, id="former", start_ticks=server.start_ticks - 1)
+        activity.watch(former)
+        assert taken(activity).by_server_ns == {"former": None}
+    activity.close()
+
+
+def test_servers_without_a_tree_are_none_when_sampled() -> None:
+    """Remote and hidden servers are there, with no figure."""
+    activity = CpuActivity()
+    server = resolve("192.0.2.1", 443)
+    activity.watch(server)
+    assert taken(activity).by_server_ns == {server.id: None}
+    activity.forget(server.id)
+    activity.forget(server.id)
+    assert taken(activity).by_server_ns == {}
+    activity.close()
+
+
+def test_descriptors_are_given_back_when_servers_are_forgotten() -> None:
+    """Servers come and go for weeks."""
+    activity = CpuActivity()
+    taken(activity)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        own = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            activity.watch(server)
+            activity.watch(server)
+            assert taken(activity).by_server_ns[server.id] is not None
+            assert len(list(Path("/proc/self/fd").iterdir())) == own + 1
+            activity.forget(server.id)
+        activity.watch(server)
+        running.kill()
+        taken(activity)
+        assert len(list(Path("/proc/self/fd").iterdir())) == own
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+    activity.close()
+
+
+def test_children_are_looked_for_only_when_something_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number last given by the kernel tells; looking through a server's threads is what costs."""
+    looked: list[int] = []
+    children = Procfs.children
+
+    def spy(self: Procfs, pid: int) -> list[int]:
+        looked.append(pid)
+        return children(self, pid)
+
+    newest = [b"100"]
+    monkeypatch.setattr(Procfs, "children", spy)
+    monkeypatch.setattr(Procfs, "newest_pid", lambda self: newest[0])
+    activity = CpuActivity()
+    with working_server() as running:
+        activity.watch(resolve("127.0.0.1", running.port))
+        taken(activity)
+        looked.clear()
+        taken(activity)
+        assert looked == []
+        newest[0] = b"101"
+        taken(activity)
+        assert looked == [running.pid]
+    activity.close()
+
+
+def test_no_sample_is_taken_when_there_is_no_proc(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not Linux: None, and one warning."""
+    activity = CpuActivity(proc=tmp_path, cgroup=tmp_path)
+    assert activity.sample() is None
+    assert activity.sample() is None
+    assert len(caplog.records) == 1
+    activity.close()
+    activity.close()
+
+
+def test_the_sample_is_dated_by_the_given_clock_when_taken() -> None:
+    """Capacity, resource and instant are as the ledger expects them."""
+    activity = CpuActivity(clock=lambda: 42)
+    sample = taken(activity)
+    assert (sample.resource, sample.at_ns, sample.capacity) == ("cpu", 42, os.cpu_count())
+    activity.close()
+
+
+def test_a_process_has_no_clock_when_it_is_gone() -> None:
+    """The kernel's clock of a process that has ended, and was taken note of, is no more."""
+    with working_server() as running:
+        assert process_cpu_ns(running.pid)
+        running.kill()
+        assert process_cpu_ns(running.pid) is None
