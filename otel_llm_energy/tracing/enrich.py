@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -23,27 +23,24 @@ _Key = TypeVar("_Key", bound=str)
 
 _NJ_PER_MJ: Final = 1_000_000
 _JOULES_PER_KWH: Final = 3_600_000
-_PHASE_KEYS: Final[tuple[tuple[Phase, str], ...]] = (
-    ("prefill", conventions.PREFILL_JOULES),
-    ("decode", conventions.DECODE_JOULES),
-    ("load", conventions.LOAD_JOULES),
-)
-_COMPONENT_KEYS: Final[tuple[tuple[str, str], ...]] = (
-    ("cpu", conventions.CPU_JOULES),
-    ("memory", conventions.MEMORY_JOULES),
-    ("gpu", conventions.GPU_JOULES),
-    ("host", conventions.HOST_JOULES),
-)
+_PHASE_KEYS: Final[Mapping[Phase, str]] = {
+    "prefill": conventions.PREFILL_JOULES,
+    "decode": conventions.DECODE_JOULES,
+    "load": conventions.LOAD_JOULES,
+}
+_COMPONENT_KEYS: Final[Mapping[str, str]] = {
+    "cpu": conventions.CPU_JOULES,
+    "memory": conventions.MEMORY_JOULES,
+    "gpu": conventions.GPU_JOULES,
+    "host": conventions.HOST_JOULES,
+}
 _CLASS_EDGES: Final = (0.001, 0.01, 0.1, 1, 10, 100, 1_000, 10_000, 100_000)
 _CLASS_NAMES: Final = (
     f"<{_CLASS_EDGES[0]:g} J",
     *(f"{low:g}-{high:g} J" for low, high in pairwise(_CLASS_EDGES)),
     f">={_CLASS_EDGES[-1]:g} J",
 )
-_KEYS_BY_TIER: Final[dict[Tier, tuple[str, ...]]] = {
-    detail: tuple(a.key for a in conventions.ATTRIBUTES if conventions.TIERS.index(a.tier) <= rank)
-    for rank, detail in enumerate(conventions.TIERS)
-}
+_KEYS_IN_ORDER: Final = tuple(attribute.key for attribute in conventions.ATTRIBUTES)
 _WORST_FIRST: Final = tuple(Quality)
 _NARROWEST_FIRST: Final[tuple[Scope, ...]] = ("process", "device", "host")
 
@@ -96,46 +93,45 @@ def call_attributes(bill: Bill, tokens: Tokens, style: Style) -> dict[str, Value
     joules = bill.energy_nj / NJ_PER_JOULE
     values[conventions.JOULES] = rounded(joules)
     if style.detail != "minimal":
-        values.update(_standard(bill, bill.energy_nj, tokens))
+        _add_standard(values, bill, bill.energy_nj, tokens)
     if style.detail == "full":
-        values.update(_full(bill, joules, tokens, style))
+        _add_full(values, bill, joules, tokens, style)
     return values
 
 
-def _standard(bill: Bill, energy_nj: int, tokens: Tokens) -> Iterator[tuple[str, Value]]:
+def _add_standard(values: dict[str, Value], bill: Bill, energy_nj: int, tokens: Tokens) -> None:
     joules = energy_nj / NJ_PER_JOULE
     if tokens.output:
-        yield conventions.JOULES_PER_OUTPUT_TOKEN, rounded(joules / tokens.output)
-    for key, part_nj in (
-        (conventions.ABOVE_IDLE_JOULES, bill.above_idle_nj),
-        (conventions.LOWER_JOULES, bill.lower_nj),
-        (conventions.UPPER_JOULES, bill.upper_nj),
-    ):
-        if part_nj is not None:
-            yield key, rounded(part_nj / NJ_PER_JOULE)
-    for phase, key in _PHASE_KEYS:
-        if phase in bill.phases_nj:
-            yield key, rounded(bill.phases_nj[phase] / NJ_PER_JOULE)
-    yield conventions.METER, bill.meter
-    yield conventions.SCOPE, bill.scope
-    yield conventions.MILLIJOULES, round(energy_nj / _NJ_PER_MJ)
-    yield conventions.CLASS, energy_class(joules)
+        values[conventions.JOULES_PER_OUTPUT_TOKEN] = rounded(joules / tokens.output)
+    if bill.above_idle_nj is not None:
+        values[conventions.ABOVE_IDLE_JOULES] = rounded(bill.above_idle_nj / NJ_PER_JOULE)
+    if bill.lower_nj is not None:
+        values[conventions.LOWER_JOULES] = rounded(bill.lower_nj / NJ_PER_JOULE)
+    if bill.upper_nj is not None:
+        values[conventions.UPPER_JOULES] = rounded(bill.upper_nj / NJ_PER_JOULE)
+    for phase, phase_nj in bill.phases_nj.items():
+        if phase in _PHASE_KEYS:
+            values[_PHASE_KEYS[phase]] = rounded(phase_nj / NJ_PER_JOULE)
+    values[conventions.METER] = bill.meter
+    values[conventions.SCOPE] = bill.scope
+    values[conventions.MILLIJOULES] = round(energy_nj / _NJ_PER_MJ)
+    values[conventions.CLASS] = energy_class(joules)
 
 
-def _full(bill: Bill, joules: float, tokens: Tokens, style: Style) -> Iterator[tuple[str, Value]]:
-    for component, key in _COMPONENT_KEYS:
-        if component in bill.components_nj:
-            yield key, rounded(bill.components_nj[component] / NJ_PER_JOULE)
-    yield conventions.METHOD, bill.method
-    yield conventions.COVERAGE, rounded(bill.coverage)
-    yield conventions.CONCURRENCY, rounded(bill.concurrency)
+def _add_full(values: dict[str, Value], bill: Bill, joules: float, tokens: Tokens, style: Style) -> None:
+    for component, part_nj in bill.components_nj.items():
+        if component in _COMPONENT_KEYS:
+            values[_COMPONENT_KEYS[component]] = rounded(part_nj / NJ_PER_JOULE)
+    values[conventions.METHOD] = bill.method
+    values[conventions.COVERAGE] = rounded(bill.coverage)
+    values[conventions.CONCURRENCY] = rounded(bill.concurrency)
     if tokens.input is not None and tokens.output is not None and tokens.input + tokens.output:
-        yield conventions.JOULES_PER_TOKEN, rounded(joules / (tokens.input + tokens.output))
+        values[conventions.JOULES_PER_TOKEN] = rounded(joules / (tokens.input + tokens.output))
     if bill.work_ns:
-        yield conventions.MEAN_WATTS, rounded(joules * NS_PER_SECOND / bill.work_ns)
-    yield conventions.QUEUE_SECONDS, rounded(bill.queue_ns / NS_PER_SECOND)
+        values[conventions.MEAN_WATTS] = rounded(joules * NS_PER_SECOND / bill.work_ns)
+    values[conventions.QUEUE_SECONDS] = rounded(bill.queue_ns / NS_PER_SECOND)
     if style.grid_grams_per_kwh is not None:
-        yield conventions.CO2E_GRAMS, rounded(joules / _JOULES_PER_KWH * style.grid_grams_per_kwh)
+        values[conventions.CO2E_GRAMS] = rounded(joules / _JOULES_PER_KWH * style.grid_grams_per_kwh)
 
 
 def total_attributes(total: Total, style: Style) -> dict[str, Value]:
@@ -165,7 +161,7 @@ def energy_class(joules: float) -> str:
 def combined(bills: Sequence[Bill]) -> Bill:
     """One bill for a span that displays several calls: a retry or a fallback within one span of another library."""
     known = [bill for bill in bills if bill.energy_nj is not None]
-    if len(bills) == 1 or not known:
+    if not known:
         return bills[0]
     worst = min(bills, key=lambda bill: _WORST_FIRST.index(bill.quality))
     missing = worst.quality is Quality.UNAVAILABLE
@@ -227,7 +223,7 @@ def is_call_of_another_library(span: ReadableSpan) -> bool:
     return any(attributes.get(mark) in values for mark, values in _CALL_MARKS.items())
 
 
-def enriched_copy(span: ReadableSpan, values: Mapping[str, Value], style: Style) -> ReadableSpan:
+def enriched_copy(span: ReadableSpan, values: Mapping[str, Value]) -> ReadableSpan:
     """A copy of a finished span with ``values`` added; the span itself is shared with other processors.
 
     The user's attributes all stay, as do the counts of dropped ones; of ours those are left out that exceed the
@@ -237,9 +233,15 @@ def enriched_copy(span: ReadableSpan, values: Mapping[str, Value], style: Style)
     bounds = span._attributes
     limit = bounds.maxlen if isinstance(bounds, BoundedAttributes) else None
     value_limit = bounds.max_value_len if isinstance(bounds, BoundedAttributes) else None
-    for key in _KEYS_BY_TIER[style.detail]:
-        if key in values and key not in attributes and (limit is None or len(attributes) < limit):
-            attributes[key] = _cut(values[key], value_limit)
+    if value_limit is not None:
+        values = {key: _cut(value, value_limit) for key, value in values.items()}
+    if limit is None or len(attributes) + len(values) <= limit:
+        for key, value in values.items():
+            attributes.setdefault(key, value)
+    else:
+        for key in _KEYS_IN_ORDER:
+            if key in values and key not in attributes and len(attributes) < limit:
+                attributes[key] = values[key]
     clone = object.__new__(type(span))
     vars(clone).update(vars(span))
     clone._attributes = _frozen(attributes, limit, value_limit, span.dropped_attributes)
@@ -261,8 +263,8 @@ def _frozen(
     return frozen
 
 
-def _cut(value: Value, length: int | None) -> Value:
-    return value[:length] if isinstance(value, str) and length is not None else value
+def _cut(value: Value, length: int) -> Value:
+    return value[:length] if isinstance(value, str) else value
 
 
 def _raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:

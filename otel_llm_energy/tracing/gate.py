@@ -38,7 +38,8 @@ class Health:
 
     Attributes:
         held: spans held now.
-        forwarded: spans handed on with what is known of their energy.
+        forwarded: spans handed on, with what is known of their energy, by the forwarding thread.
+        passed: the same, by the thread that ended them: nothing is held (``max_hold`` 0), or the queue is full.
         dropped: spans that the next processor refused with an exception, or that shutdown could not wait for.
         degraded: spans handed on degraded or without energy, by reason.
     """
@@ -46,6 +47,7 @@ class Health:
     def __init__(self) -> None:
         self.held = 0
         self.forwarded = 0
+        self.passed = 0
         self.dropped = 0
         self.degraded: Counter[str] = Counter()
 
@@ -90,10 +92,16 @@ class _Outgoing:
         if self.total is not None:
             values.update(enrich.total_attributes(self.total, style))
         if self.bills:
-            bill = enrich.combined([bill for _, bill in self.bills])
-            tokens = enrich.combined_tokens([claim for claim, _ in self.bills])
+            bill, tokens = self._in_one()
             values.update(enrich.call_attributes(bill, tokens, style))
-        return enrich.enriched_copy(self.span, values, style) if values else self.span
+        return enrich.enriched_copy(self.span, values) if values else self.span
+
+    def _in_one(self) -> tuple[Bill, enrich.Tokens]:
+        if len(self.bills) == 1:
+            claim, bill = self.bills[0]
+            return bill, enrich.Tokens(claim.input_tokens, claim.output_tokens)
+        claims, bills = zip(*self.bills, strict=True)
+        return enrich.combined(bills), enrich.combined_tokens(claims)
 
 
 class Gate:
@@ -267,7 +275,7 @@ class Gate:
         """A call of another library that nobody observed: nothing says what answered it."""
         bill = unavailable("server_unknown")
         self._mailbox.post(partial(self._count, (bill,)))
-        return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style), self._style)
+        return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style))
 
     def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
         self._mailbox.post(partial(self._tree.ended, node))
@@ -277,7 +285,7 @@ class Gate:
             self._mailbox.wait()
         node.left = True
         outgoing = _Outgoing(span, node.subtree)
-        self._mailbox.post(partial(self._count, [bill for _, bill in outgoing.bills], forwarded=1))
+        self._mailbox.post(partial(self._count, [bill for _, bill in outgoing.bills], passed=1))
         return outgoing.enriched(self._style)
 
     def _deliver(self, outgoing: _Outgoing) -> None:
@@ -291,9 +299,9 @@ class Gate:
             self._next.on_end(span)
         except Exception:  # noqa: BLE001 - in the app's thread it would have raised into the app
             self._failed("next", "The next span processor refused a span.")
-            self._mailbox.post(partial(self._count, (), dropped=1))
+            self.health.dropped += 1
         else:
-            self._mailbox.post(partial(self._count, (), forwarded=1))
+            self.health.forwarded += 1
 
     # Actions of the mailbox: one at a time
 
@@ -370,9 +378,8 @@ class Gate:
             if self._held.get(held.node.span_id) is held:
                 self._release(held)
 
-    def _count(self, bills: Sequence[Bill], *, forwarded: int = 0, dropped: int = 0) -> None:
-        self.health.forwarded += forwarded
-        self.health.dropped += dropped
+    def _count(self, bills: Sequence[Bill], *, passed: int = 0) -> None:
+        self.health.passed += passed
         for bill in bills:
             if bill.quality in (Quality.UNAVAILABLE, Quality.DEGRADED):
                 self.health.degraded[bill.reason or "unknown"] += 1

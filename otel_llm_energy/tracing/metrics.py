@@ -19,6 +19,7 @@ from otel_llm_energy.tracing.gate import Health
 
 CHANNEL: Final = "llm.energy.channel"
 COMPONENT: Final = "llm.energy.component"
+THREAD: Final = "llm.energy.processor.thread"
 
 _Attributes = Mapping[str, str | int]
 
@@ -145,7 +146,11 @@ def _observe_health(meter: Meter, health: Callable[[], Iterable[Health]]) -> Non
         return [Observation(sum(each.held for each in health()))]
 
     def forwarded(_: CallbackOptions) -> Sequence[Observation]:
-        return [Observation(sum(each.forwarded for each in health()))]
+        every = list(health())
+        return [
+            Observation(sum(each.forwarded for each in every), {THREAD: "forwarder"}),
+            Observation(sum(each.passed for each in every), {THREAD: "application"}),
+        ]
 
     def dropped(_: CallbackOptions) -> Sequence[Observation]:
         return [Observation(sum(each.dropped for each in health()))]

@@ -164,7 +164,8 @@ class SpanTree:
         self._ends += 1
         subtree = _subtree(node)
         subtree.ended_at = self._ends
-        self._wait_for(subtree.claims, node)
+        if subtree.claims:
+            self._wait_for(subtree.claims, node)
         subtree.incomplete |= subtree.open > 0
         return subtree.waiting > 0
 

@@ -83,7 +83,7 @@ def test_only_the_asked_tiers_are_written(detail: conventions.Tier) -> None:
     """Attributes cost money: a tier holds no attribute of a later one."""
     style = Style(detail, grid_grams_per_kwh=400.0)
     values = call_attributes(FULL_BILL, Tokens(10, 100), style)
-    copy = enriched_copy(finished_span(), {**values, **total_attributes(Total(1), style)}, style)
+    copy = enriched_copy(finished_span(), {**values, **total_attributes(Total(1), style)})
     allowed = {a.key for a in ATTRIBUTES if TIERS.index(a.tier) <= TIERS.index(detail)}
     assert set(copy.attributes or {}) <= allowed
 
@@ -133,7 +133,7 @@ def test_copy_keeps_all_of_the_span_and_leaves_the_original_alone() -> None:
     """Names, times, resource, scope, events, links, status and dropped counts are those of the span."""
     span = finished_span(user="kept")
     before = span.to_json()
-    copy = enriched_copy(span, {conventions.JOULES: 1.0}, Style())
+    copy = enriched_copy(span, {conventions.JOULES: 1.0})
     assert span.to_json() == before
     assert (copy.dropped_events, copy.dropped_links) == (1, 1)
     expected = json.loads(before)
@@ -153,25 +153,25 @@ def test_our_last_attributes_are_left_out_when_the_provider_limits_their_number(
     span = finished_span(SpanLimits(max_span_attributes=5), a="1", b="2", c="3", d="4", e="5", f="6")
     assert span.dropped_attributes == 1
     values = call_attributes(FULL_BILL, Tokens(10, 100), Style())
-    full = enriched_copy(span, values, Style())
+    full = enriched_copy(span, values)
     assert dict(full.attributes or {}) == dict(span.attributes or {})
     assert full.dropped_attributes == 1
     roomy = finished_span(SpanLimits(max_span_attributes=5), a="1", b="2", c="3")
-    copy = enriched_copy(roomy, values, Style())
+    copy = enriched_copy(roomy, values)
     assert list(copy.attributes or {}) == ["a", "b", "c", conventions.JOULES, conventions.QUALITY]
 
 
 def test_our_strings_are_cut_when_the_provider_limits_their_length() -> None:
     """The limit on values holds for ours, too."""
     span = finished_span(SpanLimits(max_span_attribute_length=4), user="12345678")
-    copy = enriched_copy(span, {conventions.QUALITY: "measured"}, Style())
+    copy = enriched_copy(span, {conventions.QUALITY: "measured"})
     assert dict(copy.attributes or {}) == {"user": "1234", conventions.QUALITY: "meas"}
 
 
 def test_attribute_of_the_user_wins_when_it_has_our_name() -> None:
     """What the app wrote itself stays."""
     span = finished_span(**{conventions.METER: "mine"})
-    copy = enriched_copy(span, {conventions.METER: "rapl"}, Style())
+    copy = enriched_copy(span, {conventions.METER: "rapl"})
     assert dict(copy.attributes or {}) == {conventions.METER: "mine"}
 
 

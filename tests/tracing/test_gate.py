@@ -299,7 +299,7 @@ def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck(
     line.sent()
     assert sorted(stuck.names) == sorted(f"chat {number}" for number in range(40))
     assert line.gate.health.degraded == {"queue-full": 35}
-    assert line.gate.health.forwarded == 40
+    assert (line.gate.health.forwarded, line.gate.health.passed) == (5, 35)
 
 
 def test_force_flush_waits_one_meter_period_and_releases_all() -> None:

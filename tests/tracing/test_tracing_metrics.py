@@ -17,7 +17,7 @@ from otel_llm_energy.ledger.bill import Quality, unavailable
 from otel_llm_energy.quantities import Channel
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Health
-from otel_llm_energy.tracing.metrics import CHANNEL, COMPONENT, EnergyMetrics
+from otel_llm_energy.tracing.metrics import CHANNEL, COMPONENT, THREAD, EnergyMetrics
 from tests.tracing.fakes import bill_of
 
 SAMPLED = SpanContext(11, 22, is_remote=False, trace_flags=TraceFlags(1))
@@ -127,7 +127,7 @@ def test_health_and_lag_are_read_at_collection() -> None:
     """The gate only counts; the reader asks."""
     measured = Measured()
     measured.metrics.metered(PACKAGE, 1.0)
-    measured.health.held, measured.health.forwarded, measured.health.dropped = 3, 40, 1
+    measured.health.held, measured.health.forwarded, measured.health.passed, measured.health.dropped = 3, 40, 5, 1
     measured.health.degraded["max-hold"] = 2
     values = {
         name: [(attributes, point.value) for attributes, point in measured.points(f"llm.energy.{name}")]
@@ -135,7 +135,7 @@ def test_health_and_lag_are_read_at_collection() -> None:
     }
     assert values == {
         "processor.held": [({}, 3)],
-        "processor.forwarded": [({}, 40)],
+        "processor.forwarded": [({THREAD: "forwarder"}, 40), ({THREAD: "application"}, 5)],
         "processor.dropped": [({}, 1)],
         "processor.degraded": [({conventions.REASON: "max-hold"}, 2)],
         "meter.lag": [({conventions.METER: "rapl"}, 0.25)],
