@@ -114,8 +114,9 @@ def instrument(
         "idle": idle,
         "max_hold": max_hold,
     }
-    chosen = settings(**given, **options)
     with _registry_lock:
+        # A repeat takes no new options; wrong ones are an error all the same, and variables have warned already.
+        chosen = settings({} if _registry else None, **given, **options)
         if _registry:
             return _registry[0]
         disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"

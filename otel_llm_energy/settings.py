@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from otel_llm_energy.conventions import TIERS, Tier
 from otel_llm_energy.ledger.sweep import IDLE_SHARINGS, IdleSharing
@@ -68,14 +69,13 @@ class Option(Generic[_T]):
 
 def _meters(value: Any) -> str | Meter | Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-    for one in given:
-        if isinstance(one, str) and one not in (*BEST_FIRST, "auto"):
-            raise ValueError(one)
-        if not isinstance(one, str) and not all(hasattr(one, name) for name in ("name", "pace", "open", "read")):
-            raise ValueError(one)
-    if not given:
+    if not given or not all(one in (*BEST_FIRST, "auto") if isinstance(one, str) else _is_meter(one) for one in given):
         raise ValueError(value)
     return given
+
+
+def _is_meter(value: object) -> bool:
+    return all(hasattr(value, name) for name in ("name", "pace", "open", "read", "close"))
 
 
 def _servers(value: Any) -> Mapping[str, str | Meter]:
@@ -84,9 +84,16 @@ def _servers(value: Any) -> Mapping[str, str | Meter]:
     servers = dict(value)
     for address, meter in servers.items():
         Address.parse(address)
-        if isinstance(meter, str) and meter.partition(":")[0] not in ("pid", "name", "http", "https"):
+        if not (_names_server(meter) if isinstance(meter, str) else _is_meter(meter)):
             raise ValueError(meter)
     return servers
+
+
+def _names_server(text: str) -> bool:
+    kind, _, value = text.partition(":")
+    if kind in ("pid", "name"):
+        return value.isdecimal() if kind == "pid" else bool(value)
+    return bool(_url(text))
 
 
 def _clients(value: Any) -> Sequence[str]:
@@ -129,7 +136,8 @@ def _watts(value: Any) -> Mapping[str, float]:
 
 
 def _url(value: Any) -> str:
-    if not str(value).startswith(("http://", "https://")):
+    parts = urlsplit(str(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(value)
     return str(value)
 
@@ -237,7 +245,11 @@ def settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Sett
 
     Raises:
         SettingError: a keyword has a value that is not allowed. A wrong variable only warns.
+        TypeError: there is no option of that name.
     """
+    unknown = ", ".join(sorted(arguments.keys() - {option.name for option in OPTIONS}))
+    if unknown:
+        raise TypeError(f"{unknown}: no such option. There are {', '.join(option.name for option in OPTIONS)}.")
     environ = os.environ if environ is None else environ
     values = {option.name: _value(option, arguments.get(option.name), environ) for option in OPTIONS}
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
@@ -247,8 +259,9 @@ def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> 
     if argument is not None:
         try:
             return option.check(argument)
-        except (ValueError, TypeError) as error:
-            raise SettingError(_complaint(option, option.name, argument)) from error
+        except (ValueError, TypeError):
+            # Without its cause, which may quote a password.
+            raise SettingError(_complaint(option, option.name, argument)) from None
     text = environ.get(option.variable, "").strip()
     if text:
         try:
@@ -259,5 +272,6 @@ def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> 
 
 
 def _complaint(option: Option[_T], name: str, value: object) -> str:
-    shown = "a value with credentials" if "@" in str(value) else repr(value)
+    # A user part or a query: either may hold a secret.
+    shown = "a value that may hold credentials" if {"@", "?"} & set(str(value)) else repr(value)
     return f"{name} cannot be {shown}. Allowed: {option.allowed}."
