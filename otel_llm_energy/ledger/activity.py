@@ -12,7 +12,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 # Shorter cells drown in the 10 ms ticks of the kernel's counters (u_s 16 % low at 5 ms).
 _SHORTEST_CELL_NS = NS_PER_SECOND // 4
 _LEAST_BUSY_NS = NS_PER_SECOND // 5
-_LONGEST_WAIT_NS = 2 * NS_PER_SECOND
+_LONGEST_WAIT_NS = NS_PER_SECOND * 9 // 10
 
 
 @dataclass(frozen=True, slots=True)

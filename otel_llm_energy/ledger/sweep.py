@@ -82,6 +82,8 @@ class Sweep:
         self._clocks: dict[str, ServerClocks] = {}
         self._swept: list[Swept] = []
         self._ends_ns: list[int] = []
+        self._metered = Track(start_ns)
+        self._learned_ns = start_ns
 
     def clocks(self, server: str) -> ServerClocks:
         """The clocks of a server; they start with the channel."""
@@ -108,6 +110,7 @@ class Sweep:
             del self._swept[:keep]
             del self._ends_ns[:keep]
         self.covered.forget_before(time_ns)
+        self._metered.forget_before(self._learned_ns)
         self._idle_by_time.forget_before(time_ns)
         for clocks in self._clocks.values():
             for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
@@ -116,18 +119,21 @@ class Sweep:
     def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
         """Share out one bucket, up to whose end every timeline is final."""
         self.metered_nj += bucket.energy_nj
+        self._metered.advance(bucket.start_ns, 0)
+        self._metered.advance(bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
+            self._learn(bucket, timelines, activity)
             self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle_model.mixed()
+            self._learned_ns = bucket.end_ns
             self._remember(Swept(bucket, Baseline(None, 0.0, None), 0, {}, 0, 0, 0))
         self._close(bucket)
 
     def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
         steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
         everyone = merged([s for s in steps.values() if s]) if any(steps.values()) else []
-        self._learn(bucket, everyone, parts)
         baseline = self.idle_model.baseline()
         idle_nj = _idle_nj(bucket, baseline)
         dyn_nj = bucket.energy_nj - idle_nj
@@ -137,13 +143,31 @@ class Sweep:
         busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
 
-    def _learn(self, bucket: Bucket, everyone: Sequence[Step], parts: Parts) -> None:
-        at_work_ns = _length(everyone)
-        busy_ns = parts.total_ns if parts.known else None
+    def _learn(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
+        """Learn idle power from the cells that end in this bucket, or from the bucket itself where there are none.
+
+        Power is fitted against busy time, so both must be of the same stretch: a cell's, to whose edges the counter
+        is interpolated, not a bucket's share of a cell.
+        """
+        cells = activity.cells(self._learned_ns, bucket.end_ns)
+        for cell in cells:
+            if self._learned_ns <= cell.start_ns and cell.end_ns <= bucket.end_ns:
+                energy_nj = self._metered.between(cell.start_ns, cell.end_ns)
+                self._learn_from(cell.start_ns, cell.end_ns, energy_nj, cell.total_ns, timelines)
+                self._learned_ns = cell.end_ns
+        if not cells:
+            self._learn_from(bucket.start_ns, bucket.end_ns, bucket.energy_nj, None, timelines)
+            self._learned_ns = bucket.end_ns
+
+    def _learn_from(
+        self, start_ns: int, end_ns: int, energy_nj: int, busy_ns: int | None, timelines: Mapping[str, Timeline]
+    ) -> None:
+        steps = [line.steps(start_ns, end_ns) for line in timelines.values()]
+        at_work_ns = _length(merged(steps)) if any(steps) else 0
         if at_work_ns == 0:
-            self.idle_model.free(bucket.energy_nj, bucket.length_ns, busy_ns)
-        elif at_work_ns == bucket.length_ns:
-            self.idle_model.working(bucket.energy_nj, bucket.length_ns, busy_ns)
+            self.idle_model.free(energy_nj, end_ns - start_ns, busy_ns)
+        elif at_work_ns == end_ns - start_ns:
+            self.idle_model.working(energy_nj, end_ns - start_ns, busy_ns)
         else:
             self.idle_model.mixed()
 

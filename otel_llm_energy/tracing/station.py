@@ -16,8 +16,7 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.troubles import Troubles
 
-_ACTIVITY_OPEN_SECONDS = 0.25
-_ACTIVITY_IDLE_SECONDS = 1.0
+_ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 60.0
 _SUSPENDED_NS = NS_PER_SECOND
@@ -67,17 +66,14 @@ class Station:
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns)
         self._discovery = Poller("discovery", self._find_meters)
-        self._activity = Poller("activity", self._sample)
 
     def start(self) -> None:
         """Find the meters and start reading, all in background threads."""
         self._discovery.start()
-        self._activity.start()
 
     def stop(self) -> None:
         """Stop reading and close the meters."""
         self._discovery.stop()
-        self._activity.stop()
         for reader in self.meters:
             reader.stop()
         self._servers.close()
@@ -118,7 +114,6 @@ class Station:
     def _wake(self) -> None:
         for reader in self.meters:
             reader.wake()
-        self._activity.wake()
 
     def _find_meters(self) -> float:
         if self.meters:
@@ -129,22 +124,27 @@ class Station:
             self.books.without_meter(found.reason)
             return _DISCOVER_AGAIN_SECONDS
         self.books.add_channels([channel for meter in found.meters for channel in meter.channels])
-        self.meters = [MeterReader(meter, self.books, self._on_reading, self._clock_ns) for meter in found.meters]
+        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in found.meters]
         for reader in self.meters:
             reader.start()
         return _LONGEST_BACKOFF_SECONDS
 
-    def _sample(self) -> float:
-        self._servers.sample()
+    def _read(self, reader: MeterReader) -> None:
+        """A meter was read. Activity is sampled at the same time, so that cells end where buckets do."""
+        if reader is self.meters[0]:
+            self._servers.sample()
         self._on_reading()
-        return _ACTIVITY_OPEN_SECONDS if self.books.busy else _ACTIVITY_IDLE_SECONDS
 
 
 class MeterReader:
     """Reads one meter: at its pace in a thread of its own, and at the edges of calls where that is cheap."""
 
     def __init__(
-        self, open_meter: OpenMeter, books: Books, on_reading: Callable[[], None], clock_ns: Callable[[], int]
+        self,
+        open_meter: OpenMeter,
+        books: Books,
+        on_reading: Callable[[MeterReader], None],
+        clock_ns: Callable[[], int],
     ) -> None:
         self.open_meter = open_meter
         self.problem: MeterError | None = None
@@ -190,7 +190,7 @@ class MeterReader:
         except MeterError as error:
             return self._failed(error, pace.open_seconds)
         self.problem, self._failures = None, 0
-        self._on_reading()
+        self._on_reading(self)
         return pace.open_seconds if self._books.busy else pace.idle_seconds
 
     def _take(self, readings: Sequence[Reading]) -> None:
@@ -203,7 +203,7 @@ class MeterReader:
         self.problem = error
         self._failures += 1
         self._troubles.warn(error.reason, "%s", error)
-        self._on_reading()
+        self._on_reading(self)
         backoff_seconds: float = max(seconds, 1.0) * 2 ** min(self._failures - 1, 6)
         return min(backoff_seconds, _LONGEST_BACKOFF_SECONDS)
 
@@ -234,6 +234,7 @@ class ServerWatch:
         self._found: dict[str, Server] = {}
         self._looked_ns: dict[str, int] = {}
         self._waiting: list[tuple[str, int]] = []
+        self._next_sample_ns = 0
 
     @property
     def unresolved(self) -> bool:
@@ -255,9 +256,12 @@ class ServerWatch:
         self._activity.close()
 
     def sample(self) -> None:
-        """Look up new addresses, then sample the activity of all servers."""
+        """Look up new addresses, then sample the activity of all servers, unless that was done just now."""
+        if not (self._waiting or self.final) and self._clock_ns() < self._next_sample_ns:
+            return
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
+        self._next_sample_ns = self._clock_ns() + _ACTIVITY_GAP_NS
         sample = self._activity.sample()
         if sample is None:
             return

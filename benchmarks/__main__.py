@@ -1,0 +1,24 @@
+"""``python -m benchmarks [NAME ...]``: run these benchmarks, or list them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("accuracy", "queue", "overhead", "throughput", "memory", "ledger_scale")
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        print("usage: python -m benchmarks", "[" + " | ".join(NAMES) + "] [options; --help]")
+        return 2
+    name, *rest = arguments
+    if name not in NAMES:
+        print(f"There is no benchmark {name!r}. Choose from {', '.join(NAMES)}.", file=sys.stderr)
+        return 2
+    result = importlib.import_module(f"benchmarks.{name}").main(rest)
+    return int(result or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
