@@ -13,7 +13,7 @@ help:
 	@echo "make test      all tests that need no compiled back end"
 	@echo "make e2e       the tests against Jaeger and Ollama, which are built once into the cache"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     a benchmark: make bench ARGS=accuracy; without ARGS it lists them"
 	@echo "make backends  only build the back ends; make fetch only fetches the model and Scaphandre"
 	@echo "make lock      resolve requirements-dev.txt anew (needs uv)"
 
