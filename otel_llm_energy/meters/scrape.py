@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import requests
 
 MAX_BODY_BYTES = 16 << 20  # 30 times what a host with 200 processes sends
+MAX_SAMPLES = 50_000  # of wanted ones: one for each process and counter of a very large host
 _CHUNK_BYTES = 1 << 16
 _CONNECT_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -50,18 +52,16 @@ class Exporter:
             MeterError: ``meter-refused``, ``-timeout``, ``-http-error``, ``-truncated``, ``-too-large`` or ``-garbage``
                 (the answer is not HTTP).
         """
-        import requests
         import urllib3
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-        reason = None
         try:
             with suppress_instrumentation():
                 return self._scrape(wanted)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = _reason(error)
+        except (OSError, urllib3.exceptions.HTTPError) as error:  # requests' own are OSErrors
+            reason, kind = _reason(error), type(error).__name__
         # Raised out here, the error holds no reference to the request and its credentials.
-        raise self._error(reason)
+        raise self._error(reason, f"{_EXPLANATIONS[reason].format(seconds=self._timeout_seconds)} ({kind})")
 
     def _scrape(self, wanted: Collection[str]) -> Scrape:
         asked_ns = self._clock()
@@ -76,7 +76,8 @@ class Exporter:
             if response.status_code != 200:
                 raise self._error("meter-http-error", f"answered HTTP {response.status_code}")
             deadline_ns = asked_ns + int(2 * self._timeout_seconds * NS_PER_SECOND)
-            return Scrape(asked_ns, answered_ns, list(parse(self._chunks(response, deadline_ns), wanted)))
+            samples = parse(self._chunks(response, deadline_ns), wanted)
+            return Scrape(asked_ns, answered_ns, list(islice(samples, MAX_SAMPLES)))
 
     def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
         # Not iter_content: it waits for whole chunks, however slowly they drip, and unpacks without bound.
@@ -85,9 +86,9 @@ class Exporter:
         while chunk := read1(_CHUNK_BYTES, decode_content=False):
             received += len(chunk)
             if received > MAX_BODY_BYTES:
-                raise self._error("meter-too-large")
+                raise self._error("meter-too-large", f"more than {MAX_BODY_BYTES >> 20} MiB: no exporter's page")
             if self._clock() > deadline_ns:
-                raise self._error("meter-timeout")
+                raise self._error("meter-timeout", f"still answering after {2 * self._timeout_seconds:g} s")
             yield chunk
 
     def _new_session(self) -> requests.Session:
@@ -100,17 +101,15 @@ class Exporter:
         session.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
         return session
 
-    def _error(self, reason: str, what: str | None = None) -> MeterError:
-        what = what or _EXPLANATIONS[reason].format(seconds=self._timeout_seconds)
+    def _error(self, reason: str, what: str) -> MeterError:
         return MeterError(reason, f"{self.shown_url}: {what}.")
 
 
 _EXPLANATIONS = {
-    "meter-refused": "no connection. Is the exporter running, and is this its address",
-    "meter-timeout": "no whole answer within {seconds:g} s",
+    "meter-refused": "no connection; is the exporter running, and is this its address?",
+    "meter-timeout": "no answer within {seconds:g} s",
     "meter-truncated": "the answer broke off",
     "meter-garbage": "the answer is not HTTP",
-    "meter-too-large": f"more than {MAX_BODY_BYTES >> 20} MiB. This is not an exporter's page",
 }
 
 
@@ -123,7 +122,7 @@ def _reason(error: Exception) -> str:
     cause = error.args[0] if error.args else None
     if isinstance(error, requests.ConnectionError) and isinstance(cause, urllib3.exceptions.ProtocolError):
         return "meter-garbage"
-    return "meter-refused" if isinstance(error, requests.RequestException) else "meter-truncated"
+    return "meter-refused" if isinstance(error, OSError) else "meter-truncated"
 
 
 def _split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:

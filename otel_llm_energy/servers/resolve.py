@@ -18,6 +18,7 @@ from otel_llm_energy.servers.server import Place, Server
 
 _LISTEN = "0A"
 _ANY = (ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::"))
+_ACTIVATORS = ("systemd", "init")  # keep the socket of a service that they start on demand
 _NAME_IT = "Name it: servers={{'{address}': 'pid:...'}} or 'name:...'"
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -48,8 +49,8 @@ def resolve(host: str, port: int, procfs: Procfs | None = None) -> Server:
     procfs = procfs or Procfs()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        candidates = _addresses(host, port)
-    except (OSError, UnicodeError):
+        candidates = _addresses(host)
+    except (OSError, ValueError):
         return _without_tree("unresolved", address, f"{host} has no address that is known here.")
     local = [candidate for candidate in candidates if _is_local(candidate)]
     if not local:
@@ -78,9 +79,9 @@ def resolve_named(spec: str, procfs: Procfs | None = None) -> Server:
     return _only(roots, spec, procfs, "not-listening")
 
 
-def _addresses(host: str, port: int) -> list[IPAddress]:
+def _addresses(host: str) -> list[IPAddress]:
     """The addresses of a host in the order in which a client tries them."""
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     return [ipaddress.ip_address(str(sockaddr[0])) for *_, sockaddr in found]
 
 
@@ -89,11 +90,11 @@ def _is_local(address: IPAddress) -> bool:
     if address.is_loopback or address.is_unspecified:
         return True
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
@@ -135,8 +136,8 @@ def _owner(listeners: list[_Listener], address: str, procfs: Procfs) -> Server:
     """The root of the processes that hold a listening socket, or the likely one where they hide it."""
     inodes = {listener.inode for listener in listeners}
     holders = {pid for pid in procfs.pids() if not inodes.isdisjoint(procfs.sockets(pid))}
-    if len(holders) > 1:
-        holders.discard(1)  # systemd keeps the socket of a service that it starts on demand
+    if len(holders) > 1 and _program(1, procfs) in _ACTIVATORS:
+        holders.discard(1)
     if holders:
         return _only(procfs.roots(holders), address, procfs, "ambiguous")
     user_id = listeners[0].user_id

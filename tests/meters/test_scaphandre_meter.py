@@ -27,7 +27,7 @@ from otel_llm_energy.meters.scaphandre import (
     ScaphandreMeter,
     counters,
 )
-from otel_llm_energy.meters.scrape import MAX_BODY_BYTES
+from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
 from otel_llm_energy.quantities import Reading
 from tests.meters.exporters import ManualClock, exporter, page, say
 from tests.support.children import free_port
@@ -328,7 +328,7 @@ def test_the_connection_is_dropped_when_the_body_passes_the_bound() -> None:
 
 def test_an_error_says_what_to_do_when_nobody_listens() -> None:
     """A refused connection is told from a hanging one."""
-    with pytest.raises(MeterError, match="Is the exporter running") as caught:
+    with pytest.raises(MeterError, match="is the exporter running") as caught:
         ScaphandreMeter(f"http://127.0.0.1:{free_port()}/metrics").open()
     assert caught.value.reason == "meter-refused"
 
@@ -397,6 +397,22 @@ def test_a_proxy_is_not_asked_when_the_exporter_is_on_loopback(monkeypatch: pyte
     monkeypatch.delenv("NO_PROXY", raising=False)
     with exporter(totals(1)) as served:
         assert ScaphandreMeter(served.url).open()
+
+
+def test_an_error_is_a_meters_when_the_certificates_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever requests raises before it has sent anything is a MeterError too."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(MeterError) as caught:
+        ScaphandreMeter("https://127.0.0.2:1/metrics").open()
+    assert caught.value.reason == "meter-refused"
+    assert "OSError" in str(caught.value)
+
+
+def test_memory_is_bounded_when_the_page_repeats_one_counter() -> None:
+    """Only so many samples are kept, however many the page holds."""
+    with exporter(f"{HOST_ENERGY} 1\n".encode() * (MAX_SAMPLES * 2)) as served:
+        scrape = Exporter(served.url).scrape(WANTED)
+    assert len(scrape.samples) == MAX_SAMPLES
 
 
 def test_the_meter_starts_afresh_when_it_is_opened_again() -> None:

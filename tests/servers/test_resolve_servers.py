@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_llm_energy.servers import Server, resolve, resolve_named
+from otel_llm_energy.servers import resolve, resolve_named
 from otel_llm_energy.servers.procfs import Procfs, parse_stat
 from otel_llm_energy.servers.programs import is_llm_server, is_relay, program_name, slots_hint
 from tests.servers.processes import working_server
@@ -125,26 +125,27 @@ def as_nobody(port: int) -> str:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+SERVICE = ["127.0.0.1", "54321"]  # runs as a user of its own, as Ollama's service does
 
 
 @needs_root
 def test_a_known_program_of_the_sockets_user_is_taken_when_descriptors_are_hidden(tmp_path: Path) -> None:
     """Ollama's service runs as a user of its own: its sockets are hidden, its name is not."""
-    with working_server(tmp_path, "ollama") as running:
+    with working_server(tmp_path, "ollama", SERVICE) as running:
         assert as_nobody(running.port) == f"{running.pid} local None"
 
 
 @needs_root
 def test_the_server_is_hidden_when_no_known_program_could_be_it(tmp_path: Path) -> None:
     """A guess among unknown programs would bill the wrong one."""
-    with working_server(tmp_path, "my-own-server") as running:
+    with working_server(tmp_path, "my-own-server", SERVICE) as running:
         assert as_nobody(running.port) == "None local hidden"
 
 
 @needs_root
 def test_the_server_is_ambiguous_when_two_known_programs_could_be_it(tmp_path: Path) -> None:
     """Two servers of the same user: say so instead of guessing."""
-    with working_server(tmp_path, "ollama") as one, working_server(tmp_path, "llama-server"):
+    with working_server(tmp_path, "ollama", SERVICE) as one, working_server(tmp_path, "llama-server", SERVICE):
         assert as_nobody(one.port) == "None local ambiguous"
 
 
@@ -262,15 +263,22 @@ def test_the_tree_is_the_same_when_the_kernel_lists_children() -> None:
         assert sorted(listed.tree(running.pid)) == sorted(scanned.tree(running.pid))
 
 
-def test_a_socket_kept_by_the_first_process_is_its_services_when_started_on_demand(tmp_path: Path) -> None:
-    """systemd keeps the socket of a service that it starts on demand; the service does the work."""
+@pytest.mark.parametrize(("first", "root"), [("systemd", 50), ("gunicorn", 1)])
+def test_the_first_process_is_the_server_when_it_is_not_the_init_system(tmp_path: Path, first: str, root: int) -> None:
+    """systemd keeps the socket of a service that it starts on demand; in a container the first process may serve."""
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "tcp").write_text(
         HEAD + "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 777 1\n"
     )
-    for pid, name in [(1, "systemd"), (50, "ollama")]:
+    for pid, name in [(1, first), (50, "worker")]:
         write_process(tmp_path, pid, 0 if pid == 1 else 1, name)
         (tmp_path / str(pid) / "fd").mkdir()
         (tmp_path / str(pid) / "fd" / "3").symlink_to("socket:[777]")
     server = resolve("127.0.0.1", 8080, Procfs(tmp_path))
-    assert server == Server("pid:50:500", "ollama", "local", pid=50, start_ticks=500)
+    assert (server.pid, server.id) == (root, f"pid:{root}:{root * 10}")
+
+
+def test_nothing_is_raised_when_the_host_is_no_host() -> None:
+    """Whatever a client was given as its server's name."""
+    for host in ("", "\0", "a" * 300, "xn--\u2603", "::::", "256.1.1.1", "[", "host name"):
+        assert resolve(host, 80).pid is None

@@ -1,11 +1,13 @@
 """A server whose work is done by a child, as Ollama's is: listens, and does what its standard input says.
 
-``python working_server.py [ADDRESS]`` prints its port. ``work`` starts a child that uses `WORK_SECONDS` of CPU time and
-then waits, ``end`` lets it end; each is answered by a line when done.
+``python working_server.py [ADDRESS [USER_ID]]`` prints its port; it gives up being root if it is to be another user.
+``work`` starts a child that uses `WORK_SECONDS` of CPU time and then waits, ``end`` lets it end; each is answered by a
+line when done.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +29,8 @@ def say(what: object) -> None:
 
 def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+    if len(sys.argv) > 2:
+        os.setuid(int(sys.argv[2]))
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::") as listener:
         say(listener.getsockname()[1])
