@@ -6,10 +6,11 @@ import gc
 import logging
 import socket
 import threading
+from queue import SimpleQueue
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
@@ -370,18 +371,18 @@ def test_app_is_untouched_when_the_next_processor_raises_on_a_held_span(caplog: 
 def test_no_node_remains_when_spans_are_gone() -> None:
     """Memory follows the Span objects: an endless chain of spans, and spans that never end, leave nothing behind."""
     line = Pipeline()
-    context = trace.set_span_in_context(line.tracer.start_span("first"))
+    inside = trace.set_span_in_context(line.tracer.start_span("first"))
     for _ in range(100):
-        span = line.tracer.start_span("link", context)
-        trace.get_current_span(context).end()
-        context = trace.set_span_in_context(span)
+        span = line.tracer.start_span("link", inside)
+        trace.get_current_span(inside).end()
+        inside = trace.set_span_in_context(span)
     node = line.gate._tree.find(span.get_span_context())
     assert node is not None
     depth = 0
     while node is not None:
         node, depth = node.parent, depth + 1
     assert depth <= 3
-    del span, context
+    del span, inside
     gc.collect()
     assert len(line.gate._tree) == 0
 
@@ -406,6 +407,85 @@ def test_span_ended_by_the_garbage_collector_is_taken_in_when_the_gate_is_at_wor
     assert line.gate.health.held == 1
     line.desk.settle(claim, 1.0)
     assert line.sent() == ["abandoned"]
+
+
+def test_forwarding_has_an_empty_context_when_the_span_ended_under_suppression() -> None:
+    """logfire drops what is forwarded under suppression."""
+
+    class Looking(Collecting):
+        suppressed: object = "not called"
+
+        def on_end(self, span: ReadableSpan) -> None:
+            self.suppressed = context.get_value("suppress_instrumentation")
+
+    line, looking = Pipeline(), Looking()
+    line.provider.add_span_processor(looking)
+    token = context.attach(context.set_value("suppress_instrumentation", True))
+    try:
+        span = line.tracer.start_span("chat")
+        claim = line.call(span)
+        span.end()
+        line.desk.settle(claim, 1.0)
+    finally:
+        context.detach(token)
+    line.sent()
+    assert looking.suppressed is None
+
+
+def test_held_span_leaves_by_itself_when_nobody_settles_or_flushes() -> None:
+    """The forwarding thread watches the real clock."""
+    left = threading.Event()
+
+    class Last(Collecting):
+        def on_end(self, span: ReadableSpan) -> None:
+            super().on_end(span)
+            left.set()
+
+    out = Last()
+    processor = EnergySpanProcessor(out, FakeDesk(), max_hold_seconds=0.05)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    span = provider.get_tracer("app").start_span("chat")
+    processor.gate.bind(span, Claim())
+    span.end()
+    assert left.wait(30)
+    assert out.attributes("chat")[conventions.REASON] == "max-hold"
+    provider.shutdown()
+
+
+def test_all_leave_once_when_many_threads_call_and_another_settles() -> None:
+    """Ends, bills, bounds and flushes at the same time: every span comes out exactly once."""
+    line = Pipeline(max_held=50, forced_joules=0.5)
+    unsettled: SimpleQueue[Claim | None] = SimpleQueue()
+
+    def calls(number: int) -> None:
+        for turn in range(100):
+            root = line.tracer.start_span(f"root {number} {turn}")
+            span = line.tracer.start_span(f"chat {number} {turn}", trace.set_span_in_context(root))
+            unsettled.put(line.call(span))
+            span.end()
+            root.end()
+            if turn % 40 == 0:
+                line.gate.force_flush(10_000)
+
+    def settle() -> None:
+        while (claim := unsettled.get()) is not None:
+            if claim.bill is None:
+                line.desk.settle(claim, 1.0)
+
+    settling = threading.Thread(target=settle)
+    callers = [threading.Thread(target=calls, args=(number,)) for number in range(6)]
+    for thread in (settling, *callers):
+        thread.start()
+    for thread in callers:
+        thread.join()
+    unsettled.put(None)
+    settling.join()
+    assert line.gate.force_flush(30_000)
+    expected = [f"{name} {number} {turn}" for name in ("root", "chat") for number in range(6) for turn in range(100)]
+    assert sorted(line.out.names) == sorted(expected)
+    assert line.gate.health.held == 0
+    assert all(conventions.QUALITY in (s.attributes or {}) for s in line.out.spans if s.name.startswith("chat"))
 
 
 def test_app_is_not_blocked_when_a_simple_processor_has_a_dead_collector() -> None:
@@ -439,13 +519,16 @@ def _dead_exporter(port: int) -> SpanProcessor:
 
 def test_processor_by_hand_delivers_starts_and_enriched_copies() -> None:
     """`EnergySpanProcessor` is the same gate as a plain public span processor."""
-    from opentelemetry.sdk.trace import Span, TracerProvider
 
     class Next(Collecting):
         started = 0
+        ending = 0
 
         def on_start(self, span: Span, parent_context: object = None) -> None:
             self.started += 1
+
+        def _on_ending(self, span: Span) -> None:
+            self.ending += 1
 
     out, desk = Next(), FakeDesk()
     processor = EnergySpanProcessor(out, desk)
@@ -459,6 +542,7 @@ def test_processor_by_hand_delivers_starts_and_enriched_copies() -> None:
     desk.settle(claim, 2.0)
     assert provider.force_flush()
     assert out.started == 1
+    assert out.ending == (1 if hasattr(SpanProcessor, "_on_ending") else 0)
     assert out.attributes("chat")[conventions.JOULES] == 2.0
     provider.shutdown()
     assert out.shutdowns == 1
