@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
 from otel_llm_instrumentation.facts import Facts, Request
-from otel_llm_instrumentation.telemetry import Telemetry
+from otel_llm_instrumentation.telemetry import Instruments, Telemetry
 
 _T = TypeVar("_T")
 
@@ -28,6 +29,8 @@ _GENAI_INFERENCE = "opentelemetry.genai.client.inference.context"
 # Set by OpenLLMetry's wrappers, whose own span stands for the call.
 _OPENLLMETRY_SUPPRESSION = "suppress_language_model_instrumentation"
 
+# Usage, timings and finish reasons come with the last chunks of a stream; some servers trail a few empty ones.
+_CHUNKS_KEPT = 16
 _NS_PER_SECOND = 1_000_000_000
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
@@ -53,7 +56,8 @@ class Call:
         "_observers",
         "_once",
         "_outer_error",
-        "_reader",
+        "_payloads",
+        "_read",
         "_telemetry",
         "cached_input_tokens",
         "context",
@@ -67,6 +71,7 @@ class Call:
         "provider",
         "request_model",
         "response_model",
+        "see",
         "server_address",
         "server_port",
         "span",
@@ -92,7 +97,10 @@ class Call:
         self.error_type: str | None = None
         self.streaming = request.streaming
         self._telemetry = telemetry
-        self._reader = request.route.reader()
+        # Seeing an answer is keeping it, in C; only the end of a stream says what counts.
+        self._payloads: deque[object] = deque(maxlen=_CHUNKS_KEPT)
+        self.see = self._payloads.append
+        self._read = request.route.read
         self._outer_error = sys.exc_info()[1]
         self._once = threading.Lock()
         self.owns_span = _GENAI_INFERENCE not in context
@@ -123,28 +131,18 @@ class Call:
         detach(token)
         return result
 
-    def see(self, payload: object) -> None:
-        """Look at a whole answer."""
-        try:
-            self._reader.see(payload)
-        except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's
-            self._telemetry.complain(f"reading an answer to {self.operation}", logging.DEBUG)
-
     def see_body(self, body: bytes) -> None:
         """Look at a whole answer in JSON."""
         try:
-            self._reader.see(json.loads(body))
-        except Exception:  # noqa: BLE001 - as above
-            self._telemetry.complain(f"reading a body of {self.operation}", logging.DEBUG)
+            self.see(json.loads(body))
+        except ValueError:
+            self._telemetry.complain(f"reading the JSON of {self.operation}", logging.DEBUG)
 
-    def see_chunk(self, chunk: object) -> None:
-        """Look at one chunk of a streamed answer."""
-        if self.first_chunk_ns is None:
-            self._see_first_chunk()
-        try:
-            self._reader.see(chunk)
-        except Exception:  # noqa: BLE001 - as above
-            self._telemetry.complain(f"reading a chunk of {self.operation}", logging.DEBUG)
+    def see_first_chunk(self) -> None:
+        """The answer begins to arrive."""
+        self.first_chunk_ns = time.monotonic_ns()
+        for observer in self._observers:
+            self._tell(observer, "first_chunk", observer.first_chunk)
 
     def end_with_error_in_flight(self) -> None:
         """End at a close, with the exception that is being handled, unless it was when the call began."""
@@ -193,11 +191,6 @@ class Call:
             self._telemetry.complain("starting a span")
             return INVALID_SPAN
 
-    def _see_first_chunk(self) -> None:
-        self.first_chunk_ns = time.monotonic_ns()
-        for observer in self._observers:
-            self._tell(observer, "first_chunk", observer.first_chunk)
-
     def _tell(self, observer: CallObserver, what: str, method: Callable[[CallView], None]) -> None:
         try:
             method(self)
@@ -206,10 +199,12 @@ class Call:
 
     def _read_facts(self) -> Facts:
         try:
-            return self._reader.facts()
+            return self._read(self._payloads)
         except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's
-            self._telemetry.complain(f"reading the facts of {self.operation}", logging.DEBUG)
+            self._telemetry.complain(f"reading an answer to {self.operation}", logging.DEBUG)
             return Facts()
+        finally:
+            self._payloads.clear()
 
     def _note(self, facts: Facts) -> None:
         self.response_model = facts.response_model
@@ -222,8 +217,8 @@ class Call:
             if self.owns_span:
                 self._add_answer_attributes(facts, attributes)
             self.span.set_attributes(attributes)
-        if self.owns_span and self._telemetry.duration is not None:
-            self._record_metrics()
+        if self.owns_span and (instruments := self._telemetry.instruments()) is not None:
+            self._record_metrics(instruments)
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
         if facts.response_model is not None:
@@ -255,17 +250,16 @@ class Call:
         except Exception:  # noqa: BLE001 - a span processor's failure must not reach the app
             self._telemetry.complain("ending a span")
 
-    def _record_metrics(self) -> None:
-        telemetry = self._telemetry
-        if telemetry.duration is None or telemetry.token_usage is None or self.ended_ns is None:
-            return
+    def _record_metrics(self, instruments: Instruments) -> None:
         attributes = self._metric_attributes()
         for count, token_type in ((self.input_tokens, "input"), (self.output_tokens, "output")):
             if count is not None:
-                telemetry.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
+                instruments.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
-        telemetry.duration.record((self.ended_ns - self.started_ns) / _NS_PER_SECOND, attributes, self.context)
+        if self.ended_ns is not None:
+            seconds = (self.ended_ns - self.started_ns) / _NS_PER_SECOND
+            instruments.duration.record(seconds, attributes, self.context)
 
     def _metric_attributes(self) -> dict[str, AttributeValue]:
         known: dict[str, AttributeValue | None] = {

@@ -1,18 +1,20 @@
 """What a request asks for and an answer says, read from payloads that may have any shape.
 
 A client library is described by `Route` rows: which path is which operation, how its parameters become attributes,
-and a `Reader` of its answers. All of it is pure. Readers may raise on odd payloads: `Call` guards them in one place.
+and how the facts are read from its answers. All of it is pure. `Call` guards it in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Final
 
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation.calls import ServerTimings
+
+_NO_FIELDS: Final[Mapping[str, Any]] = {}
 
 
 @dataclass(slots=True)
@@ -33,16 +35,6 @@ class Facts:
     timings: ServerTimings | None = None
 
 
-class Reader(Protocol):
-    """Sees the answer to one call, whole or chunk by chunk, and says at the end what it held."""
-
-    def see(self, payload: object) -> None:
-        """Look at a response or at one chunk. Runs for every chunk: keep it under a microsecond."""
-
-    def facts(self) -> Facts:
-        """What is known so far."""
-
-
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A request parameter that becomes the attribute ``key``, unless ``clean`` says ``None``."""
@@ -53,11 +45,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation of a server's API: what to read from its requests and answers."""
+    """One operation of a server's API: what to read from its requests and answers.
+
+    Attributes:
+        read: the facts in an answer: the one response, or the last chunks of a stream, oldest first.
+    """
 
     operation: str
     parameters: Mapping[str, Parameter]
-    reader: Callable[[], Reader]
+    read: Callable[[Sequence[object]], Facts]
 
 
 @dataclass(slots=True)
@@ -83,11 +79,13 @@ def request_attributes(body: Mapping[str, object], parameters: Mapping[str, Para
     return attributes
 
 
-def member(payload: object, name: str) -> object:
-    """The field ``name`` of a mapping or of a model object; ``None`` if it has none."""
+def fields(payload: object) -> Mapping[str, Any]:
+    """The fields of a mapping or of a pydantic model, undeclared ones among them; nothing if it has none."""
     if isinstance(payload, dict):
-        return payload.get(name)
-    return getattr(payload, name, None)
+        return payload
+    declared: Mapping[str, Any] = getattr(payload, "__dict__", _NO_FIELDS)
+    undeclared = getattr(payload, "__pydantic_extra__", None)
+    return {**declared, **undeclared} if undeclared else declared
 
 
 def as_text(value: object) -> str | None:

@@ -17,12 +17,14 @@ def watched(lease: Lease, chunks: Generator[_T, None, None]) -> Generator[_T, No
     The lease is an argument so that a generator that was never started lets go of it when it is collected.
     """
     call = lease.call
+    see = call.see
     try:
         for chunk in call.run(_first, chunks):
-            call.see_chunk(chunk)
+            call.see_first_chunk()
+            see(chunk)
             yield chunk
         for chunk in chunks:
-            call.see_chunk(chunk)
+            see(chunk)
             yield chunk
     except BaseException as error:
         call.end(error)
@@ -36,12 +38,14 @@ def watched(lease: Lease, chunks: Generator[_T, None, None]) -> Generator[_T, No
 async def watched_async(lease: Lease, chunks: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
     """`watched`, for asynchronous clients."""
     call = lease.call
+    see = call.see
     try:
         for chunk in await call.run_async(_first_async, chunks):
-            call.see_chunk(chunk)
+            call.see_first_chunk()
+            see(chunk)
             yield chunk
         async for chunk in chunks:
-            call.see_chunk(chunk)
+            see(chunk)
             yield chunk
     except BaseException as error:
         call.end(error)

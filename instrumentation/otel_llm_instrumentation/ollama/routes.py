@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import ServerTimings
@@ -19,7 +19,7 @@ from otel_llm_instrumentation.facts import (
     as_seconds,
     as_text,
     as_texts,
-    member,
+    fields,
 )
 
 _NS_PER_SECOND = 1_000_000_000
@@ -27,37 +27,27 @@ _NS_PER_SECOND = 1_000_000_000
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
 
-class OllamaReader:
-    """Reads an answer of Ollama. A stream says all that counts in its last chunk, so only that is kept."""
-
-    __slots__ = ("_last",)
-
-    def __init__(self) -> None:
-        self._last: object = None
-
-    def see(self, payload: object) -> None:
-        self._last = payload
-
-    def facts(self) -> Facts:
-        last = self._last
-        reason = as_text(member(last, "done_reason"))
-        return Facts(
-            response_model=as_text(member(last, "model")),
-            finish_reasons=[reason] if reason is not None else None,
-            input_tokens=as_count(member(last, "prompt_eval_count")),
-            output_tokens=as_count(member(last, "eval_count")),
-            timings=_timings(last),
-        )
+def read_answer(payloads: Sequence[object]) -> Facts:
+    """An answer of Ollama. A stream says all that counts in its last chunk."""
+    last = fields(payloads[-1]) if payloads else {}
+    reason = as_text(last.get("done_reason"))
+    return Facts(
+        response_model=as_text(last.get("model")),
+        finish_reasons=[reason] if reason is not None else None,
+        input_tokens=as_count(last.get("prompt_eval_count")),
+        output_tokens=as_count(last.get("eval_count")),
+        timings=_timings(last),
+    )
 
 
-def _timings(last: object) -> ServerTimings | None:
+def _timings(last: Mapping[str, Any]) -> ServerTimings | None:
     """Ollama's own account, in nanoseconds. ``total_duration`` holds the queue as well, so it says nothing of work."""
-    prefill_seconds = as_seconds(member(last, "prompt_eval_duration"), _NS_PER_SECOND)
-    decode_seconds = as_seconds(member(last, "eval_duration"), _NS_PER_SECOND)
-    load_seconds = as_seconds(member(last, "load_duration"), _NS_PER_SECOND)
+    prefill_seconds = as_seconds(last.get("prompt_eval_duration"), _NS_PER_SECOND)
+    decode_seconds = as_seconds(last.get("eval_duration"), _NS_PER_SECOND)
+    load_seconds = as_seconds(last.get("load_duration"), _NS_PER_SECOND)
     if prefill_seconds is None and decode_seconds is None and load_seconds is None:
         return None
-    return ServerTimings(prefill_seconds, decode_seconds, load_seconds, unix_ns(member(last, "created_at")))
+    return ServerTimings(prefill_seconds, decode_seconds, load_seconds, unix_ns(last.get("created_at")))
 
 
 def unix_ns(timestamp: object) -> int | None:
@@ -85,8 +75,8 @@ OPTIONS: Final[Mapping[str, Parameter]] = {
 }
 
 ROUTES: Final[Mapping[str, Route]] = {
-    "/api/chat": Route(semconv.CHAT, OPTIONS, OllamaReader),
-    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, OllamaReader),
-    "/api/embed": Route(semconv.EMBEDDINGS, OPTIONS, OllamaReader),
-    "/api/embeddings": Route(semconv.EMBEDDINGS, OPTIONS, OllamaReader),
+    "/api/chat": Route(semconv.CHAT, OPTIONS, read_answer),
+    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, read_answer),
+    "/api/embed": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
+    "/api/embeddings": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
 }

@@ -62,4 +62,4 @@ def _path(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
 
 
 def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else _NOTHING
+    return value if isinstance(value, dict) else _NOTHING

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from otel_llm_instrumentation import semconv
@@ -18,126 +18,86 @@ from otel_llm_instrumentation.facts import (
     as_seconds,
     as_text,
     as_texts,
-    member,
+    fields,
 )
 
 _MS_PER_SECOND = 1_000.0
 
 
-class CompletionReader:
-    """Reads completions and embeddings, whole or as chunks of a stream, of OpenAI and of compatible servers.
+def read_completion(payloads: Sequence[object]) -> Facts:
+    """Completions and embeddings of OpenAI and of compatible servers.
 
     Where servers put a cumulative usage into every chunk, the last one holds. llama.cpp adds its ``timings``.
     """
+    facts = Facts()
+    usage = timings = None
+    reasons: dict[int, str] = {}
+    for payload in reversed(payloads):
+        answer = fields(payload)
+        usage = usage or answer.get("usage")
+        timings = timings or answer.get("timings")
+        facts.response_model = facts.response_model or as_text(answer.get("model"))
+        facts.response_id = facts.response_id or as_text(answer.get("id"))
+        _add_finish_reasons(reasons, answer.get("choices"))
+    if reasons:
+        facts.finish_reasons = [reasons[index] for index in sorted(reasons)]
+    if timings is not None:
+        _add_timings(facts, fields(timings))
+    if usage is not None:
+        _add_usage(facts, fields(usage), "prompt_tokens", "completion_tokens")
+    return facts
 
-    __slots__ = ("_finish_reasons", "_first", "_timings", "_usage")
 
-    def __init__(self) -> None:
-        self._first: object = None
-        self._usage: object = None
-        self._timings: object = None
-        self._finish_reasons: dict[object, str] | None = None
+def read_response(payloads: Sequence[object]) -> Facts:
+    """The Responses API: a response, or the events of a stream, of which the last carries the whole response."""
+    facts = Facts()
+    for payload in reversed(payloads):
+        answer = fields(payload)
+        answer = fields(answer.get("response", payload))
+        if "output" in answer:
+            facts.response_model = as_text(answer.get("model"))
+            facts.response_id = as_text(answer.get("id"))
+            _add_usage(facts, fields(answer.get("usage")), "input_tokens", "output_tokens")
+            break
+    return facts
 
-    def see(self, payload: object) -> None:
-        fields, extra = _fields(payload)
-        if self._first is None:
-            self._first = payload
-        usage = fields.get("usage")
-        if usage is not None:
-            self._usage = usage
-        if extra:
-            timings = extra.get("timings")
-            if timings is not None:
-                self._timings = timings
-        choices = fields.get("choices")
-        if choices:
-            for choice in choices:  # type: ignore[attr-defined]  # what is no list raises, and is guarded
-                reason = member(choice, "finish_reason")
-                if reason is not None:
-                    self._see_finish_reason(choice, reason)
 
-    def facts(self) -> Facts:
-        facts = Facts(
-            response_model=as_text(member(self._first, "model")),
-            response_id=as_text(member(self._first, "id")),
-            finish_reasons=list(self._finish_reasons.values()) if self._finish_reasons else None,
-        )
-        if self._timings is not None:
-            _add_timings(facts, self._timings)
-        if self._usage is not None:
-            _add_completion_usage(facts, self._usage)
-        return facts
-
-    def _see_finish_reason(self, choice: object, reason: object) -> None:
-        if self._finish_reasons is None:
-            self._finish_reasons = {}
+def _add_finish_reasons(reasons: dict[int, str], choices: object) -> None:
+    if not isinstance(choices, list):
+        return
+    for choice in choices:
+        chosen = fields(choice)
+        reason = chosen.get("finish_reason")
         if isinstance(reason, str):
-            self._finish_reasons[as_integer(member(choice, "index"))] = reason
+            reasons.setdefault(as_count(chosen.get("index")) or 0, reason)
 
 
-class ResponsesReader:
-    """Reads the Responses API: a response, or the events of a stream, of which some carry the response so far."""
-
-    __slots__ = ("_response",)
-
-    def __init__(self) -> None:
-        self._response: object = None
-
-    def see(self, payload: object) -> None:
-        fields, _ = _fields(payload)
-        if "response" in fields:
-            self._response = fields["response"]
-        elif "output" in fields:
-            self._response = payload
-
-    def facts(self) -> Facts:
-        response = self._response
-        facts = Facts(response_model=as_text(member(response, "model")), response_id=as_text(member(response, "id")))
-        usage = member(response, "usage")
-        facts.input_tokens = as_count(member(usage, "input_tokens"))
-        facts.output_tokens = as_count(member(usage, "output_tokens"))
-        facts.cached_input_tokens = as_count(member(member(usage, "input_tokens_details"), "cached_tokens"))
-        facts.reasoning_output_tokens = as_count(member(member(usage, "output_tokens_details"), "reasoning_tokens"))
-        return facts
-
-
-def _fields(payload: object) -> tuple[dict[str, object], dict[str, object] | None]:
-    """The declared fields of a payload, and where undeclared ones are. Raises if it has no fields."""
-    if isinstance(payload, dict):
-        return payload, payload
-    fields = payload.__dict__
-    # pydantic 2 keeps undeclared fields apart, pydantic 1 among the others.
-    return fields, getattr(payload, "__pydantic_extra__", fields)
-
-
-def _add_completion_usage(facts: Facts, usage: object) -> None:
-    input_tokens = as_count(member(usage, "prompt_tokens"))
-    output_tokens = as_count(member(usage, "completion_tokens"))
+def _add_usage(facts: Facts, usage: Mapping[str, Any], input_key: str, output_key: str) -> None:
+    input_tokens, output_tokens = as_count(usage.get(input_key)), as_count(usage.get(output_key))
     if input_tokens is not None:
         facts.input_tokens = input_tokens
     if output_tokens is not None:
         facts.output_tokens = output_tokens
-    if (details := member(usage, "prompt_tokens_details")) is not None:
-        facts.cached_input_tokens = as_count(member(details, "cached_tokens"))
-    if (details := member(usage, "completion_tokens_details")) is not None:
-        facts.reasoning_output_tokens = as_count(member(details, "reasoning_tokens"))
+    if (details := usage.get(f"{input_key}_details")) is not None:
+        facts.cached_input_tokens = as_count(fields(details).get("cached_tokens"))
+    if (details := usage.get(f"{output_key}_details")) is not None:
+        facts.reasoning_output_tokens = as_count(fields(details).get("reasoning_tokens"))
 
 
-def _add_timings(facts: Facts, timings: object) -> None:
+def _add_timings(facts: Facts, timings: Mapping[str, Any]) -> None:
     """llama.cpp's own account of its work. ``prompt_n`` leaves out the tokens that its cache held."""
-    prefill_seconds = as_seconds(member(timings, "prompt_ms"), _MS_PER_SECOND)
-    decode_seconds = as_seconds(member(timings, "predicted_ms"), _MS_PER_SECOND)
+    prefill_seconds = as_seconds(timings.get("prompt_ms"), _MS_PER_SECOND)
+    decode_seconds = as_seconds(timings.get("predicted_ms"), _MS_PER_SECOND)
     if prefill_seconds is not None or decode_seconds is not None:
         facts.timings = ServerTimings(prefill_seconds, decode_seconds)
-    evaluated, cached = as_count(member(timings, "prompt_n")), as_count(member(timings, "cache_n"))
-    facts.cached_input_tokens = cached
-    if evaluated is not None:
-        facts.input_tokens = evaluated + (cached or 0)
-    facts.output_tokens = as_count(member(timings, "predicted_n"))
+    facts.cached_input_tokens = as_count(timings.get("cache_n"))
+    facts.output_tokens = as_count(timings.get("predicted_n"))
+    if (evaluated := as_count(timings.get("prompt_n"))) is not None:
+        facts.input_tokens = evaluated + (facts.cached_input_tokens or 0)
 
 
 def _output_type(value: object) -> str | None:
-    kind = member(value, "type")
+    kind = fields(value).get("type")
     if isinstance(kind, str):
         return "json" if kind.startswith("json") else kind
     return None
@@ -175,10 +135,10 @@ _EMBEDDINGS: Final[Mapping[str, Parameter]] = {
 
 # The longer path first: an address that ends in the one also ends in the other.
 ROUTES: Final[Mapping[str, Route]] = {
-    "/chat/completions": Route(semconv.CHAT, _COMPLETION, CompletionReader),
-    "/completions": Route(semconv.TEXT_COMPLETION, _COMPLETION, CompletionReader),
-    "/responses": Route(semconv.CHAT, _RESPONSES, ResponsesReader),
-    "/embeddings": Route(semconv.EMBEDDINGS, _EMBEDDINGS, CompletionReader),
+    "/chat/completions": Route(semconv.CHAT, _COMPLETION, read_completion),
+    "/completions": Route(semconv.TEXT_COMPLETION, _COMPLETION, read_completion),
+    "/responses": Route(semconv.CHAT, _RESPONSES, read_response),
+    "/embeddings": Route(semconv.EMBEDDINGS, _EMBEDDINGS, read_completion),
 }
 
 

@@ -87,5 +87,5 @@ class OpenAIWatcher(Watcher):
 
 
 def _body(options: _Options) -> Mapping[str, object]:
-    body = options.json_data if isinstance(options.json_data, Mapping) else {}
+    body = options.json_data if isinstance(options.json_data, dict) else {}
     return {**body, **options.extra_json} if options.extra_json else body
