@@ -1,1 +1,128 @@
-"""To be described by its owner."""
+"""The command ``otel-llm-energy``: see it work, run a script with it, find out why it does not measure."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+PROGRAM = "otel-llm-energy"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+class CommandError(Exception):
+    """The command cannot go on: what failed and what to do, for the terminal."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the words after the program's name; the process's own if ``None``.
+
+    Returns:
+        the exit code: 0; 1 if something failed; 2 for a command line that is none; 130 after Ctrl-C.
+    """
+    asked = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = asked.command
+    if asked.own_signals:
+        return command(asked)
+    try:
+        return command(asked)
+    except CommandError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do at the exit is short
+        print("\nBroken off.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Measured energy on every LLM call's span.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version(PROGRAM)}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_run(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+
+
+def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="ask a small real model and show the joules of each call",
+        description="Asks a small real model (SmolLM2 by llama.cpp, fetched once), or a server of yours, three "
+        "questions one after another, four at once and one streamed, and shows the joules on the span tree.",
+    )
+    meter = parser.add_mutually_exclusive_group()
+    meter.add_argument("--scaphandre", metavar="URL", help="page of a Scaphandre exporter to read")
+    meter.add_argument("--powercap", metavar="DIR", help="folder that holds intel-rapl:0, to read")
+    parser.add_argument("--base-url", metavar="URL", help="ask this OpenAI-compatible server instead of our own")
+    parser.add_argument("--model", metavar="M", help="its model; without --base-url the path of a GGUF file to serve")
+    parser.add_argument("--otlp", metavar="ENDPOINT", help="send the spans there too, such as http://localhost:4318")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: calls, balance, meters")
+    parser.set_defaults(command=_demo, own_signals=False)
+
+
+def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "run",
+        usage=f"{PROGRAM} run (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        help="run a script or module as python does, its LLM calls measured",
+        description="Runs a script or module as python does, with otel_llm_energy.instrument() called before it. "
+        "OTEL_* and OTEL_LLM_ENERGY_* variables say how.",
+    )
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="a module, as python -m")
+    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="a script and its arguments")
+    parser.set_defaults(command=_run, own_signals=True, parser=parser)
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say which meters work here, which do not, and what would mend them",
+        description="Reads the meters for a few seconds, as OTEL_LLM_ENERGY_* says. Exit code 0 if energy is "
+        "measured, 1 if it is only estimated or not known at all.",
+    )
+    parser.set_defaults(command=_doctor, own_signals=False)
+
+
+# Each command is imported when it is asked for: the others' libraries need not be there.
+
+
+def _demo(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        scaphandre_url=asked.scaphandre,
+        powercap_root=asked.powercap,
+        base_url=asked.base_url,
+        model=asked.model,
+        otlp_endpoint=asked.otlp,
+        as_json=asked.json,
+    )
+    return run_demo(options)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.run import run_module, run_script
+
+    if asked.module:
+        return run_module(asked.module[0], asked.module[1:])
+    if asked.script:
+        return run_script(asked.script[0], asked.script[1:])
+    asked.parser.error("name a script, or a module after -m")
+    return 2
+
+
+def _doctor(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.doctor import run_doctor
+
+    return run_doctor()

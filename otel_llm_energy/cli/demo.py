@@ -1,0 +1,207 @@
+"""The demo: a real model, real calls, and the joules of each on its span."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+import otel_llm_energy
+from otel_llm_energy.cli import CommandError
+from otel_llm_energy.cli.metering import baseline_known, missing, status_once_discovered, wait_until
+from otel_llm_energy.cli.model import ModelError, ensure_model
+from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
+from otel_llm_energy.cli.progress import count_up, say
+from otel_llm_energy.cli.questions import CALLS, ROOT_SPAN, Questioner
+from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
+
+_SLOTS = 2  # four calls at once then both share the server and queue for it
+_LEAST_BASELINE_SECONDS = 4.0
+_MOST_BASELINE_SECONDS = 15.0
+_LAST_READING_SECONDS = 12.0
+_EXPORT_SECONDS = 5
+_GRPC_PORT = 4317
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the user asked for; ``None`` where they did not.
+
+    Attributes:
+        scaphandre_url: page of the exporter to read.
+        powercap_root: folder that holds ``intel-rapl:0``, to read.
+        base_url: of a server to ask instead of our own.
+        model: its model; without ``base_url`` the path of a GGUF file.
+        otlp_endpoint: where to send the spans, too.
+        as_json: one object on standard output, and nothing else there.
+    """
+
+    scaphandre_url: str | None = None
+    powercap_root: str | None = None
+    base_url: str | None = None
+    model: str | None = None
+    otlp_endpoint: str | None = None
+    as_json: bool = False
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Ask, wait for the joules and show them; 0 then.
+
+    Raises:
+        CommandError: something that it needs is missing or fails.
+    """
+    _require_extra(options)
+    results = _results(options)
+    if options.otlp_endpoint is not None:
+        _send([node.span for node in results.tree.walk()], options.otlp_endpoint)
+    if options.as_json:
+        print(json.dumps(results.as_json(), indent=2, allow_nan=False))
+    else:
+        from otel_llm_energy.cli.screen import show
+
+        show(results)
+    return 0
+
+
+def _require_extra(options: DemoOptions) -> None:
+    wanted = [] if options.as_json else ["rich"]
+    wanted += [] if options.base_url else ["xllamacpp"]
+    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
+
+
+def _results(options: DemoOptions) -> Results:
+    spans = InMemorySpanExporter()
+    provider = _provider(spans)
+    with _server(options) as questioner, _energy(options, provider) as energy:
+        status = status_once_discovered(energy.status)
+        _insist_on_the_named_meter(options, status)
+        _wait_for_baseline(energy)
+        say(f"Asking {questioner.model} {CALLS} questions: three one after another, four at once, one streamed.")
+        questioner.ask_all(provider.get_tracer("otel-llm-energy demo"))
+        tree = _finished_tree(energy, spans, questioner)
+        status = energy.status()
+        return Results(tree, balance_of(status), status)
+
+
+def _provider(spans: InMemorySpanExporter) -> TracerProvider:
+    service = os.environ.get("OTEL_SERVICE_NAME", "otel-llm-energy-demo")
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=Resource.create({SERVICE_NAME: service}))
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    return provider
+
+
+@contextmanager
+def _server(options: DemoOptions) -> Iterator[Questioner]:
+    """The user's server, or our own for the length of the block."""
+    if options.base_url is not None:
+        yield Questioner(options.base_url, os.environ.get("OPENAI_API_KEY"), options.model)
+        return
+    with ExitStack() as stack:
+        try:
+            gguf = Path(options.model) if options.model else ensure_model()
+            say("Starting llama.cpp's server on loopback.")
+            server = stack.enter_context(ModelServer(ServerOptions(gguf, slots=_SLOTS)))
+        except ModelError as error:
+            raise CommandError(str(error)) from error
+        yield Questioner(server.base_url, None, None)
+
+
+@contextmanager
+def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm_energy.Instrumentation]:
+    """The one line, and its end."""
+    named = "rapl" if options.powercap_root else "scaphandre" if options.scaphandre_url else None
+    try:
+        energy = otel_llm_energy.instrument(
+            tracer_provider=provider,
+            meters=named,
+            detail="full",
+            scaphandre_url=options.scaphandre_url,
+            powercap_root=options.powercap_root,
+        )
+    except otel_llm_energy.SettingError as error:
+        raise CommandError(str(error)) from error
+    if not energy.active:
+        raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
+    try:
+        yield energy
+    finally:
+        energy.uninstrument()
+
+
+def _insist_on_the_named_meter(options: DemoOptions, status: otel_llm_energy.Status) -> None:
+    """Who names a meter wants that one, not an estimate."""
+    if (options.scaphandre_url or options.powercap_root) and not status.channels:
+        raise CommandError("; ".join(one.message for one in missing(status)) or "The meter does not answer.")
+
+
+def _wait_for_baseline(energy: otel_llm_energy.Instrumentation) -> None:
+    """The meters learn idle power in the background, from the time before the first call."""
+    if not energy.status().channels:
+        return
+    known = count_up(
+        "Idle baseline",
+        lambda: baseline_known(energy.status().channels),
+        at_least_seconds=_LEAST_BASELINE_SECONDS,
+        at_most_seconds=_MOST_BASELINE_SECONDS,
+    )
+    if known:
+        watts = ", ".join(f"{each.channel.id} {each.idle_watts or 0:.3g} W" for each in energy.status().channels)
+        say(f"Idle baseline: {watts}.")
+    else:
+        say(f"The idle baseline was not learned in {_MOST_BASELINE_SECONDS:.0f} s: early calls will lack above idle.")
+
+
+def _finished_tree(
+    energy: otel_llm_energy.Instrumentation, spans: InMemorySpanExporter, questioner: Questioner
+) -> Node:
+    """The tree, once the reading that covers the last call has come: the root leaves after all below it."""
+
+    def tree() -> Node | None:
+        return tree_of(spans.get_finished_spans(), ROOT_SPAN, questioner.asked)
+
+    if not wait_until(lambda: tree() is not None, _LAST_READING_SECONDS):
+        energy.force_flush()
+    found = tree()
+    if found is None:
+        raise CommandError("The spans did not come back from the pipeline. Please report this.")
+    return found
+
+
+def _send(spans: Sequence[ReadableSpan], endpoint: str) -> None:
+    """Send all spans at once, so that it is known whether they arrived."""
+    exporter = _exporter(endpoint)
+    try:
+        sent = exporter.export(spans) is SpanExportResult.SUCCESS
+    finally:
+        exporter.shutdown()
+    if not sent:
+        raise CommandError(f"{endpoint} did not take the spans; the exporter's words are above.")
+    context = spans[0].get_span_context()
+    trace_id = f"{context.trace_id:032x}" if context else ""
+    say(f"Sent {len(spans)} spans to {endpoint}: trace {trace_id}.")
+
+
+def _exporter(endpoint: str) -> SpanExporter:
+    """gRPC on its standard port or where ``OTEL_EXPORTER_OTLP_PROTOCOL`` says so; else HTTP."""
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol == "grpc" or (protocol is None and urlsplit(endpoint).port == _GRPC_PORT):
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
+
+        return GrpcSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    url = endpoint.rstrip("/")
+    return OTLPSpanExporter(endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces", timeout=_EXPORT_SECONDS)

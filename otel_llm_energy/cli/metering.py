@@ -1,0 +1,46 @@
+"""What the commands ask of a running instrumentation: are there meters, is their idle power known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from otel_llm_energy.meters.discovery import LeftOut
+from otel_llm_energy.runtime import ChannelStatus, Status
+
+_LOOK_SECONDS = 0.1
+_DISCOVERY_SECONDS = 20.0
+_SETTLED_SECONDS = 3.0
+
+
+def wait_until(done: Callable[[], bool], timeout_seconds: float) -> bool:
+    """Look again and again until ``done()``; False if the timeout passed first."""
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def status_once_discovered(status: Callable[[], Status]) -> Status:
+    """The status as soon as the meters have been looked for; that takes a moment, in the background."""
+    wait_until(lambda: bool(status().channels or status().left_out), _DISCOVERY_SECONDS)
+    # Meters that were tried in vain are known a little before the one that works.
+    wait_until(lambda: bool(status().channels), _SETTLED_SECONDS)
+    return status()
+
+
+def measured(status: Status) -> bool:
+    """Whether energy is measured, not only estimated."""
+    return any(not each.channel.estimated for each in status.channels)
+
+
+def baseline_known(channels: Sequence[ChannelStatus]) -> bool:
+    """Whether the idle power of every channel is known."""
+    return bool(channels) and all(each.idle_watts is not None for each in channels)
+
+
+def missing(status: Status) -> Sequence[LeftOut]:
+    """The meters that could not be had; not those that another meter made unnecessary."""
+    return [each for each in status.left_out if each.reason != "overlap"]

@@ -1,0 +1,58 @@
+"""The reasons of unavailable and degraded energy, and of energy that is nobody's, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+REASONS: Final[Mapping[str, str]] = {
+    "coarse-meter": "the bounds are further apart than half of the figure: readings are rare for so short a call",
+    "no-idle-baseline": "the idle power was not known yet; energy was shared by time alone",
+    "gap": "part of the call's work lies between no two readings",
+    "late": "the server named its working time after the energy of that time was shared out",
+    "relay": "what listens at the address passes calls on; the process that works is not known",
+    "max-hold": "the reading that covers the call did not come within max_hold",
+    "hold-limit": "too many spans were held",
+    "not-held": "max_hold is 0, so no reading was waited for",
+    "queue-full": "the next span processor is too slow",
+    "flush": "a flush could not wait for the next reading",
+    "shutdown": "a shutdown could not wait for the next reading",
+    "no-meter": "no meter has been read",
+    "no-reading": "the meter has no reading that covers the call",
+    "no-work": "the server did no work on the call",
+    "remote": "the server is on another machine, and no meter is named for it (servers=)",
+    "server_unknown": "nothing says which server answered",
+    "guest-cpu": "this is a virtual machine, and its counters would be the whole host's",
+    "meter-not-found": "the meter is not on this machine",
+    "meter-permission": "the counters may not be read",
+    "meter-unreadable": "the counters gave no number",
+    "meter-refused": "the exporter does not answer",
+    "meter-timeout": "the exporter did not answer in time",
+    "meter-truncated": "the exporter's answer broke off",
+    "meter-garbage": "what answers is not the exporter",
+    "meter-too-large": "the exporter's answer is too large",
+    "meter-frozen": "the exporter's figures stand still: something else asks it too often",
+}
+"""Values of ``llm.energy.reason``."""
+
+UNATTRIBUTED: Final[Mapping[str, str]] = {
+    "idle": "drawn anyway, while no call was at work",
+    "other": "above idle, by other processes",
+    "outside": "above idle, by the server, outside of these calls",
+    "late": "shared out for calls that turned out to be elsewhere",
+    "gap": "metered, but not to be placed in time",
+    "rounding": "what divisions leave over",
+}
+"""Why metered energy is no call's."""
+
+MENDING: Final[Mapping[str, str]] = {
+    "guest-cpu": "Run Scaphandre with --vm in this guest (the host must share its counters), or name counters that are "
+    "this machine's own: export OTEL_LLM_ENERGY_POWERCAP_ROOT=/path/to/powercap",
+    "meter-permission": "sudo chmod -R a+r /sys/class/powercap/intel-rapl:0/   (until the next start)",
+    "meter-not-found": "export OTEL_LLM_ENERGY_POWERCAP_ROOT=/path/that/holds/intel-rapl:0",
+    "meter-refused": "scaphandre prometheus --port 8080 &   or   export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...",
+    "meter-timeout": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...   (an exporter that answers)",
+    "meter-garbage": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://host:port/metrics   (Scaphandre's own page)",
+    "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
+}
+"""For a meter that is left out, by reason: the line that would bring it back."""

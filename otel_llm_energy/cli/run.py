@@ -1,0 +1,52 @@
+"""Run a user's script or module as python would, with its LLM calls measured."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import otel_llm_energy
+from otel_llm_energy.cli import PROGRAM
+
+
+def run_script(script: str, arguments: Sequence[str]) -> int:
+    """Run a file (or a folder or zip file with a ``__main__``); what it raises, and its exit code, are its own.
+
+    Returns:
+        0, or 2 if there is no such file.
+    """
+    path = Path(script)
+    if not path.exists():
+        print(f"{PROGRAM} run: {script}: no such file. For a module write -m MODULE.", file=sys.stderr)
+        return 2
+    if path.is_file():
+        sys.path[0] = str(path.resolve().parent)  # runpy leaves that to us, except for folders and zip files
+    with _measured([script, *arguments]):
+        runpy.run_path(script, run_name="__main__")
+    return 0
+
+
+def run_module(module: str, arguments: Sequence[str]) -> int:
+    """Run a module, as ``python -m``; what it raises, and its exit code, are its own.
+
+    Returns:
+        0.
+    """
+    sys.path[0] = str(Path.cwd())
+    with _measured([module, *arguments]):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
+@contextmanager
+def _measured(argv: Sequence[str]) -> Iterator[None]:
+    """Measure what runs in the block; at its end, however it ends, what is held goes out."""
+    sys.argv[:] = argv
+    energy = otel_llm_energy.instrument()
+    try:
+        yield
+    finally:
+        energy.force_flush()
