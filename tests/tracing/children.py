@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from opentelemetry import trace
@@ -19,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Gate
-from otel_llm_energy.tracing.join import Joint
+from otel_llm_energy.tracing.join import CannotJoinError, Joint
 from tests.tracing.fakes import Collecting, FakeDesk
 
 
@@ -172,6 +174,52 @@ def logfire_twice() -> None:
         joint.gate.force_flush()
         shown = [described(span) for span in out.spans if len(described(span).split()) > 1]
         say(f"{name}: {', '.join(shown)}")
+
+
+def fastapi_sets_up_tracing_at_start() -> None:
+    """Tracers are made at import, tracing is set up when the app starts, and a processor comes after us."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    tracer = trace.get_tracer("made at import")
+    out, desk, gates = Collecting(), FakeDesk(), []
+
+    def join() -> None:
+        try:
+            joint = Joint(trace.get_tracer_provider(), lambda downstream: Gate(downstream, desk))
+        except CannotJoinError as error:
+            say(error.reason)
+        else:
+            desk.listeners.append(joint.gate)
+            gates.append(joint.gate)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        join()
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+        join()
+        provider.add_span_processor(out)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/ask")
+    async def ask() -> str:
+        with tracer.start_as_current_span("GET /ask"):
+            with tracer.start_as_current_span("chat") as span:
+                claim = Claim(span.get_span_context())
+                gates[0].bind(span, claim)
+            await asyncio.sleep(0)
+        desk.settle(claim, 2.0)
+        return "answer"
+
+    with TestClient(app) as client:
+        say(client.get("/ask").json())
+    gates[0].force_flush()
+    for span in out.spans:
+        if span.name in ("chat", "GET /ask"):  # FastAPI adds spans of its own
+            say(described(span))
 
 
 if __name__ == "__main__":
