@@ -13,6 +13,8 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 _SHORTEST_CELL_NS = NS_PER_SECOND // 4
 _LEAST_BUSY_NS = NS_PER_SECOND // 5
 _LONGEST_WAIT_NS = NS_PER_SECOND * 9 // 10
+# A server that was found in mid-work is taken to have worked no less before, if that was not long.
+_FOUND_LATE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,20 @@ class ActivityLog:
             del self._cells[:keep]
             del self._ends_ns[:keep]
 
+    def busy_ns(self, start_ns: int, end_ns: int) -> int | None:
+        """Busy time of the whole resource inside [start_ns, end_ns]; ``None`` where cells do not cover it."""
+        busy_ns = covered_ns = 0
+        for cell in self.cells(start_ns, end_ns):
+            length_ns = min(cell.end_ns, end_ns) - max(cell.start_ns, start_ns)
+            busy_ns += cell.total_ns * length_ns // (cell.end_ns - cell.start_ns)
+            covered_ns += length_ns
+        return busy_ns if covered_ns == end_ns - start_ns else None
+
     def parts(self, start_ns: int, end_ns: int, timelines: Mapping[str, Timeline]) -> Parts:
         """Busy time inside [start_ns, end_ns], of each server at work there and of the others."""
         parts = Parts()
         covered_ns = 0
+        hidden_ns: dict[str, int] = {}
         for cell in self.cells(start_ns, end_ns):
             first, last = max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)
             covered_ns += last - first
@@ -122,12 +134,26 @@ class ActivityLog:
                 if server in cell.by_server_ns:
                     busy_ns = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
                     parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + busy_ns
-                elif timeline.busy.between(first, last):
-                    parts.unknown.add(server)
-        for server in parts.unknown:
-            parts.others_ns += parts.by_server_ns.pop(server, 0)
+                else:
+                    hidden_ns[server] = hidden_ns.get(server, 0) + timeline.busy.between(first, last)
+        for server, at_work_ns in hidden_ns.items():
+            _reveal(parts, server, at_work_ns, timelines[server].busy.between(start_ns, end_ns))
         parts.known = covered_ns == end_ns - start_ns
         return parts
+
+
+def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> None:
+    """A server whose part is not known for some of its time at work: extend what is known, or call it unknown."""
+    if not hidden_ns:
+        return
+    busy_ns = parts.by_server_ns.get(server, 0)
+    if hidden_ns <= _FOUND_LATE * at_work_ns:
+        before_ns = min(busy_ns * hidden_ns // (at_work_ns - hidden_ns), parts.others_ns)
+        parts.by_server_ns[server] = busy_ns + before_ns
+        parts.others_ns -= before_ns
+    else:
+        parts.unknown.add(server)
+        parts.others_ns += parts.by_server_ns.pop(server, 0)
 
 
 def _too_short(length_ns: int, total_ns: int) -> bool:

@@ -90,12 +90,12 @@ class Ledger:
     def channels(self) -> list[Channel]:
         return [account.sweep.channel for account in self._accounts.values()]
 
-    def add_channel(self, channel: Channel, at_ns: int) -> None:
-        """From ``at_ns`` on there are readings of this channel; one that was there before is interrupted."""
+    def add_channel(self, channel: Channel) -> None:
+        """From now on there are readings of this channel; one that was there before is interrupted."""
         if channel.id in self._accounts:
             self._accounts[channel.id].counter.interrupt("reopened")
             return
-        self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, at_ns, self._idle))
+        self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, self._idle))
         self._activity.setdefault(channel.resource, ActivityLog())
         self._billed_nj[channel.id] = self._late_nj[channel.id] = 0
 

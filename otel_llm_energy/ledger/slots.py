@@ -31,7 +31,7 @@ def admit(timeline: Timeline, waiting: Sequence[Waiting], slots: int | None, unt
         if moment_ns >= until_ns:
             break
         timeline.freeze(moment_ns)
-        while queue and queue[0].opened_ns <= moment_ns and (slots is None or timeline.count < slots):
+        while queue and queue[0].opened_ns <= moment_ns and (slots is None or timeline.slots_soon() < slots):
             queue.pop(0).counted_from_ns = moment_ns
             timeline.add(moment_ns)
             timeline.freeze(moment_ns)

@@ -58,38 +58,37 @@ class ServerClocks:
 
     __slots__ = ("dyn", "idle", "lower", "upper")
 
-    def __init__(self, start_ns: int, idle: Track | None = None) -> None:
-        self.dyn = Track(start_ns)
-        self.idle = idle if idle is not None else Track(start_ns)
-        self.lower = Track(start_ns)  # bounds of a call that spans a bucket, known at the buckets' edges only
-        self.upper = Track(start_ns)
+    def __init__(self, idle: Track | None = None) -> None:
+        self.dyn = Track()
+        self.idle = idle if idle is not None else Track()
+        self.lower = Track()  # bounds of a call that spans a bucket, known at the buckets' edges only
+        self.upper = Track()
 
 
 class Sweep:
     """The clocks of one channel. It moves forward, bucket by bucket, and never back."""
 
-    def __init__(self, channel: Channel, start_ns: int, idle: IdleSharing) -> None:
+    def __init__(self, channel: Channel, idle: IdleSharing) -> None:
         self.channel = channel
         self.idle_model = IdleModel(channel.idle_watts, channel.limit_watts)
-        self.swept_ns = start_ns
-        self.covered = Track(start_ns)
+        self.swept_ns = 0
+        self.covered = Track()
         self.metered_nj = 0
         self.charged_nj = 0
         self.unattributed_nj: Tally[str] = Tally()
         self._sharing = idle
-        self._start_ns = start_ns
-        self._idle_by_time = Track(start_ns)
+        self._idle_by_time = Track()
         self._clocks: dict[str, ServerClocks] = {}
         self._swept: list[Swept] = []
         self._ends_ns: list[int] = []
-        self._metered = Track(start_ns)
-        self._learned_ns = start_ns
+        self._metered = Track()
+        self._learned_ns = 0
 
     def clocks(self, server: str) -> ServerClocks:
-        """The clocks of a server; they start with the channel."""
+        """The clocks of a server."""
         if server not in self._clocks:
             common = self._idle_by_time if self._sharing == "time" else None
-            self._clocks[server] = ServerClocks(self._start_ns, common)
+            self._clocks[server] = ServerClocks(common)
         return self._clocks[server]
 
     def overlapping(self, start_ns: int, end_ns: int) -> Sequence[Swept]:
@@ -144,20 +143,22 @@ class Sweep:
         self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
 
     def _learn(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
-        """Learn idle power from the cells that end in this bucket, or from the bucket itself where there are none.
+        """Learn idle power from this bucket, or, where cells of activity are longer, from those that end in it.
 
-        Power is fitted against busy time, so both must be of the same stretch: a cell's, to whose edges the counter
-        is interpolated, not a bucket's share of a cell.
+        Power is fitted against busy time, so both must be of the same stretch. Readings and samples are taken
+        together: the longer of bucket and cell begins and ends where the other does.
         """
-        cells = activity.cells(self._learned_ns, bucket.end_ns)
+        cells = activity.cells(max(self._learned_ns, bucket.start_ns - bucket.length_ns), bucket.end_ns)
+        if not cells or all(cell.end_ns - cell.start_ns <= bucket.length_ns * 5 // 4 for cell in cells):
+            busy_ns = activity.busy_ns(bucket.start_ns, bucket.end_ns)
+            self._learn_from(bucket.start_ns, bucket.end_ns, bucket.energy_nj, busy_ns, timelines)
+            self._learned_ns = bucket.end_ns
+            return
         for cell in cells:
-            if self._learned_ns <= cell.start_ns and cell.end_ns <= bucket.end_ns:
+            if self._learned_ns <= cell.start_ns and bucket.start_ns < cell.end_ns <= bucket.end_ns:
                 energy_nj = self._metered.between(cell.start_ns, cell.end_ns)
                 self._learn_from(cell.start_ns, cell.end_ns, energy_nj, cell.total_ns, timelines)
                 self._learned_ns = cell.end_ns
-        if not cells:
-            self._learn_from(bucket.start_ns, bucket.end_ns, bucket.energy_nj, None, timelines)
-            self._learned_ns = bucket.end_ns
 
     def _learn_from(
         self, start_ns: int, end_ns: int, energy_nj: int, busy_ns: int | None, timelines: Mapping[str, Timeline]

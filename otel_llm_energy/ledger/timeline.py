@@ -18,23 +18,34 @@ class Step(NamedTuple):
     calls: int
 
 
-# Windows of neighbours in a queue overlap by some ms of latency; that is no second slot.
+# Windows of neighbours in a queue overlap, or stand apart, by some ms of latency: no second slot, and no free one.
 _SLOT_OVERLAP_NS = 50_000_000
+
+
+class _Edge(NamedTuple):
+    """A change of the calls at work, of the slots that they hold, and of the windows among these that are known."""
+
+    time_ns: int
+    calls: int
+    slots: int
+    windows: int
 
 
 class Timeline:
     """The number of calls at work as a step function: open to new edges after `frozen_ns`, final before it.
 
-    ``peak`` is the most calls that held a slot of the server at once; loading a model holds none.
+    ``peak`` is the most windows that held a slot of the server at once: loading a model holds none, and a call that is
+    only taken to be at work teaches nothing.
     """
 
     def __init__(self, start_ns: int) -> None:
         self.frozen_ns = start_ns
-        self.busy = Track(start_ns)  # ns with at least one call at work
-        self.load = Track(start_ns)  # integral of the number of calls, ns
+        self.busy = Track()  # ns with at least one call at work
+        self.load = Track()  # integral of the number of calls, ns
         self.peak = 0
         self._slots = 0
-        self._edges: list[tuple[int, int, int]] = []  # time, change of the count, change of the slots held
+        self._windows = 0
+        self._edges: list[_Edge] = []
         self._times_ns = [start_ns]
         self._counts = [0]
 
@@ -45,38 +56,53 @@ class Timeline:
 
     def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1) -> None:
         """A call is at work from ``start_ns`` on, or until ``end_ns``; both not before `frozen_ns`."""
-        heappush(self._edges, (start_ns, 1, slots))
-        if end_ns is not None:
-            heappush(self._edges, (end_ns, -1, -slots))
+        if end_ns is None:
+            heappush(self._edges, _Edge(start_ns, 1, slots, 0))
+        else:
+            heappush(self._edges, _Edge(start_ns, 1, slots, slots))
+            heappush(self._edges, _Edge(end_ns, -1, -slots, -slots))
 
     def end(self, end_ns: int) -> None:
         """A call that was added without an end stops work at ``end_ns``, not before `frozen_ns`."""
-        heappush(self._edges, (end_ns, -1, -1))
+        heappush(self._edges, _Edge(end_ns, -1, -1, 0))
 
     def edge_times(self, until_ns: int) -> list[int]:
         """Times of the edges after `frozen_ns` and up to ``until_ns``, in order."""
-        return sorted({time_ns for time_ns, _, _ in self._edges if time_ns <= until_ns})
+        return sorted({edge.time_ns for edge in self._edges if edge.time_ns <= until_ns})
+
+    def slots_soon(self) -> int:
+        """The most slots held at once, as far as is known, from `frozen_ns` until neighbours in a queue have met."""
+        until_ns = self.frozen_ns + _SLOT_OVERLAP_NS
+        held = most = self._slots
+        for edge in sorted(edge for edge in self._edges if edge.time_ns <= until_ns):
+            held += edge.slots
+            most = max(most, held)
+        return most
 
     def freeze(self, until_ns: int) -> None:
         """Make the function final up to ``until_ns``."""
-        while self._edges and self._edges[0][0] <= until_ns:
-            time_ns, change, slots = heappop(self._edges)
-            while self._edges and self._edges[0][0] == time_ns:
-                _, more, more_slots = heappop(self._edges)
-                change, slots = change + more, slots + more_slots
+        while self._edges and self._edges[0].time_ns <= until_ns:
+            time_ns = self._edges[0].time_ns
             self._extend(time_ns)
-            self._slots += slots
-            if change:
-                self._set_count(time_ns, self._counts[-1] + change)
+            count = self._counts[-1]
+            while self._edges and self._edges[0].time_ns == time_ns:
+                edge = heappop(self._edges)
+                count += edge.calls
+                self._slots += edge.slots
+                self._windows += edge.windows
+            if count != self._counts[-1]:
+                self._set_count(time_ns, count)
         self._extend(until_ns)
 
     def _extend(self, to_ns: int) -> None:
         if to_ns > self.frozen_ns:
             length, count = to_ns - self.frozen_ns, self._counts[-1]
+            self.busy.advance(self.frozen_ns, 0)
             self.busy.advance(to_ns, length if count else 0)
+            self.load.advance(self.frozen_ns, 0)
             self.load.advance(to_ns, length * count)
             if length >= _SLOT_OVERLAP_NS:
-                self.peak = max(self.peak, self._slots)
+                self.peak = max(self.peak, self._windows)
             self.frozen_ns = to_ns
 
     def _set_count(self, time_ns: int, count: int) -> None:

@@ -8,7 +8,7 @@ _THIN_ABOVE = 200_000
 
 
 class Track:
-    """A quantity that only grows, known at breakpoints and linear in between.
+    """A quantity that only grows, from 0 at time 0, known at breakpoints and linear in between.
 
     The value at a breakpoint is exact; between two it is interpolated and rounded down, so that differences
     over adjoining stretches always add up.
@@ -16,8 +16,8 @@ class Track:
 
     __slots__ = ("times_ns", "values")
 
-    def __init__(self, start_ns: int) -> None:
-        self.times_ns = [start_ns]
+    def __init__(self) -> None:
+        self.times_ns = [0]
         self.values = [0]
 
     @property

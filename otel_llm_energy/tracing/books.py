@@ -98,8 +98,7 @@ class Books:
     def add_channels(self, channels: Sequence[Channel]) -> None:
         """From now on there are readings of these channels."""
         self._reason = None
-        now_ns = self._clock_ns()
-        self._note(*[partial(self._ledger.add_channel, channel, now_ns) for channel in channels])
+        self._note(*[partial(self._ledger.add_channel, channel) for channel in channels])
 
     def without_meter(self, reason: str) -> None:
         """There is no channel; claims are unavailable for ``reason``."""

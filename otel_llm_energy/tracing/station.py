@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -66,14 +67,17 @@ class Station:
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns)
         self._discovery = Poller("discovery", self._find_meters)
+        self._look_up = Poller("servers", self._find_servers)
 
     def start(self) -> None:
         """Find the meters and start reading, all in background threads."""
         self._discovery.start()
+        self._look_up.start()
 
     def stop(self) -> None:
         """Stop reading and close the meters."""
         self._discovery.stop()
+        self._look_up.stop()
         for reader in self.meters:
             reader.stop()
         self._servers.close()
@@ -84,7 +88,9 @@ class Station:
         self.read_edge()
         server = self._servers.key(host, port)
         self.books.open(claim, server, route, reports=reports)
-        if not was_busy or self._servers.unresolved:
+        if self._servers.unresolved:
+            self._look_up.wake()
+        if not was_busy:
             self._wake()
 
     def read_edge(self) -> None:
@@ -96,6 +102,7 @@ class Station:
         """Somebody cannot wait: read now what may be read now."""
         self._servers.final = True
         self._wake()
+        self._look_up.wake()
 
     @property
     def problem(self) -> MeterError | None:
@@ -127,6 +134,12 @@ class Station:
         self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in found.meters]
         for reader in self.meters:
             reader.start()
+        return _LONGEST_BACKOFF_SECONDS
+
+    def _find_servers(self) -> float:
+        if self._servers.unresolved or self._servers.final:
+            self._servers.sample()
+            self._on_reading()
         return _LONGEST_BACKOFF_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
@@ -235,6 +248,7 @@ class ServerWatch:
         self._looked_ns: dict[str, int] = {}
         self._waiting: list[tuple[str, int]] = []
         self._next_sample_ns = 0
+        self._lock = threading.Lock()
 
     @property
     def unresolved(self) -> bool:
@@ -257,8 +271,11 @@ class ServerWatch:
 
     def sample(self) -> None:
         """Look up new addresses, then sample the activity of all servers, unless that was done just now."""
-        if not (self._waiting or self.final) and self._clock_ns() < self._next_sample_ns:
-            return
+        with self._lock:
+            if self._waiting or self.final or self._clock_ns() >= self._next_sample_ns:
+                self._sample()
+
+    def _sample(self) -> None:
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
         self._next_sample_ns = self._clock_ns() + _ACTIVITY_GAP_NS

@@ -6,6 +6,7 @@ with it to within the rounding of its integers.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,9 +46,7 @@ class Shares:
     unattributed_nj: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
 
 
-def share(
-    buckets: Sequence[RefBucket], cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int
-) -> Shares:
+def share(buckets: Sequence[RefBucket], cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int) -> Shares:
     """Share every bucket; ``idle_nw`` is P0 in nJ per ns."""
     shares = Shares()
     for bucket in buckets:
@@ -148,4 +147,4 @@ def _intervals(start_ns: int, end_ns: int, calls: Sequence[Call]) -> list[tuple[
     for call in calls:
         cuts.update(t for t in (call.start_ns, call.end_ns) if start_ns < t < end_ns)
     ordered = sorted(cuts)
-    return list(zip(ordered, ordered[1:], strict=False))
+    return list(itertools.pairwise(ordered))

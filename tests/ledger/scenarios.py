@@ -5,6 +5,7 @@ The grid makes edges coincide often, which is where sharing goes wrong.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ class Machine:
         for time_ns, energy_uj in self.readings_uj[1:]:
             if energy_uj != kept[-1][1]:
                 kept.append((time_ns, energy_uj))
-        return [RefBucket(a, b, (f - e) * 1000) for (a, e), (b, f) in zip(kept, kept[1:], strict=False)]
+        return [RefBucket(a, b, (f - e) * 1000) for (a, e), (b, f) in itertools.pairwise(kept)]
 
     @property
     def cells(self) -> list[RefCell]:
@@ -83,7 +84,7 @@ def _samples(draw: st.DrawFn, length: int, unknown: bool) -> list[tuple[int, int
 
 def new_ledger(idle_watts: float | None = IDLE_WATTS, range_uj: int | None = None, **options: object) -> Ledger:
     ledger = Ledger(0, **options)  # type: ignore[arg-type]
-    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=idle_watts, range_uj=range_uj), 0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=idle_watts, range_uj=range_uj))
     for server in SERVERS:
         ledger.add_server(server)
     return ledger

@@ -1,0 +1,133 @@
+"""What is learned of a channel's idle power, and what is not guessed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from otel_llm_energy.ledger.idle import IdleModel, quantile
+from otel_llm_energy.quantities import NS_PER_SECOND
+
+IDLE_WATTS = 20.0
+WATTS_PER_CPU = 60.0
+
+
+def free(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float | None = 0.0) -> None:
+    """A stretch without calls."""
+    length_ns = round(seconds * NS_PER_SECOND)
+    model.free(round(watts * length_ns), length_ns, None if busy_cpus is None else round(busy_cpus * length_ns))
+
+
+def working(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float | None = 1.0) -> None:
+    """A stretch with calls at work all the time."""
+    length_ns = round(seconds * NS_PER_SECOND)
+    model.working(round(watts * length_ns), length_ns, None if busy_cpus is None else round(busy_cpus * length_ns))
+
+
+def linear(busy_cpus: float) -> float:
+    return IDLE_WATTS + WATTS_PER_CPU * busy_cpus
+
+
+def test_quantile_interpolates_between_the_values() -> None:
+    """As numpy's default does."""
+    assert quantile([1.0], 0.1) == 1.0
+    assert quantile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
+    assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
+    assert quantile([0.0, 10.0], 1.0) == 10.0
+
+
+def test_idle_is_the_lowest_tenth_of_the_free_time() -> None:
+    """What runs now and then is not idle; the lowest moment alone would be chance."""
+    model = IdleModel()
+    for tenth in range(11):
+        free(model, 20 + tenth, busy_cpus=None)
+    baseline = model.baseline()
+    assert baseline.watts == pytest.approx(21.0)
+    assert baseline.lowest_watts == pytest.approx(20.2)
+
+
+@pytest.mark.parametrize("stretches", [[], [0.5], [0.2, 0.2, 0.2], [0.49]])
+def test_idle_is_unknown_when_there_was_too_little_free_time(stretches: list[float]) -> None:
+    """Less than two stretches of half a second: never guessed."""
+    model = IdleModel()
+    for seconds in stretches:
+        free(model, 20, seconds)
+    assert model.baseline().watts is None
+
+
+def test_short_buckets_are_gathered_when_they_adjoin() -> None:
+    """Fifty readings of 20 ms are as good as one of a second; work between two of them is not."""
+    model, interrupted = IdleModel(), IdleModel()
+    for step in range(50):
+        free(model, 20 + (step % 2), 0.02)
+        free(interrupted, 20, 0.02)
+        interrupted.mixed()
+    assert model.baseline().watts == pytest.approx(20.5, abs=0.1)
+    assert interrupted.baseline().watts is None
+
+
+def test_true_idle_is_found_when_a_constant_background_load_never_pauses() -> None:
+    """One CPU is always busy: the lowest power that is ever seen is 80 W, and the fit finds the 20 W below."""
+    model, chance = IdleModel(), random.Random(1)
+    for _ in range(20):
+        free(model, linear(1.0), busy_cpus=1.0)
+        busy_cpus = 1.0 + chance.uniform(0.5, 3.0)
+        working(model, linear(busy_cpus), busy_cpus=busy_cpus)
+    assert model.baseline().watts == pytest.approx(IDLE_WATTS, rel=1e-6)
+
+
+def test_true_idle_is_found_when_the_background_load_is_noisy() -> None:
+    """Ticks make busy time uncertain by some per cent."""
+    model, chance = IdleModel(), random.Random(2)
+    for _ in range(60):
+        for stretch, busy_cpus in ((free, 1.0), (working, 1.0 + chance.uniform(0.5, 3.0))):
+            stretch(model, linear(busy_cpus), busy_cpus=busy_cpus * chance.gauss(1, 0.02))
+    assert model.baseline().watts == pytest.approx(IDLE_WATTS, abs=3)
+
+
+def test_fit_is_left_out_when_the_load_hardly_varies() -> None:
+    """A slope through one cloud of points means nothing."""
+    model, chance = IdleModel(), random.Random(3)
+    for _ in range(20):
+        free(model, linear(1.0) + chance.uniform(0, 5), busy_cpus=1.0 + chance.uniform(0, 0.2))
+    assert model.baseline().watts == pytest.approx(linear(1.0), abs=2)
+
+
+def test_fit_never_raises_the_idle_that_was_seen() -> None:
+    """Where power falls with busy time (clocks that go down), what was measured in free time holds."""
+    model = IdleModel()
+    for busy_cpus in (0.0, 0.5, 1.0, 1.5):
+        free(model, 40 - 10 * busy_cpus, busy_cpus=busy_cpus)
+    watts = model.baseline().watts
+    assert watts is not None
+    assert watts <= 40 - 10 * 1.5 + 2
+
+
+def test_known_idle_is_not_learned_anew() -> None:
+    """What the user says holds."""
+    model = IdleModel(known_watts=7.0)
+    for _ in range(5):
+        free(model, 20)
+    assert (model.baseline().watts, model.baseline().lowest_watts) == (7.0, 7.0)
+
+
+def test_highest_power_is_the_hardware_limit_or_a_margin_over_what_was_seen() -> None:
+    """P_hi: 1.1 times the 99 % quantile of buckets that were all work, unless the limit is known."""
+    limited, seen, nothing = IdleModel(limit_watts=125.0), IdleModel(), IdleModel()
+    for model in (limited, seen):
+        working(model, 90)
+        working(model, 100)
+    assert limited.baseline().highest_watts == 125.0
+    assert limited.limit_is_hardware
+    assert seen.baseline().highest_watts == pytest.approx(1.1 * 99.9)
+    assert nothing.baseline().highest_watts is None
+
+
+def test_old_samples_are_forgotten_when_the_machine_changes() -> None:
+    """Memory is bounded, and a new idle is learned in time."""
+    model = IdleModel()
+    for watts in (50.0, 20.0):
+        for _ in range(300):
+            free(model, watts, busy_cpus=None)
+    assert model.baseline().watts == pytest.approx(20.0)
