@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
 from otel_llm_instrumentation.facts import Facts, Request
-from otel_llm_instrumentation.telemetry import Instruments, Telemetry
+from otel_llm_instrumentation.telemetry import Telemetry
 
 _T = TypeVar("_T")
 
@@ -217,8 +217,8 @@ class Call:
             if self.owns_span:
                 self._add_answer_attributes(facts, attributes)
             self.span.set_attributes(attributes)
-        if self.owns_span and (instruments := self._telemetry.instruments()) is not None:
-            self._record_metrics(instruments)
+        if self.owns_span and self._telemetry.records_metrics:
+            self._record_metrics()
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
         if facts.response_model is not None:
@@ -250,16 +250,16 @@ class Call:
         except Exception:  # noqa: BLE001 - a span processor's failure must not reach the app
             self._telemetry.complain("ending a span")
 
-    def _record_metrics(self, instruments: Instruments) -> None:
+    def _record_metrics(self) -> None:
         attributes = self._metric_attributes()
         for count, token_type in ((self.input_tokens, "input"), (self.output_tokens, "output")):
             if count is not None:
-                instruments.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
+                self._telemetry.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
         if self.ended_ns is not None:
             seconds = (self.ended_ns - self.started_ns) / _NS_PER_SECOND
-            instruments.duration.record(seconds, attributes, self.context)
+            self._telemetry.duration.record(seconds, attributes, self.context)
 
     def _metric_attributes(self) -> dict[str, AttributeValue]:
         known: dict[str, AttributeValue | None] = {

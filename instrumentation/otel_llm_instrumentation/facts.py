@@ -104,20 +104,21 @@ def as_texts(value: object) -> list[str] | None:
 
 def as_count(value: object) -> int | None:
     """A whole number from 0 on, else ``None``."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None  # a bool is an int, too
 
 
 def as_integer(value: object) -> int | None:
     """A whole number of either sign, else ``None``."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int else None
 
 
 def as_number(value: object) -> float | None:
     """A number as a double, else ``None``."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return float(value) if type(value) is float or type(value) is int else None
 
 
 def as_seconds(value: object, per_second: float) -> float | None:
     """A length of time given in units of which there are ``per_second`` in a second; never negative."""
-    number = as_number(value)
-    return number / per_second if number is not None and number >= 0 else None
+    if (type(value) is float or type(value) is int) and value >= 0:
+        return value / per_second
+    return None

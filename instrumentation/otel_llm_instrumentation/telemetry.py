@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
-from opentelemetry.metrics import Meter, MeterProvider, get_meter_provider
+from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from otel_llm_instrumentation import semconv
@@ -14,12 +14,24 @@ _DISTRIBUTION = "otel-llm-energy"
 _logger = logging.getLogger("otel_llm_instrumentation")
 
 
-class Instruments:
-    """The GenAI client metrics."""
+class Telemetry:
+    """One instrumentor's tracer and metrics, from `instrument` to `uninstrument`.
 
-    __slots__ = ("duration", "token_usage")
+    Providers that are set later serve as well: what the API hands out are proxies until then.
+    """
 
-    def __init__(self, meter: Meter) -> None:
+    __slots__ = ("_complaints", "duration", "token_usage", "tracer")
+
+    def __init__(
+        self,
+        scope: str,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        version_of_scope = _version()
+        self._complaints: set[str] = set()
+        self.tracer = get_tracer(scope, version_of_scope, tracer_provider)
+        meter = get_meter(scope, version_of_scope, meter_provider)
         self.duration = meter.create_histogram(
             semconv.DURATION_METRIC,
             unit="s",
@@ -33,36 +45,10 @@ class Instruments:
             explicit_bucket_boundaries_advisory=semconv.TOKEN_USAGE_BOUNDARIES,
         )
 
-
-class Telemetry:
-    """One instrumentor's tracer and instruments, from `instrument` to `uninstrument`.
-
-    Providers that are set later serve as well: the API's tracer is a proxy until then, and the meter provider is
-    looked up at each call.
-    """
-
-    def __init__(
-        self,
-        scope: str,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-    ) -> None:
-        self._scope = scope
-        self._version = _version()
-        self._meter_provider = meter_provider
-        self._metered_by: MeterProvider | None = None
-        self._instruments: Instruments | None = None
-        self._complaints: set[str] = set()
-        self.tracer = get_tracer(scope, self._version, tracer_provider)
-
-    def instruments(self) -> Instruments | None:
-        """The metrics to record; ``None`` while there is only a provider of the API itself, which records nothing."""
-        provider = self._meter_provider or get_meter_provider()
-        if provider is not self._metered_by:
-            idle = type(provider).__module__.startswith("opentelemetry.metrics")
-            self._instruments = None if idle else Instruments(provider.get_meter(self._scope, self._version))
-            self._metered_by = provider
-        return self._instruments
+    @property
+    def records_metrics(self) -> bool:
+        """Whether there is a meter provider. The API does not say so: its proxy is asked for the real instrument."""
+        return getattr(self.duration, "_real_instrument", self.duration) is not None
 
     def complain(self, what: str, level: int = logging.WARNING) -> None:
         """Log the exception that is being handled, once for each ``what``; the app's call goes on."""

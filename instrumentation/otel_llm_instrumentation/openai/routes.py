@@ -22,6 +22,9 @@ from otel_llm_instrumentation.facts import (
 )
 
 _MS_PER_SECOND = 1_000.0
+# Where input and output tokens stand, and the details of each.
+_COMPLETION_USAGE = ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
+_RESPONSE_USAGE = ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details")
 
 
 def read_completion(payloads: Sequence[object]) -> Facts:
@@ -38,13 +41,15 @@ def read_completion(payloads: Sequence[object]) -> Facts:
         timings = timings or answer.get("timings")
         facts.response_model = facts.response_model or as_text(answer.get("model"))
         facts.response_id = facts.response_id or as_text(answer.get("id"))
-        _add_finish_reasons(reasons, answer.get("choices"))
+        choices = answer.get("choices")
+        if choices:
+            _add_finish_reasons(reasons, choices)
     if reasons:
         facts.finish_reasons = [reasons[index] for index in sorted(reasons)]
     if timings is not None:
         _add_timings(facts, fields(timings))
     if usage is not None:
-        _add_usage(facts, fields(usage), "prompt_tokens", "completion_tokens")
+        _add_usage(facts, fields(usage), _COMPLETION_USAGE)
     return facts
 
 
@@ -57,7 +62,7 @@ def read_response(payloads: Sequence[object]) -> Facts:
         if "output" in answer:
             facts.response_model = as_text(answer.get("model"))
             facts.response_id = as_text(answer.get("id"))
-            _add_usage(facts, fields(answer.get("usage")), "input_tokens", "output_tokens")
+            _add_usage(facts, fields(answer.get("usage")), _RESPONSE_USAGE)
             break
     return facts
 
@@ -72,15 +77,16 @@ def _add_finish_reasons(reasons: dict[int, str], choices: object) -> None:
             reasons.setdefault(as_count(chosen.get("index")) or 0, reason)
 
 
-def _add_usage(facts: Facts, usage: Mapping[str, Any], input_key: str, output_key: str) -> None:
+def _add_usage(facts: Facts, usage: Mapping[str, Any], keys: tuple[str, str, str, str]) -> None:
+    input_key, output_key, input_details_key, output_details_key = keys
     input_tokens, output_tokens = as_count(usage.get(input_key)), as_count(usage.get(output_key))
     if input_tokens is not None:
         facts.input_tokens = input_tokens
     if output_tokens is not None:
         facts.output_tokens = output_tokens
-    if (details := usage.get(f"{input_key}_details")) is not None:
+    if (details := usage.get(input_details_key)) is not None:
         facts.cached_input_tokens = as_count(fields(details).get("cached_tokens"))
-    if (details := usage.get(f"{output_key}_details")) is not None:
+    if (details := usage.get(output_details_key)) is not None:
         facts.reasoning_output_tokens = as_count(fields(details).get("reasoning_tokens"))
 
 
