@@ -206,7 +206,7 @@ def fastapi_sets_up_tracing_at_start() -> None:
 
     @app.get("/ask")
     async def ask() -> str:
-        with tracer.start_as_current_span("GET /ask"):
+        with tracer.start_as_current_span("agent"):
             with tracer.start_as_current_span("chat") as span:
                 claim = Claim(span.get_span_context())
                 gates[0].bind(span, claim)
@@ -218,7 +218,7 @@ def fastapi_sets_up_tracing_at_start() -> None:
         say(client.get("/ask").json())
     gates[0].force_flush()
     for span in out.spans:
-        if span.name in ("chat", "GET /ask"):  # FastAPI adds spans of its own
+        if span.name in ("chat", "agent"):  # FastAPI adds spans of its own
             say(described(span))
 
 

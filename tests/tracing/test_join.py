@@ -166,7 +166,7 @@ def test_logfire_is_joined_before_and_after_its_second_configuration() -> None:
 def test_fastapi_app_is_joined_when_it_sets_up_tracing_at_its_start() -> None:
     """Joining before the set-up says so; after it, tracers made at import and processors added later are covered."""
     output = run_child("fastapi_sets_up_tracing_at_start")
-    assert output == ["no-provider", "answer", "chat 2.0", "GET /ask 2.0"]
+    assert output == ["no-provider", "answer", "chat 2.0", "agent 2.0"]
 
 
 def test_downstream_calls_the_methods_that_were_there_when_it_was_made() -> None:
