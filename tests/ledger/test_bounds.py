@@ -1,0 +1,151 @@
+"""Bounds and phases of a bill, against a truth that the test knows: a power trace, sampled at the meter's readings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_llm_energy.ledger.bill import Bill, Quality, Window
+from otel_llm_energy.ledger.bounds import held_nj
+from otel_llm_energy.ledger.counter import Bucket
+from otel_llm_energy.ledger.idle import Baseline
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+
+MS = 1_000_000
+STEP_MS = 10
+IDLE_WATTS, LIMIT_WATTS = 20, 100
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Power by steps of 10 ms, W; a lone call that all power above idle is due to; where the meter is read."""
+
+    watts: Sequence[int]
+    start_step: int
+    end_step: int
+    readings: Sequence[int]
+
+    @property
+    def call_nj(self) -> int:
+        """What the call used."""
+        return sum(self.watts[self.start_step : self.end_step]) * STEP_MS * MS
+
+    def energy_uj(self, step: int) -> int:
+        return sum(self.watts[:step]) * STEP_MS * MS // 1000
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Trace:
+    """Idle power around the call, any power up to the hardware's limit during it."""
+    length = draw(st.integers(10, 120))
+    start = draw(st.integers(1, length - 3))
+    end = draw(st.integers(start + 1, length - 1))
+    working = draw(st.lists(st.integers(IDLE_WATTS, LIMIT_WATTS), min_size=end - start, max_size=end - start))
+    watts = [IDLE_WATTS] * start + working + [IDLE_WATTS] * (length - end)
+    readings = sorted({0, length} | draw(st.sets(st.integers(1, length - 1), max_size=12)))
+    return Trace(watts, start, end, readings)
+
+
+def bill_of(trace: Trace, windows: Sequence[Window] | None = None, *, scale_error: float = 0.0) -> Bill:
+    """The ledger's bill; idle power and the hardware's limit are known, and the server is all that works (u = 1)."""
+    ledger = Ledger(0)
+    channel = Channel(
+        "package-0", "cpu", "rapl", limit_watts=LIMIT_WATTS, idle_watts=IDLE_WATTS, scale_error=scale_error
+    )
+    ledger.add_channel(channel)
+    ledger.add_server("llm")
+    start_ns, end_ns = trace.start_step * STEP_MS * MS, trace.end_step * STEP_MS * MS
+    ledger.sample(ActivitySample("cpu", 0, 0, {"llm": 0}, 2, 0, 0))
+    entry = ledger.open("llm", start_ns)
+    ledger.close(entry, windows or (Window(start_ns, end_ns),), reported=True)
+    for step in trace.readings:
+        at_ns = step * STEP_MS * MS
+        ledger.read(Reading("package-0", trace.energy_uj(step), at_ns, at_ns))
+    last_ns = len(trace.watts) * STEP_MS * MS
+    ledger.sample(ActivitySample("cpu", last_ns, end_ns - start_ns, {"llm": end_ns - start_ns}, 2, 0, 0), final=True)
+    ledger.settle(last_ns + 1)
+    assert entry.bill is not None
+    return entry.bill
+
+
+@given(traces())
+def test_truth_lies_within_the_bounds_when_the_call_is_alone(trace: Trace) -> None:
+    """However few readings there are, and however the power went."""
+    bill = bill_of(trace)
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    rounding_nj = 2_000 * len(trace.readings)  # the counter's microjoules
+    assert bill.lower_nj - rounding_nj <= trace.call_nj <= bill.upper_nj + rounding_nj
+
+
+@given(traces())
+def test_bill_is_exact_when_readings_lie_at_the_edges(trace: Trace) -> None:
+    """Then there is nothing to guess, and the bounds are narrow."""
+    readings = sorted({*trace.readings, trace.start_step, trace.end_step})
+    bill = bill_of(Trace(trace.watts, trace.start_step, trace.end_step, readings))
+    rounding_nj = 2_000 * len(readings)
+    assert bill.energy_nj is not None
+    assert abs(bill.energy_nj - trace.call_nj) <= rounding_nj
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    assert bill.upper_nj - bill.lower_nj <= 2 * rounding_nj
+
+
+def test_bounds_are_as_wide_as_the_scale_error_when_all_else_is_exact() -> None:
+    """5 % of the meter's scale, to either side."""
+    trace = Trace([20, 20, 80, 80, 20, 20], 2, 4, [0, 2, 4, 6])
+    bill = bill_of(trace, scale_error=0.05)
+    assert bill.energy_nj == trace.call_nj
+    assert bill.lower_nj == int(trace.call_nj * 0.95)
+    assert bill.upper_nj == int(trace.call_nj * 1.05) + 1
+
+
+def test_bill_is_degraded_when_the_meter_is_too_coarse_to_tell() -> None:
+    """One bucket of 1.2 s around a call of 20 ms: joules, but with bounds that are wider than half of them."""
+    bill = bill_of(Trace([20] * 59 + [90, 90] + [20] * 59, 59, 61, [0, 120]))
+    assert (bill.quality, bill.reason) == (Quality.DEGRADED, "coarse-meter")
+
+
+def test_edge_bucket_holds_what_power_allows() -> None:
+    """lo = max(P0_lo o, D - P_hi (T - o)), hi = min(P_hi o, D - P0_lo (T - o)), within 0 and D."""
+    bucket = Bucket(0, 10, 500)
+    assert held_nj(bucket, Baseline(20, 20, 100), 5) == (100, 400)
+    assert held_nj(bucket, Baseline(20, 20, 60), 5) == (200, 300)
+    assert held_nj(bucket, Baseline(20, 20, None), 5) == (100, 400)
+    assert held_nj(bucket, Baseline(90, 90, None), 5) == (450, 450)
+    assert held_nj(bucket, Baseline(None, 0.0, None), 5) == (0, 500)
+
+
+def phases(trace: Trace, *edges: int) -> tuple[dict[str, int], Bill]:
+    """The phases of a call whose prefill ends at an edge, in nJ."""
+    start, middle, end = (edge * STEP_MS * MS for edge in (trace.start_step, *edges, trace.end_step))
+    bill = bill_of(trace, (Window(start, middle, "prefill"), Window(middle, end, "decode")))
+    return dict(bill.phases_nj), bill
+
+
+def test_phases_are_told_apart_when_a_reading_lies_between_them() -> None:
+    """And they sum to the call's energy."""
+    trace = Trace([20] * 10 + [90] * 10 + [50] * 30 + [20] * 10, 10, 50, [0, 10, 20, 50, 60])
+    parts, bill = phases(trace, 20)
+    assert parts == {"prefill": 90 * 10 * STEP_MS * MS, "decode": 50 * 30 * STEP_MS * MS}
+    assert sum(parts.values()) == bill.energy_nj
+
+
+def test_phases_are_told_apart_when_the_reading_lies_near() -> None:
+    """Within a tenth of the shorter phase."""
+    trace = Trace([20] * 10 + [90] * 10 + [50] * 30 + [20] * 10, 10, 50, [0, 10, 21, 50, 60])
+    parts, bill = phases(trace, 20)
+    assert set(parts) == {"prefill", "decode"}
+    assert sum(parts.values()) == bill.energy_nj
+
+
+def test_phases_are_left_out_when_no_reading_tells_them_apart() -> None:
+    """The call's energy is known all the same."""
+    trace = Trace([20] * 10 + [90] * 10 + [50] * 30 + [20] * 10, 10, 50, [0, 10, 30, 50, 60])
+    parts, bill = phases(trace, 20)
+    assert parts == {}
+    assert bill.energy_nj is not None
