@@ -191,8 +191,9 @@ class ScaphandreMeter:
     def _stale(self, scrape: Scrape) -> list[Reading]:
         self._asked_ns = scrape.asked_ns
         self._stale_polls += 1
-        # Asking less often gives the other client's requests, or ours, a chance to be 2 s apart.
-        pause_ns = min(self._interval_ns << self._stale_polls, _LONGEST_PAUSE_NS)
+        # Asking less often gives the other client's requests, or ours, a chance to be 2 s apart. The first pauses stay
+        # below 4 s, so that the next refresh can still be dated.
+        pause_ns = min(int(self._interval_ns * 1.5 ** (self._stale_polls - 1)), _LONGEST_PAUSE_NS)
         self._next_poll_ns = scrape.asked_ns + max(pause_ns, self._interval_ns)
         if not self.frozen:
             return []

@@ -57,7 +57,7 @@ def test_label_order_does_not_matter_when_it_is_random(labels: list[tuple[str, s
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
-        st.text(st.characters(exclude_characters="\r", exclude_categories=("Cs",))),
+        st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"])),
         max_size=4,
     )
 )

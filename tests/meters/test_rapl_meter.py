@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,13 @@ from otel_llm_energy.meters.powercap import RaplMeter
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
 
 
-def zone(root: Path, folder: str, name: str, energy_uj: int | bytes = 1, **files: int | str) -> Path:
+def zone(
+    root: Path,
+    folder: str,
+    name: str,
+    energy_uj: int | bytes = 1,
+    files: Mapping[str, int | str] = MappingProxyType({}),
+) -> Path:
     """One folder of a tree; ``files`` are its further files."""
     path = root / folder
     path.mkdir(parents=True)
@@ -127,7 +135,7 @@ def test_the_limit_is_the_highest_enforced_one_when_it_makes_sense(
     tmp_path: Path, files: dict[str, int | str], limit_watts: float | None
 ) -> None:
     """A bound that the short-term limit breaks, or firmware's nonsense, is no bound."""
-    zone(tmp_path, "intel-rapl:0", "package-0", **files)
+    zone(tmp_path, "intel-rapl:0", "package-0", files=files)
     (channel,) = RaplMeter(tmp_path).open()
     assert channel.limit_watts == limit_watts
 

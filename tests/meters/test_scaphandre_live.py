@@ -42,3 +42,23 @@ def test_a_stale_answer_is_left_out_when_another_client_asks_just_before_us(scap
     requests.get(scaphandre.url, timeout=10)
     time.sleep(1.05)
     assert meter.read() == []
+
+
+def test_the_other_clients_request_dates_the_reading_when_it_refreshed_the_exporter(scaphandre: Scaphandre) -> None:
+    """The real exporter's power says when another client made it refresh, some 0.2 s before we asked."""
+    meter = ScaphandreMeter(scaphandre.url)
+    meter.open()
+    meter.read()
+    time.sleep(2.25)
+    assert meter.read()
+    time.sleep(2.05)
+    asked_ns = time.monotonic_ns()
+    requests.get(scaphandre.url, timeout=10)
+    answered_ns = time.monotonic_ns()
+    time.sleep(0.2)
+    readings = meter.read()
+    assert readings
+    for reading in readings:
+        assert reading.earliest_ns <= answered_ns
+        assert reading.latest_ns >= asked_ns
+        assert reading.latest_ns - reading.earliest_ns < 300_000_000
