@@ -31,10 +31,10 @@ class Downstream:
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         try:
-            self._on_start(span, parent_context)
+            self._on_start(span, parent_context=parent_context)
         except RuntimeError as error:
             for member in self._members_without_pool(error):
-                member.on_start(span, parent_context)
+                member.on_start(span, parent_context=parent_context)
 
     def on_ending(self, span: Span) -> None:
         hook = getattr(self._processor, "_on_ending", None)  # absent from the oldest SDKs
