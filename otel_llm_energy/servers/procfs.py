@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from otel_llm_energy.machine import PROC, TICK_NS
 
+_PART_BYTES = 1 << 16
+
 
 class ProcessStat(NamedTuple):
     """/proc/PID/stat: parent, start (clock ticks since boot), CPU time of all threads (ns, in whole ticks)."""
@@ -123,12 +125,21 @@ class Procfs:
             yield pid
 
     def _read(self, name: str) -> bytes | None:
+        # Once for each thread of a server in a sample: a file object costs more than the reading itself.
         try:
-            # Once for each thread of a server in each sample: a Path costs as much as the reading itself.
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
-                return file.read()
+            descriptor = os.open(f"{self.root}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
+        try:
+            text = part = os.read(descriptor, _PART_BYTES)
+            while part:
+                part = os.read(descriptor, _PART_BYTES)
+                text += part
+            return text
+        except OSError:  # the process has ended since
+            return None
+        finally:
+            os.close(descriptor)
 
 
 def _names(folder: str) -> list[str]:
