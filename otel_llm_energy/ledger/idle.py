@@ -78,8 +78,10 @@ class IdleModel:
         self._limit_watts = limit_watts
         self._idle: deque[_Sample] = deque(maxlen=_REMEMBERED)
         self._work: deque[_Sample] = deque(maxlen=_REMEMBERED)
+        self._all: deque[_Sample] = deque(maxlen=_REMEMBERED)
         self._idle_run = _Run(_SHORTEST_NS, self._idle)
         self._work_run = _Run(_SHORTEST_WORK_NS, self._work)
+        self._run = _Run(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
 
     @property
@@ -89,19 +91,28 @@ class IdleModel:
     def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
         """A bucket in which no call was at work."""
         self._work_run.interrupt()
-        if self._idle_run.add(energy_nj, length_ns, busy_ns):
-            self._baseline = None
+        self._learn_from(self._idle_run, energy_nj, length_ns, busy_ns)
 
     def working(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
         """A bucket in which calls were at work all the time."""
         self._idle_run.interrupt()
-        if self._work_run.add(energy_nj, length_ns, busy_ns):
-            self._baseline = None
+        self._learn_from(self._work_run, energy_nj, length_ns, busy_ns)
 
-    def mixed(self) -> None:
-        """A bucket that tells nothing, or a gap."""
+    def mixed(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+        """A bucket in which calls were at work for a part of the time."""
         self._idle_run.interrupt()
         self._work_run.interrupt()
+        self._learn_from(None, energy_nj, length_ns, busy_ns)
+
+    def gap(self) -> None:
+        """A stretch whose energy is not known."""
+        for run in (self._idle_run, self._work_run, self._run):
+            run.interrupt()
+
+    def _learn_from(self, run: _Run | None, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+        completed = run is not None and run.add(energy_nj, length_ns, busy_ns)
+        if self._run.add(energy_nj, length_ns, busy_ns) or completed:
+            self._baseline = None
 
     def baseline(self) -> Baseline:
         """What is known now."""
@@ -127,7 +138,7 @@ class IdleModel:
 
     def _without_load(self) -> list[float]:
         """Claim-free samples less what their load explains; empty where the load varies too little to tell."""
-        points = [(s.busy_cpus, s.watts) for s in (*self._idle, *self._work) if s.busy_cpus is not None]
+        points = [(s.busy_cpus, s.watts) for s in self._all if s.busy_cpus is not None]
         slope = _slope(points)
         if slope is None:
             return []

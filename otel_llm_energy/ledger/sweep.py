@@ -125,7 +125,7 @@ class Sweep:
             self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
-            self.idle_model.mixed()
+            self.idle_model.gap()
             self._learned_ns = bucket.end_ns
             self._remember(Swept(bucket, Baseline(None, 0.0, None), 0, {}, 0, 0, 0))
         self._close(bucket)
@@ -165,12 +165,13 @@ class Sweep:
     ) -> None:
         steps = [line.steps(start_ns, end_ns) for line in timelines.values()]
         at_work_ns = _length(merged(steps)) if any(steps) else 0
+        length_ns = end_ns - start_ns
         if at_work_ns == 0:
-            self.idle_model.free(energy_nj, end_ns - start_ns, busy_ns)
-        elif at_work_ns == end_ns - start_ns:
-            self.idle_model.working(energy_nj, end_ns - start_ns, busy_ns)
+            self.idle_model.free(energy_nj, length_ns, busy_ns)
+        elif at_work_ns == length_ns:
+            self.idle_model.working(energy_nj, length_ns, busy_ns)
         else:
-            self.idle_model.mixed()
+            self.idle_model.mixed(energy_nj, length_ns, busy_ns)
 
     def _share_idle(
         self,

@@ -62,7 +62,7 @@ def test_short_buckets_are_gathered_when_they_adjoin() -> None:
     for step in range(50):
         free(model, 20 + (step % 2), 0.02)
         free(interrupted, 20, 0.02)
-        interrupted.mixed()
+        interrupted.gap()
     assert model.baseline().watts == pytest.approx(20.5, abs=0.1)
     assert interrupted.baseline().watts is None
 
