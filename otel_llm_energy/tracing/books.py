@@ -203,7 +203,7 @@ class Books:
         for entry in entries:
             claim = self._claims.pop(entry, None)
             if claim is not None:
-                claim.bill = entry.bill
+                claim.bill = entry.bill if self._reason is None else unavailable(self._reason)
                 self._settled += 1
                 done.append(claim)
         return done

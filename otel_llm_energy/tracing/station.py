@@ -66,6 +66,9 @@ class Station:
         self._on_reading = on_reading
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns)
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
+        self._stopped = False
+        self._stop_lock = threading.Lock()
         self._discovery = Poller("discovery", self._find_meters)
         self._look_up = Poller("servers", self._find_servers)
 
@@ -76,6 +79,8 @@ class Station:
 
     def stop(self) -> None:
         """Stop reading and close the meters."""
+        with self._stop_lock:
+            self._stopped = True
         self._discovery.stop()
         self._look_up.stop()
         for reader in self.meters:
@@ -129,12 +134,22 @@ class Station:
         self.left_out = found.left_out
         if not found.meters:
             self.books.without_meter(found.reason)
+            why = found.left_out[0].message if found.left_out else "none is wanted."
+            self._troubles.warn(found.reason, "LLM calls are not metered: %s", why)
             return _DISCOVER_AGAIN_SECONDS
-        self.books.add_channels([channel for meter in found.meters for channel in meter.channels])
-        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in found.meters]
+        with self._stop_lock:
+            if self._stopped:  # while a meter took its time to answer
+                for late in found.meters:
+                    late.meter.close()
+            else:
+                self._start_reading(found.meters)
+        return _LONGEST_BACKOFF_SECONDS
+
+    def _start_reading(self, meters: Sequence[OpenMeter]) -> None:
+        self.books.add_channels([channel for meter in meters for channel in meter.channels])
+        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in meters]
         for reader in self.meters:
             reader.start()
-        return _LONGEST_BACKOFF_SECONDS
 
     def _find_servers(self) -> float:
         if self._servers.unresolved or self._servers.final:
