@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
+    # A shell's background jobs start with SIGINT ignored; who sends it to one of ours means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return command(asked)
     except CommandError as error:

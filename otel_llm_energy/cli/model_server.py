@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError
 
@@ -188,11 +188,16 @@ def _wait_for_the_end() -> None:
 
 
 def _end(signal_number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End at once: llama.cpp's own way to an end waits for the answers that are being written."""
+    os._exit(0)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to end; 0 then, 1 if the server cannot start."""
+    """Serve until told to end, which ends the process with 0; returns 1 if the server cannot start."""
     options = _parse(arguments)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
@@ -206,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(server.listening_address, flush=True)
     _wait_for_the_end()
-    return 0
+    _leave()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _parent_cells(node: Node) -> Sequence[str | Text]:
         return ()
     about = "~" if node.text(names.QUALITY) == "estimated" else ""
     cut = "+" if node.attributes.get(names.SUBTREE_INCOMPLETE) else ""
-    return (Text(f"Σ {about}{significant(total)}{cut}", style="bold cyan"),)
+    return (Text(f"Σ {about}{significant(total, 4)}{cut}", style="bold cyan"),)
 
 
 def _legend(results: Results) -> Iterator[str]:
@@ -114,6 +114,8 @@ def _legend(results: Results) -> Iterator[str]:
     if results.estimated:
         yield "~: an estimate, not a measurement."
     calls = results.calls()
+    if any(node.joules(names.JOULES) and node.joules(names.DECODE_JOULES) is None for node in calls):
+        yield "-: the readings do not part prefill from decode."
     if any(node.text(names.QUALITY) == "shared" for node in calls):
         yield "shared: other calls were at work at the same time; each gets an equal part of each instant."
     for reason in sorted({node.text(names.REASON) for node in calls} - {""}):
