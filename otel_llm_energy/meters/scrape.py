@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from http.client import HTTPException
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from otel_llm_energy.meters.base import MeterError
@@ -58,7 +60,7 @@ class Exporter:
         try:
             with suppress_instrumentation():
                 return self._scrape(wanted)
-        except (OSError, urllib3.exceptions.HTTPError) as error:  # requests' own are OSErrors
+        except (OSError, HTTPException, urllib3.exceptions.HTTPError) as error:  # requests' own are OSErrors
             reason, kind = _reason(error), type(error).__name__
         # Raised out here, the error holds no reference to the request and its credentials.
         raise self._error(reason, f"{_EXPLANATIONS[reason].format(seconds=self._timeout_seconds)} ({kind})")
@@ -81,15 +83,18 @@ class Exporter:
 
     def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
         # Not iter_content: it waits for whole chunks, however slowly they drip, and unpacks without bound.
-        read1 = getattr(response.raw, "read1", response.raw.read)  # urllib3 < 2.1 has only the one that waits
+        read1 = _read1(response)
         received = 0
-        while chunk := read1(_CHUNK_BYTES, decode_content=False):
+        while chunk := read1(_CHUNK_BYTES):
             received += len(chunk)
             if received > MAX_BODY_BYTES:
                 raise self._error("meter-too-large", f"more than {MAX_BODY_BYTES >> 20} MiB: no exporter's page")
             if self._clock() > deadline_ns:
                 raise self._error("meter-timeout", f"still answering after {2 * self._timeout_seconds:g} s")
             yield chunk
+        promised = response.headers.get("content-length", "")
+        if promised.isdecimal() and received < int(promised):
+            raise self._error("meter-truncated", _EXPLANATIONS["meter-truncated"])
 
     def _new_session(self) -> requests.Session:
         """A session for one request: a connection kept over seconds would often be found dead."""
@@ -113,11 +118,20 @@ _EXPLANATIONS = {
 }
 
 
+def _read1(response: requests.Response) -> Callable[[int], bytes]:
+    """What gives as much of the body as is there, at most so many bytes."""
+    raw: Any = response.raw
+    if hasattr(raw, "read1"):
+        return partial(raw.read1, decode_content=False)
+    read1: Callable[[int], bytes] = raw._original_response.read1  # urllib3 < 2.1: the standard library's own
+    return read1
+
+
 def _reason(error: Exception) -> str:
     import requests
     import urllib3
 
-    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
         return "meter-timeout"
     cause = error.args[0] if error.args else None
     if isinstance(error, requests.ConnectionError) and isinstance(cause, urllib3.exceptions.ProtocolError):
