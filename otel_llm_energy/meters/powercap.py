@@ -68,7 +68,8 @@ class RaplMeter:
         self.root_is_named = root is not None
         self._scale_error = scale_error
         self._clock = clock
-        self._lock = threading.Lock()
+        # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
+        self._lock = threading.RLock()
         self._counters: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:

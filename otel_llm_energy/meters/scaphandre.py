@@ -29,6 +29,7 @@ DOMAIN_ENERGY = "scaph_domain_energy_microjoules"
 WANTED = frozenset({HOST_ENERGY, HOST_POWER, SOCKET_ENERGY, DOMAIN_ENERGY})
 
 _REFRESH_NS = 2 * NS_PER_SECOND
+_TIMER_SLACK_NS = 100_000_000  # a caller's timer that fires a little early must not cost a whole poll
 _LONGEST_PAUSE_NS = 10 * NS_PER_SECOND
 _FROZEN_POLLS = 3  # one stale answer is somebody's curl
 _SKEW_NS = 50_000_000  # the host's counter is read after the scan of all processes, some ms after the sockets'
@@ -154,10 +155,12 @@ class ScaphandreMeter:
         """Poll, unless the last request was less than an interval ago; leave out what has not moved.
 
         Raises:
-            MeterError: ``meter-frozen`` after several stale answers in a row; else as `open`.
+            MeterError: ``meter-frozen`` after several stale answers in a row, until a fresh one; else as `open`.
         """
         first, self._first_readings = self._first_readings, []
         if first or self._clock() < self._next_poll_ns:
+            if self.frozen:
+                raise self._frozen_error()
             return first
         scrape, found = self._poll()
         seen_uj = self._seen.by_channel_uj
@@ -170,7 +173,7 @@ class ScaphandreMeter:
         self._forget()
 
     def _poll(self) -> tuple[Scrape, Counters]:
-        self._next_poll_ns = self._clock() + self._interval_ns
+        self._next_poll_ns = self._clock() + self._interval_ns - _TIMER_SLACK_NS
         scrape = self._exporter.scrape(WANTED)
         found = counters(scrape.samples)
         if not found.by_channel_uj:
@@ -197,14 +200,18 @@ class ScaphandreMeter:
         self._next_poll_ns = scrape.asked_ns + max(pause_ns, self._interval_ns)
         if not self.frozen:
             return []
-        what = (
-            f"{self.url}: the counters stand still. Someone else asks this exporter within 2 s of our requests, and "
-            "then it answers with old values (scaphandre issue 434); scrape it less often"
-        )
+        error = self._frozen_error()
         if not self._warned:
             self._warned = True
-            _log.warning("%s.", what)
-        raise MeterError("meter-frozen", f"{what}.")
+            _log.warning("%s", error)
+        raise error
+
+    def _frozen_error(self) -> MeterError:
+        return MeterError(
+            "meter-frozen",
+            f"{self.url}: the counters stand still. Someone else asks this exporter within 2 s of our requests, and"
+            " then it answers with old values (scaphandre issue 434); scrape it less often.",
+        )
 
     def _refresh_time(self, scrape: Scrape, found: Counters) -> tuple[int, int]:
         """When the counters had their values: our request refreshed them, or another client's since our last one.

@@ -201,6 +201,16 @@ def test_nothing_is_asked_when_the_last_request_is_too_near() -> None:
         assert len(served.requests) == 1
 
 
+def test_the_exporter_is_asked_when_the_callers_timer_is_a_little_early() -> None:
+    """A few milliseconds must not cost a whole poll; 2 s must pass in any case."""
+    with exporter(totals(1), totals(2)) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        meter.read()
+        clock.advance(2.19)
+        assert meter.read()
+
+
 def test_a_stale_answer_is_left_out_when_no_counter_moved() -> None:
     """The recorded third answer came 1 s after the second and repeats it bit for bit."""
     with exporter(*(recorded(f"two-sockets-{index}") for index in range(3))) as served:
@@ -248,6 +258,7 @@ def test_readings_come_again_when_the_freeze_ends() -> None:
             except MeterError as error:
                 assert error.reason == "meter-frozen"
         assert not meter.frozen
+        assert meter.read() == []
         clock.advance(2.2)
         assert meter.read()
 
