@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -58,7 +59,7 @@ class Recorder:
         for series in self._series():
             powers = [
                 (later - energy) / (end - start)
-                for (start, energy), (end, later) in zip(series, series[1:], strict=False)
+                for (start, energy), (end, later) in itertools.pairwise(series)
                 if start_ns - around_ns <= end <= end_ns + around_ns
             ]
             joules += statistics.fmean(powers) * (end_ns - start_ns) / 1e6 if powers else 0.0

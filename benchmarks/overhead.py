@@ -1,0 +1,218 @@
+"""What does a call cost more with energy on? Against no instrumentation and against a bare span, in one run.
+
+The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take
+turns, and the median over all turns counts. Counters are real files of a synthetic powercap tree, read at the calls'
+edges as on a real machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+CANDIDATES = ("none", "bare-span", "ours", "ours-no-energy")
+PEERS = ("genai-openai", "openllmetry", "openinference")
+_ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+    "timings": {"prompt_n": 11, "prompt_ms": 0.1, "predicted_n": 7, "predicted_ms": 0.2},
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=300, help="calls a turn")
+    parser.add_argument("--streams", type=int, default=60, help="streams of 100 chunks a turn")
+    parser.add_argument("--peers", action="store_true", help=f"also {', '.join(PEERS)}, where they are installed")
+    parser.add_argument("--child", choices=(*CANDIDATES, *PEERS), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        return _child(options.child, options.calls, options.streams)
+    names = (*CANDIDATES, *PEERS) if options.peers else CANDIDATES
+    _compare(names, options)
+    return 0
+
+
+def _compare(names: tuple[str, ...], options: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "benchmarks", "overhead", "--calls", str(options.calls)]
+    command += ["--streams", str(options.streams)]
+    children = {
+        name: subprocess.Popen([*command, "--child", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in names
+    }
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    try:
+        for turn in range(options.turns + 1):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                line = _turn(children[name])
+                if line is not None and turn > 0:  # the first turn warms up
+                    results[name].append(line)
+    finally:
+        for child in children.values():
+            with suppress(OSError):
+                assert child.stdin is not None
+                child.stdin.close()
+            child.wait(timeout=30)
+    _print(results)
+
+
+def _turn(child: subprocess.Popen[str]) -> dict[str, float] | None:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(BrokenPipeError):
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+        return json.loads(line) if line else None
+    return None
+
+
+def _print(results: dict[str, list[dict[str, float]]]) -> None:
+    print(f"{'':16} {'call us':>9} {'added':>8} {'CPU added':>10} {'100 chunks us':>14} {'added':>8} {'per chunk':>10}")
+    base = _medians(results["none"])
+    for name, turns in results.items():
+        if not turns:
+            print(f"{name:16} not installed")
+            continue
+        mine = _medians(turns)
+        print(
+            f"{name:16} {mine['call']:9.0f} {mine['call'] - base['call']:8.1f} {mine['cpu'] - base['cpu']:10.1f}"
+            f" {mine['stream']:14.0f} {mine['stream'] - base['stream']:8.0f}"
+            f" {(mine['stream'] - base['stream'] - (mine['call'] - base['call'])) / 100:10.2f}"
+        )
+
+
+def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+
+
+def _child(name: str, calls: int, streams: int) -> int:
+    with ExitStack() as stack:
+        try:
+            wrap = _set_up(name, stack)
+        except ImportError:
+            return 0
+        client = _client()
+        message = [{"role": "user", "content": "Hello"}]
+
+        def call() -> None:
+            with wrap():
+                client.chat.completions.create(model="m", messages=message)
+
+        def stream() -> None:
+            with wrap():
+                for _ in client.chat.completions.create(model="m", messages=message, stream=True):
+                    pass
+
+        for _ in sys.stdin:
+            call_us, cpu_us = _time(call, calls)
+            stream_us, _ = _time(stream, streams)
+            print(json.dumps({"call": call_us, "cpu": cpu_us, "stream": stream_us}), flush=True)
+    return 0
+
+
+def _time(what: Callable[[], None], times: int) -> tuple[float, float]:
+    """Median wall time and mean CPU time of the whole process, both in microseconds."""
+    walls, cpu_ns = [], time.process_time_ns()
+    for _ in range(times):
+        start_ns = time.perf_counter_ns()
+        what()
+        walls.append(time.perf_counter_ns() - start_ns)
+    return statistics.median(walls) / 1e3, (time.process_time_ns() - cpu_ns) / times / 1e3
+
+
+def _client() -> Any:
+    """An OpenAI client whose transport answers at once, from memory."""
+    import httpx2
+    from openai import OpenAI
+
+    body = json.dumps(_ANSWER).encode()
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    delta = {**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+    last = {**chunk, "choices": [], "usage": _ANSWER["usage"], "timings": _ANSWER["timings"]}
+    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * 99, last]]
+    sse = b"".join([*events, b"data: [DONE]\n\n"])
+
+    def answer(request: Any) -> Any:
+        if b'"stream":true' in request.content.replace(b" ", b""):
+            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=sse)
+        return httpx2.Response(200, headers={"content-type": "application/json"}, content=body)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    return OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", http_client=http)
+
+
+def _set_up(name: str, stack: ExitStack) -> Callable[[], Any]:
+    """Instrument as ``name`` does; what each call is wrapped in."""
+    from contextlib import nullcontext
+
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    if name == "none":
+        return nullcontext
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Nowhere()))
+    if name == "bare-span":
+        tracer = provider.get_tracer("bench")
+        return lambda: tracer.start_as_current_span("chat m")
+    if name == "ours":
+        _instrument_ours(provider, stack)
+    else:
+        _instrument_other(name, provider)
+    return nullcontext
+
+
+def _instrument_ours(provider: Any, stack: ExitStack) -> None:
+    import otel_llm_energy
+    from otel_llm_energy import RaplMeter
+    from tests.support.feeder import feeding
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    tree = stack.enter_context(feeding(folder / "powercap"))
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(tree.root))
+    stack.callback(handle.uninstrument)
+    # Something listens at the address, so that the server is found and its activity sampled.
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    stack.callback(server.shutdown)
+    time.sleep(2.5)
+
+
+def _instrument_other(name: str, provider: Any) -> None:
+    if name == "ours-no-energy":
+        from otel_llm_instrumentation.openai import OpenAIInstrumentor as Ours
+
+        Ours().instrument(tracer_provider=provider)
+    elif name == "genai-openai":
+        from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor as GenAI
+
+        GenAI().instrument(tracer_provider=provider)
+    elif name == "openllmetry":
+        from opentelemetry.instrumentation.openai import OpenAIInstrumentor as OpenLLMetry
+
+        OpenLLMetry().instrument(tracer_provider=provider)
+    else:
+        from openinference.instrumentation.openai import OpenAIInstrumentor as OpenInference
+
+        OpenInference().instrument(tracer_provider=provider)
