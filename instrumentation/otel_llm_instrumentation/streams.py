@@ -35,8 +35,15 @@ def watched(lease: Lease, chunks: Generator[_T, None, None]) -> Generator[_T, No
         chunks.close()
 
 
-async def watched_async(lease: Lease, chunks: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
-    """`watched`, for asynchronous clients."""
+async def watched_async(
+    lease: Lease, chunks: AsyncGenerator[_T, None], *, closes_chunks: bool
+) -> AsyncGenerator[_T, None]:
+    """`watched`, for asynchronous clients.
+
+    Args:
+        closes_chunks: nobody but us holds ``chunks``. Where the library's stream holds them in a cycle, both
+            generators are collected together, the event loop closes each of them, and ours must not close the other.
+    """
     call = lease.call
     see = call.see
     try:
@@ -53,7 +60,8 @@ async def watched_async(lease: Lease, chunks: AsyncGenerator[_T, None]) -> Async
     else:
         call.end()
     finally:
-        await chunks.aclose()
+        if closes_chunks:
+            await chunks.aclose()
 
 
 def _first(chunks: Generator[_T, None, None]) -> list[_T]:

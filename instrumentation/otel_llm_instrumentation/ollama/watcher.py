@@ -49,7 +49,7 @@ class OllamaWatcher(Watcher):
         if isinstance(result, GeneratorType):
             return watched(Lease(call), result)
         if isinstance(result, AsyncGeneratorType):
-            return watched_async(Lease(call), result)
+            return watched_async(Lease(call), result, closes_chunks=True)
         call.see(result)
         call.end()
         return result

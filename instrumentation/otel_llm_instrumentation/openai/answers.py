@@ -37,7 +37,7 @@ class PendingAnswer:
         if isinstance(chunks, GeneratorType):
             stream._iterator = self._chunks = watched(self._lease, chunks)
         elif isinstance(chunks, AsyncGeneratorType):
-            stream._iterator = self._chunks = watched_async(self._lease, chunks)
+            stream._iterator = self._chunks = watched_async(self._lease, chunks, closes_chunks=False)
 
     def watch_parse(self, raw: Any, stream_types: tuple[type, ...]) -> None:
         """Watch the stream that a raw response parses into, once the app asks for it."""
@@ -64,10 +64,10 @@ class PendingAnswer:
         self._hook(raw, "read", adopt, begin)
 
     def _closed(self, _result: object, _error: BaseException | None) -> None:
+        self._unhook()
         if self._reading or is_running(self._chunks):
             return  # a close within a read is the read's to judge: it knows whether it failed
         self._lease.call.end_with_error_in_flight()
-        self._unhook()
 
     def _hook(self, target: Any, name: str, after: _Outcome, before: Callable[[], None] | None = None) -> None:
         """Shadow one method of one object, for as long as the call is open."""
@@ -76,8 +76,13 @@ class PendingAnswer:
         setattr(target, name, shadow)
 
     def _unhook(self, only: object = None) -> None:
-        for target, name, shadow in self._hooks:
-            if only in (None, target) and vars(target).get(name) is shadow:
+        """Take the hooks off again, of one object or of all; none stays behind to keep the others alive."""
+        hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            target, name, shadow = hook
+            if only not in (None, target):
+                self._hooks.append(hook)
+            elif vars(target).get(name) is shadow:
                 delattr(target, name)
 
 

@@ -1,0 +1,124 @@
+"""A loopback HTTP server that replays recorded bytes, and breaks off where it is told to.
+
+It stands in for a model server only where the fault or the odd payload under test cannot be had from a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Reply:
+    """One answer.
+
+    Attributes:
+        body: sent piece by piece, chunked.
+        breaks_off: reset the connection after the last piece.
+        hangs: keep the connection open after the last piece, until the server stops.
+    """
+
+    body: Sequence[bytes]
+    status: int = 200
+    content_type: str = "application/json"
+    breaks_off: bool = False
+    hangs: bool = False
+
+
+@dataclass
+class ReplayServer:
+    """Answers every request with ``reply``; keeps what was asked."""
+
+    port: int
+    reply: Reply = field(default_factory=lambda: json_reply({}))
+    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def json_reply(payload: object, status: int = 200) -> Reply:
+    """A whole answer in JSON."""
+    return Reply([json.dumps(payload).encode()], status)
+
+
+def sse_reply(chunks: Sequence[object], *, done: bool = True, breaks_off: bool = False, hangs: bool = False) -> Reply:
+    """A stream as OpenAI sends it."""
+    pieces = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+    if done:
+        pieces.append(b"data: [DONE]\n\n")
+    return Reply(pieces, content_type="text/event-stream", breaks_off=breaks_off, hangs=hangs)
+
+
+def ndjson_reply(chunks: Sequence[object], *, breaks_off: bool = False, hangs: bool = False) -> Reply:
+    """A stream as Ollama sends it."""
+    pieces = [json.dumps(chunk).encode() + b"\n" for chunk in chunks]
+    return Reply(pieces, content_type="application/x-ndjson", breaks_off=breaks_off, hangs=hangs)
+
+
+@contextmanager
+def replaying() -> Iterator[ReplayServer]:
+    """A replay server on a free loopback port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            server.requests.append((self.path, dict(self.headers), self.rfile.read(length)))
+            try:
+                self._send(server.reply)
+            except OSError:
+                self.close_connection = True  # the client went away first
+
+        def _send(self, reply: Reply) -> None:
+            self.send_response(reply.status)
+            self.send_header("content-type", reply.content_type)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for piece in reply.body:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.wfile.flush()
+            if reply.hangs:
+                server.stopped.wait()
+            if reply.breaks_off:
+                self._reset()
+            elif not reply.hangs:
+                self.wfile.write(b"0\r\n\r\n")
+
+        def _reset(self) -> None:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that goes away is what many tests are about."""
+            if not isinstance(sys.exc_info()[1], ConnectionError):
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    http = Server(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server = ReplayServer(http.server_address[1])
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stopped.set()
+        http.shutdown()
+        thread.join()
+        http.server_close()
