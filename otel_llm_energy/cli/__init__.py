@@ -118,8 +118,9 @@ def _run(asked: argparse.Namespace) -> int:
 
     if asked.module:
         return run_module(asked.module[0], asked.module[1:])
-    if asked.script:
-        return run_script(asked.script[0], asked.script[1:])
+    script = asked.script[1:] if asked.script[:1] == ["--"] else asked.script
+    if script:
+        return run_script(script[0], script[1:])
     asked.parser.error("name a script, or a module after -m")
     return 2
 

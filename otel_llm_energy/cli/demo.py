@@ -63,14 +63,14 @@ def run_demo(options: DemoOptions) -> int:
     """
     _require_extra(options)
     results = _results(options)
-    if options.otlp_endpoint is not None:
-        _send([node.span for node in results.tree.walk()], options.otlp_endpoint)
     if options.as_json:
-        print(json.dumps(results.as_json(), indent=2, allow_nan=False))
+        print(json.dumps(results.as_json(), indent=2, allow_nan=False), flush=True)
     else:
         from otel_llm_energy.cli.screen import show
 
         show(results)
+    if options.otlp_endpoint is not None:
+        _send([node.span for node in results.tree.walk()], options.otlp_endpoint)
     return 0
 
 

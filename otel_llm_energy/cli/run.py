@@ -22,8 +22,8 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     if not path.exists():
         print(f"{PROGRAM} run: {script}: no such file. For a module write -m MODULE.", file=sys.stderr)
         return 2
-    if path.is_file():
-        sys.path[0] = str(path.resolve().parent)  # runpy leaves that to us, except for folders and zip files
+    if path.is_file():  # for folders and zip files runpy does it
+        _search_first(path.resolve().parent)
     with _measured([script, *arguments]):
         runpy.run_path(script, run_name="__main__")
     return 0
@@ -35,10 +35,17 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     Returns:
         0.
     """
-    sys.path[0] = str(Path.cwd())
+    _search_first(Path.cwd())
     with _measured([module, *arguments]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
+
+
+def _search_first(folder: Path) -> None:
+    """Let imports look there, where python would, and not where this program lies."""
+    if getattr(sys.flags, "safe_path", False):  # since Python 3.11; there is no such entry then
+        return
+    sys.path[0] = str(folder)
 
 
 @contextmanager

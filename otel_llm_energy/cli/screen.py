@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -167,8 +166,9 @@ def _digits(joules: float) -> int:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A figure with three significant digits, never with an exponent: ``0.0123``, ``1.23``, ``1230``."""
+    """A figure with so many significant digits, never with an exponent: ``0.0123``, ``1.23``, ``1230``."""
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):.{max(decimals, 0)}f}"
+    rounded = f"{value:.{digits - 1}e}"
+    decimals = max(digits - 1 - int(rounded.partition("e")[2]), 0)
+    return f"{float(rounded):.{decimals}f}"
