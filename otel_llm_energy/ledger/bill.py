@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Phase = Literal["load", "prefill", "decode", "work"]
 Scope = Literal["process", "device", "host"]
@@ -21,8 +21,7 @@ class Quality(str, Enum):
     MEASURED = "measured"
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """A stretch of time in which a call was at work on its server (monotonic clock, ns)."""
 
     start_ns: int

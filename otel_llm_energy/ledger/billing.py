@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, unavailable
+from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, unavailable
 from otel_llm_energy.ledger.bounds import edge_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
-from otel_llm_energy.ledger.sweep import IdleSharing, Sweep, Swept
+from otel_llm_energy.ledger.sweep import IdleSharing, ServerClocks, Sweep, Swept
 from otel_llm_energy.ledger.timeline import Timeline
 
 _LEAST_COVERAGE = 0.9
@@ -50,14 +51,14 @@ def bill_for(
     work_ns = entry.work_ns
     if not work_ns:
         return unavailable(reason or "no-work"), {}
-    coverage = min(_covered_ns(entry, sweep) for sweep in sweeps) / work_ns
+    stretches = entry.stretches()
+    coverage = min([_covered_ns(stretches, sweep) for sweep in sweeps]) / work_ns
     if coverage < _LEAST_COVERAGE:
         return unavailable(reason or "no-reading"), {}
     sums = _Sums()
-    by_channel = {sweep.channel.id: _add_channel(sums, entry, sweep) for sweep in sweeps}
-    parted = all(_parted(entry, sweep) for sweep in sweeps)
+    by_channel = {sweep.channel.id: _add_channel(sums, entry.server, stretches, sweep) for sweep in sweeps}
     energy_nj = sums.idle_nj + sums.dyn_nj
-    concurrency = _concurrency(entry, timeline)
+    concurrency = _concurrency(stretches, timeline)
     lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
     quality, why = _quality(entry, sums, sweeps, coverage, concurrency, (lower_nj, upper_nj), reason)
     bill = Bill(
@@ -67,7 +68,7 @@ def bill_for(
         above_idle_nj=sums.dyn_nj if sums.baseline else None,
         lower_nj=lower_nj,
         upper_nj=upper_nj,
-        phases_nj=sums.phases_nj if parted else {},
+        phases_nj=sums.phases_nj if all(_parted(entry, sweep) for sweep in sweeps) else {},
         components_nj=sums.components_nj,
         meter="+".join(dict.fromkeys(sweep.channel.meter for sweep in sweeps)),
         scope=_scope(sums, sweeps),
@@ -83,61 +84,51 @@ def bill_for(
 def charge_nj(entry: Entry, sweep: Sweep) -> int:
     """All that the sweep charged for an entry on one channel, nanojoules, right or wrong."""
     clocks = sweep.clocks(entry.server)
-    return sum(clocks.dyn.between(s, e) + clocks.idle.between(s, e) for s, e in entry.charged)
+    return sum([clocks.dyn.between(s, e) + clocks.idle.between(s, e) for s, e in entry.charged])
 
 
-def _add_channel(sums: _Sums, entry: Entry, sweep: Sweep) -> int:
-    clocks = sweep.clocks(entry.server)
+def _add_channel(sums: _Sums, server: str, stretches: Sequence[Sequence[Window]], sweep: Sweep) -> int:
+    clocks = sweep.clocks(server)
+    idle_at, dyn_at = clocks.idle.at, clocks.dyn.at
+    phases_nj = sums.phases_nj
     total_nj = 0
-    for window in entry.windows:
-        for start_ns, end_ns in entry.charged_within(window):
-            idle_nj = clocks.idle.between(start_ns, end_ns)
-            dyn_nj = clocks.dyn.between(start_ns, end_ns)
-            sums.idle_nj += idle_nj
-            sums.dyn_nj += dyn_nj
-            sums.phases_nj[window.phase] = sums.phases_nj.get(window.phase, 0) + idle_nj + dyn_nj
-            total_nj += idle_nj + dyn_nj
-    for start_ns, end_ns in _stretches(entry):
-        _add_bounds(sums, entry.server, sweep, start_ns, end_ns)
+    for windows in stretches:
+        start_ns = windows[0].start_ns
+        idle_start_nj, dyn_start_nj = idle_at(start_ns), dyn_at(start_ns)
+        idle_nj, dyn_nj = idle_start_nj, dyn_start_nj
+        for _, end_ns, phase in windows:
+            before_nj = idle_nj + dyn_nj
+            idle_nj, dyn_nj = idle_at(end_ns), dyn_at(end_ns)
+            phases_nj[phase] = phases_nj.get(phase, 0) + idle_nj + dyn_nj - before_nj
+        idle_nj, dyn_nj = idle_nj - idle_start_nj, dyn_nj - dyn_start_nj
+        sums.idle_nj += idle_nj
+        sums.dyn_nj += dyn_nj
+        total_nj += idle_nj + dyn_nj
+        _add_bounds(sums, server, sweep, _Share(start_ns, windows[-1].end_ns, idle_nj, dyn_nj))
     component = sweep.channel.component
     sums.components_nj[component] = sums.components_nj.get(component, 0) + total_nj
     return total_nj
 
 
-def _stretches(entry: Entry) -> list[tuple[int, int]]:
-    """The charged parts of the windows, adjoining ones as one."""
-    stretches: list[tuple[int, int]] = []
-    for window in entry.windows:
-        for start_ns, end_ns in entry.charged_within(window):
-            if stretches and stretches[-1][1] == start_ns:
-                stretches[-1] = (stretches[-1][0], end_ns)
-            else:
-                stretches.append((start_ns, end_ns))
-    return stretches
+class _Share(NamedTuple):
+    """What a call was given for a stretch of time, or a part of it."""
+
+    start_ns: int
+    end_ns: int
+    idle_nj: int
+    dyn_nj: int
 
 
-def _add_bounds(sums: _Sums, server: str, sweep: Sweep, start_ns: int, end_ns: int) -> None:
+def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
     """Bounds of a stretch: inner buckets from the clocks, the first and the last by how far they are covered."""
-    first, last = sweep.bucket_at(start_ns + 1), sweep.bucket_at(end_ns)
+    first, last = sweep.bucket_at(share.start_ns + 1), sweep.bucket_at(share.end_ns)
     if first is None or last is None:
         sums.known = sums.baseline = False
         return
-    inner_start_ns, inner_end_ns = start_ns, end_ns
-    edges: list[Swept] = []
-    if first.bucket.start_ns < start_ns or first.bucket.end_ns > end_ns:
-        edges.append(first)
-        inner_start_ns = first.bucket.end_ns
-    if last is not first and last.bucket.end_ns > end_ns:
-        edges.append(last)
-        inner_end_ns = last.bucket.start_ns
-    lower_nj = upper_nj = 0.0
-    if inner_end_ns > inner_start_ns:
-        clocks = sweep.clocks(server)
-        lower_nj += clocks.lower.between(inner_start_ns, inner_end_ns)
-        upper_nj += clocks.upper.between(inner_start_ns, inner_end_ns)
-    for edge in edges:
-        lower, upper = _edge(sweep, server, edge, start_ns, end_ns)
-        lower_nj, upper_nj = lower_nj + lower, upper_nj + upper
+    if first is last and first.bucket.length_ns > share.end_ns - share.start_ns:
+        lower_nj, upper_nj = _edge(server, first, share)
+    else:
+        lower_nj, upper_nj = _spanning(server, sweep, first, last, share)
     doubt_nj = _reading_doubt(first, last) + _activity_doubt(server, first, last)
     scale = sweep.channel.scale_error
     sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
@@ -148,21 +139,39 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, start_ns: int, end_ns: i
         sums.baseline = sums.baseline and swept.baseline.watts is not None
 
 
-def _edge(sweep: Sweep, server: str, swept: Swept, start_ns: int, end_ns: int) -> tuple[float, float]:
-    bucket = swept.bucket
-    start_ns, end_ns = max(start_ns, bucket.start_ns), min(end_ns, bucket.end_ns)
-    covered_ns = end_ns - start_ns
+def _spanning(server: str, sweep: Sweep, first: Swept, last: Swept, share: _Share) -> tuple[float, float]:
+    """Bounds of a stretch over several buckets."""
     clocks = sweep.clocks(server)
-    idle_nj = bucket.energy_nj - swept.dyn_nj
-    idle_evenly_nj = idle_nj * covered_ns / bucket.length_ns
-    idle_weight = clocks.idle.between(start_ns, end_ns) / idle_evenly_nj if idle_evenly_nj else 1.0
+    inner_start_ns, inner_end_ns = share.start_ns, share.end_ns
+    lower_nj = upper_nj = 0.0
+    if first.bucket.start_ns < share.start_ns:
+        inner_start_ns = first.bucket.end_ns
+        lower_nj, upper_nj = _edge(server, first, _part(clocks, share.start_ns, inner_start_ns))
+    if last is not first and last.bucket.end_ns > share.end_ns:
+        inner_end_ns = last.bucket.start_ns
+        lower, upper = _edge(server, last, _part(clocks, inner_end_ns, share.end_ns))
+        lower_nj, upper_nj = lower_nj + lower, upper_nj + upper
+    if inner_end_ns > inner_start_ns:
+        lower_nj += clocks.lower.between(inner_start_ns, inner_end_ns)
+        upper_nj += clocks.upper.between(inner_start_ns, inner_end_ns)
+    return lower_nj, upper_nj
+
+
+def _part(clocks: ServerClocks, start_ns: int, end_ns: int) -> _Share:
+    return _Share(start_ns, end_ns, clocks.idle.between(start_ns, end_ns), clocks.dyn.between(start_ns, end_ns))
+
+
+def _edge(server: str, swept: Swept, share: _Share) -> tuple[float, float]:
+    bucket = swept.bucket
+    covered_ns = share.end_ns - share.start_ns
+    idle_evenly_nj = (bucket.energy_nj - swept.dyn_nj) * covered_ns / bucket.length_ns
+    idle_weight = min(share.idle_nj / idle_evenly_nj, 1.0) if idle_evenly_nj else 1.0
     part = swept.parts.get(server)
     if part is None or not part.dyn_nj:
-        return edge_bounds_nj(bucket, swept.baseline, covered_ns, 1.0, min(idle_weight, 1.0), 0.0)
+        return edge_bounds_nj(bucket, swept.baseline, covered_ns, 1.0, idle_weight, 0.0)
     evenly_nj = part.dyn_nj * covered_ns / part.at_work_ns
-    dyn_weight = clocks.dyn.between(start_ns, end_ns) / evenly_nj if evenly_nj else 0.0
-    portion = part.dyn_nj / swept.dyn_nj
-    return edge_bounds_nj(bucket, swept.baseline, covered_ns, portion, min(idle_weight, 1.0), min(dyn_weight, 1.0))
+    dyn_weight = min(share.dyn_nj / evenly_nj, 1.0) if evenly_nj else 0.0
+    return edge_bounds_nj(bucket, swept.baseline, covered_ns, part.dyn_nj / swept.dyn_nj, idle_weight, dyn_weight)
 
 
 def _reading_doubt(first: Swept, last: Swept) -> float:
@@ -187,8 +196,13 @@ def _activity_doubt(server: str, first: Swept, last: Swept) -> float:
     return doubt_nj
 
 
-def _covered_ns(entry: Entry, sweep: Sweep) -> int:
-    return sum(sweep.covered.between(s, e) for window in entry.windows for s, e in entry.charged_within(window))
+def _covered_ns(stretches: Sequence[Sequence[Window]], sweep: Sweep) -> int:
+    covered_ns = 0
+    for windows in stretches:
+        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+        whole = sweep.whole_from_ns <= start_ns and end_ns <= sweep.swept_ns
+        covered_ns += end_ns - start_ns if whole else sweep.covered.between(start_ns, end_ns)
+    return covered_ns
 
 
 def _parted(entry: Entry, sweep: Sweep) -> bool:
@@ -205,12 +219,13 @@ def _parted(entry: Entry, sweep: Sweep) -> bool:
     return True
 
 
-def _concurrency(entry: Entry, timeline: Timeline) -> float:
-    stretches = _stretches(entry)
-    at_work_ns = sum(end_ns - start_ns for start_ns, end_ns in stretches)
-    if not at_work_ns:
-        return 1.0
-    return max(sum(timeline.load.between(s, e) for s, e in stretches) / at_work_ns, 1.0)
+def _concurrency(stretches: Sequence[Sequence[Window]], timeline: Timeline) -> float:
+    at_work_ns = load_ns = 0
+    for windows in stretches:
+        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+        at_work_ns += end_ns - start_ns
+        load_ns += timeline.load.between(start_ns, end_ns)
+    return max(load_ns / at_work_ns, 1.0) if at_work_ns else 1.0
 
 
 def _queue_ns(entry: Entry) -> int:
@@ -237,9 +252,7 @@ def _quality(
 
 
 def _weakness(entry: Entry, sums: _Sums, coverage: float, bounds_nj: tuple[int, int]) -> str | None:
-    charged_ns = sum(end_ns - start_ns for start_ns, end_ns in entry.charged)
-    within_ns = sum(e - s for window in entry.windows for s, e in entry.charged_within(window))
-    if within_ns < _WHOLE * entry.work_ns or within_ns < _WHOLE * charged_ns:
+    if not entry.charged_exactly and entry.within_ns < _WHOLE * max(entry.work_ns, entry.charged_ns):
         return "late"
     if coverage < _WHOLE:
         return "gap"

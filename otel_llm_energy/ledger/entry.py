@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from otel_llm_energy.ledger.bill import Bill, Window
 
 
@@ -35,20 +37,49 @@ class Entry:
     @property
     def start_ns(self) -> int:
         """Nothing before this matters to the call's bill."""
-        return min([self.opened_ns, *(start_ns for start_ns, _ in self.charged)])
+        return min(self.opened_ns, self.charged[0][0]) if self.charged else self.opened_ns
 
     @property
     def last_charged_ns(self) -> int:
         """Nothing after this matters to the call's bill."""
-        ends_ns = [end_ns for _, end_ns in self.charged]
-        ends_ns.extend(window.end_ns for window in self.windows)
-        return max(ends_ns, default=self.opened_ns)
+        end_ns = max(self.opened_ns, self.windows[-1].end_ns) if self.windows else self.opened_ns
+        return max(end_ns, self.charged[-1][1]) if self.charged else end_ns
 
     @property
     def work_ns(self) -> int:
-        return sum(window.end_ns - window.start_ns for window in self.windows)
+        return sum([window.end_ns - window.start_ns for window in self.windows])
 
-    def charged_within(self, window: Window) -> list[tuple[int, int]]:
-        """The parts of a window for which the call is charged."""
-        parts = ((max(s, window.start_ns), min(e, window.end_ns)) for s, e in self.charged)
-        return [(start_ns, end_ns) for start_ns, end_ns in parts if end_ns > start_ns]
+    @property
+    def charged_exactly(self) -> bool:
+        """The call is charged for its windows and for nothing else."""
+        return self.charged_ns == self.within_ns == self.work_ns
+
+    @property
+    def charged_ns(self) -> int:
+        """For how long the call is charged."""
+        return sum([end_ns - start_ns for start_ns, end_ns in self.charged])
+
+    @property
+    def within_ns(self) -> int:
+        """For how much of its windows the call is charged."""
+        return sum([part.end_ns - part.start_ns for stretch in self.stretches() for part in stretch])
+
+    def stretches(self) -> list[list[Window]]:
+        """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
+        stretches: list[list[Window]] = []
+        for window in self.windows:
+            for part in self._charged_within(window):
+                if stretches and stretches[-1][-1].end_ns == part.start_ns:
+                    stretches[-1].append(part)
+                else:
+                    stretches.append([part])
+        return stretches
+
+    def _charged_within(self, window: Window) -> Iterator[Window]:
+        for charged_start_ns, charged_end_ns in self.charged:
+            if charged_start_ns <= window.start_ns and window.end_ns <= charged_end_ns:
+                yield window
+                continue
+            start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
+            if end_ns > start_ns:
+                yield Window(start_ns, end_ns, window.phase)

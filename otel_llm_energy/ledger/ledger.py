@@ -195,7 +195,7 @@ class Ledger:
         """
         forced = [entry for entry in entries if entry.bill is None]
         for entry in forced:
-            self._bill(entry, reason)
+            self._forced[id(entry)] = self._bill(entry, reason)
         return forced
 
     @property
@@ -259,25 +259,28 @@ class Ledger:
         swept_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=None)
         while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
             _, _, entry = heappop(self._closed)
-            if entry.bill is None:
-                self._bill(entry, None)
-                yield entry
-            self._correct(entry)
+            if entry.bill is not None:
+                self._correct(entry, self._forced.pop(id(entry), {}))
+                continue
+            billed_nj = self._bill(entry, None)
+            if not (billed_nj and entry.charged_exactly):
+                self._correct(entry, billed_nj)
+            yield entry
 
-    def _bill(self, entry: Entry, reason: str | None) -> None:
+    def _bill(self, entry: Entry, reason: str | None) -> Mapping[str, int]:
+        """Bill an entry; its energy by channel, nanojoules."""
         sweeps = [account.sweep for account in self._accounts.values()]
         books = self._servers[entry.server]
         entry.caution = books.caution
         entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, self._idle, reason)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
-        self._forced[id(entry)] = by_channel
+        return by_channel
 
-    def _correct(self, entry: Entry) -> None:
+    def _correct(self, entry: Entry, billed_nj: Mapping[str, int]) -> None:
         """All that was charged for an entry is known now; what it was not billed is late."""
-        billed = self._forced.pop(id(entry), {})
         for channel_id, account in self._accounts.items():
-            self._late_nj[channel_id] += charge_nj(entry, account.sweep) - billed.get(channel_id, 0)
+            self._late_nj[channel_id] += charge_nj(entry, account.sweep) - billed_nj.get(channel_id, 0)
 
     def _forget(self) -> None:
         """Drop what no bill and no cell will ask for any more."""

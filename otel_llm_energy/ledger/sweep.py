@@ -72,6 +72,7 @@ class Sweep:
         self.channel = channel
         self.idle_model = IdleModel(channel.idle_watts, channel.limit_watts)
         self.swept_ns = 0
+        self.whole_from_ns = 0  # there is no gap between here and swept_ns
         self.covered = Track()
         self.metered_nj = 0
         self.charged_nj = 0
@@ -231,7 +232,8 @@ class Sweep:
             rest -= slice_nj
             each_nj, carry = divmod(carry + slice_nj, count)
             for track in tracks:
-                track.advance(start_ns, 0)
+                if track.end_ns < start_ns:
+                    track.advance(start_ns, 0)
                 track.advance(end_ns, each_nj)
         self.unattributed_nj["rounding"] += carry
         self.charged_nj += energy_nj - rest - carry
@@ -267,6 +269,10 @@ class Sweep:
 
     def _close(self, bucket: Bucket) -> None:
         end_ns = bucket.end_ns
+        if bucket.gap is not None:
+            self.whole_from_ns = end_ns
+        elif bucket.start_ns > self.swept_ns:
+            self.whole_from_ns = bucket.start_ns
         self.covered.advance(bucket.start_ns, 0)
         self.covered.advance(end_ns, bucket.length_ns if bucket.gap is None else 0)
         self._idle_by_time.advance(end_ns, 0)

@@ -34,15 +34,15 @@ class Track:
 
     def at(self, time_ns: int) -> int:
         """The value at ``time_ns``; before the first and after the last breakpoint it is constant."""
-        times = self.times_ns
+        times, values = self.times_ns, self.values
         right = bisect_left(times, time_ns)
         if right == len(times):
-            return self.values[-1]
-        if times[right] == time_ns or right == 0:
-            return self.values[right]
-        left = right - 1
-        start, before = times[left], self.values[left]
-        return before + (self.values[right] - before) * (time_ns - start) // (times[right] - start)
+            return values[-1]
+        end_ns, after = times[right], values[right]
+        if end_ns == time_ns or right == 0:
+            return after
+        start_ns, before = times[right - 1], values[right - 1]
+        return before + (after - before) * (time_ns - start_ns) // (end_ns - start_ns)
 
     def between(self, start_ns: int, end_ns: int) -> int:
         """Growth from ``start_ns`` to ``end_ns``."""

@@ -39,7 +39,7 @@ class Books:
 
     An event's time is taken under the same lock as its place in the queue, so that once the queue is drained at
     time t, nothing that happened before t is missing. The ledger has a lock of its own: a caller never waits for
-    a sweep.
+    a sweep. Both locks are reentrant, because the garbage collector may end a stream, and so a call, anywhere.
 
     Args:
         ledger: of one machine.
@@ -57,9 +57,10 @@ class Books:
         self._ledger = ledger
         self._clock_ns = clock_ns
         self._unix_clock_ns = unix_clock_ns
-        self._intake_lock = threading.Lock()
+        self._intake_lock = threading.RLock()
         self._intake: list[Callable[[], None]] = []
         self._ledger_lock = threading.RLock()
+        self._in_ledger = False
         self._claims: dict[Entry, Claim] = {}
         self._reason: str | None = "no-meter"
         self._opened = 0
@@ -129,21 +130,32 @@ class Books:
     def settle(self) -> list[Claim]:
         """Enter what was noted and settle what is complete; the claims that have a bill now."""
         with self._ledger_lock:
-            now_ns = self._enter()
-            return self._billed(self._ledger.settle(now_ns))
+            self._in_ledger = True
+            try:
+                now_ns = self._enter()
+                return self._billed(self._ledger.settle(now_ns))
+            finally:
+                self._in_ledger = False
 
     def force(self, claims: Iterable[Claim], reason: str) -> list[Claim]:
         """Settle these claims from what is swept; open ones get a bill that says ``reason`` and nothing else."""
         with self._ledger_lock:
-            self._enter()
             mine = [claim for claim in claims if claim.books is self and claim.bill is None]
-            closed = [claim.entry for claim in mine if claim.entry is not None and claim.entry in self._claims]
-            done = self._billed(self._ledger.force(closed, self._reason or reason))
+            done = [] if self._in_ledger else self._force(mine, reason)
             for claim in mine:
                 if claim.bill is None:
                     claim.bill = unavailable(self._reason or reason)
                     done.append(claim)
             return done
+
+    def _force(self, claims: Sequence[Claim], reason: str) -> list[Claim]:
+        self._in_ledger = True
+        try:
+            self._enter()
+            closed = [claim.entry for claim in claims if claim.entry is not None and claim.entry in self._claims]
+            return self._billed(self._ledger.force(closed, self._reason or reason))
+        finally:
+            self._in_ledger = False
 
     def unsettled(self, ended_before_ns: int) -> list[Claim]:
         """Closed claims whose work ended before then and that have no bill yet."""
@@ -202,9 +214,11 @@ class Books:
         done = []
         for entry in entries:
             claim = self._claims.pop(entry, None)
-            if claim is not None:
+            if claim is None:
+                continue
+            self._settled += 1
+            if claim.bill is None:
                 claim.bill = entry.bill if self._reason is None else unavailable(self._reason)
-                self._settled += 1
                 done.append(claim)
         return done
 
