@@ -59,7 +59,11 @@ class CallView(Protocol):
 
 
 class CallObserver(Protocol):
-    """Told of every call. Its methods must not block; what they raise is logged and swallowed."""
+    """Told of every call. Its methods must not block; what they raise is logged and swallowed.
+
+    A call whose stream is abandoned ends while that is collected, which can be at any allocation in any thread: a
+    lock that `call_ended` takes must be re-entrant.
+    """
 
     def call_started(self, call: CallView) -> None: ...
 

@@ -83,8 +83,11 @@ def fields(payload: object) -> Mapping[str, Any]:
     """The fields of a mapping or of a pydantic model, undeclared ones among them; nothing if it has none."""
     if isinstance(payload, dict):
         return payload
-    declared: Mapping[str, Any] = getattr(payload, "__dict__", _NO_FIELDS)
-    undeclared = getattr(payload, "__pydantic_extra__", None)
+    try:
+        declared: Mapping[str, Any] = payload.__dict__
+        undeclared: Mapping[str, Any] | None = payload.__pydantic_extra__  # type: ignore[attr-defined]
+    except AttributeError:  # pydantic 1, or no model at all
+        return getattr(payload, "__dict__", _NO_FIELDS)
     return {**declared, **undeclared} if undeclared else declared
 
 

@@ -73,11 +73,12 @@ def chunks(usage: bool = True, timings: bool = True) -> list[dict[str, Any]]:
 
 
 def ollama_chat(**changes: Any) -> dict[str, Any]:
-    """An answer of /api/chat."""
+    """An answer of /api/chat, and of /api/generate, which says ``response`` for ``message``."""
     base = {
         "model": "smollm2",
         "created_at": "2026-11-22T10:11:12.123456789Z",
         "message": {"role": "assistant", "content": "Paris."},
+        "response": "Paris.",
         "done_reason": "stop",
         "done": True,
         "total_duration": 912000000,
@@ -96,6 +97,7 @@ def ollama_chunks() -> list[dict[str, Any]]:
         "model": "smollm2",
         "created_at": "2026-11-22T10:11:11.5Z",
         "message": {"role": "assistant", "content": "Pa"},
+        "response": "Pa",
         "done": False,
     }
     return [piece, piece, ollama_chat(message={"role": "assistant", "content": ""})]

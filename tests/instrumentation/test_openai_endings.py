@@ -33,7 +33,7 @@ def _stream(client: openai.OpenAI) -> Any:
 
 
 def _helper(client: Any) -> Any:
-    for completions in (client.chat.completions, getattr(client.beta.chat, "completions", None)):
+    for completions in (client.chat.completions, getattr(getattr(client.beta, "chat", None), "completions", None)):
         if hasattr(completions, "stream"):
             return completions.stream(**_ASK)
     return pytest.skip(f"openai {openai.__version__} has no chat .stream() helper")
