@@ -11,8 +11,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.context import (
+    _SUPPRESS_INSTRUMENTATION_KEY,
+    Context,
+    attach,
+    create_key,
+    detach,
+    get_current,
+    set_value,
+)
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
@@ -26,8 +33,13 @@ _T = TypeVar("_T")
 _OUR_CALL = create_key("otel_llm_instrumentation.call")
 # Set by opentelemetry-util-genai while a span of its own stands for the inference.
 _GENAI_INFERENCE = "opentelemetry.genai.client.inference.context"
-# Set by OpenLLMetry's wrappers, whose own span stands for the call.
-_OPENLLMETRY_SUPPRESSION = "suppress_language_model_instrumentation"
+# What says that a call is not to be observed: the keys of `is_instrumentation_enabled`, which looks them up one by
+# one in the current context, and OpenLLMetry's, set while a span of its own stands for the call.
+_SUPPRESSION_KEYS = (
+    _SUPPRESS_INSTRUMENTATION_KEY,
+    "suppress_instrumentation",
+    "suppress_language_model_instrumentation",
+)
 
 # Usage, timings and finish reasons come with the last chunks of a stream; some servers trail a few empty ones.
 _CHUNKS_KEPT = 16
@@ -39,8 +51,12 @@ _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
 def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     """Start a call, or say ``None`` where another call of ours, or the user's wish, leaves nothing to observe."""
     context = get_current()
-    if _OUR_CALL in context or context.get(_OPENLLMETRY_SUPPRESSION) or not is_instrumentation_enabled():
-        return None
+    if context:  # most are empty
+        if _OUR_CALL in context:
+            return None
+        for key in _SUPPRESSION_KEYS:
+            if context.get(key):
+                return None
     return Call(telemetry, request, context)
 
 

@@ -14,6 +14,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation.calls import ServerTimings
 
+_INT64_MAX: Final = 2**63 - 1
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
 
 
@@ -106,13 +107,13 @@ def as_texts(value: object) -> list[str] | None:
 
 
 def as_count(value: object) -> int | None:
-    """A whole number from 0 on, else ``None``."""
-    return value if type(value) is int and value >= 0 else None  # a bool is an int, too
+    """A whole number from 0 on that OTLP can carry, else ``None``. A bool is none."""
+    return value if type(value) is int and 0 <= value <= _INT64_MAX else None
 
 
 def as_integer(value: object) -> int | None:
-    """A whole number of either sign, else ``None``."""
-    return value if type(value) is int else None
+    """A whole number of either sign that OTLP can carry, else ``None``. A bool is none."""
+    return value if type(value) is int and -_INT64_MAX <= value <= _INT64_MAX else None
 
 
 def as_number(value: object) -> float | None:
@@ -121,7 +122,7 @@ def as_number(value: object) -> float | None:
 
 
 def as_seconds(value: object, per_second: float) -> float | None:
-    """A length of time given in units of which there are ``per_second`` in a second; never negative."""
-    if (type(value) is float or type(value) is int) and value >= 0:
+    """A length of time given in units of which there are ``per_second`` in a second; finite, and never negative."""
+    if (type(value) is float or type(value) is int) and 0 <= value <= _INT64_MAX:
         return value / per_second
     return None

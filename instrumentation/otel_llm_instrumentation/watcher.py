@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
 
+from otel_llm_instrumentation.address import Server, server_of
 from otel_llm_instrumentation.call import Call
 from otel_llm_instrumentation.patching import Patch
 from otel_llm_instrumentation.telemetry import Telemetry
@@ -18,6 +19,17 @@ class Watcher(ABC):
     def __init__(self, telemetry: Telemetry) -> None:
         self.active = True
         self.telemetry = telemetry
+        self._latest_server: tuple[object, Server] = (None, (None, None))
+
+    def server(self, url: str, base_url: object) -> Server:
+        """`server_of`, remembered for the client that called last: taking a URL apart is not free."""
+        if "://" in url:
+            return server_of(url, base_url)
+        known_url, server = self._latest_server
+        if known_url is not base_url:
+            server = server_of(url, base_url)
+            self._latest_server = (base_url, server)
+        return server
 
     def begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         """Start the call that this request makes; ``None`` if it makes none. Never raises."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import AsyncGeneratorType, GeneratorType, ModuleType
 
-from otel_llm_instrumentation.address import server_of
 from otel_llm_instrumentation.call import Call, Lease, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.ollama.routes import ROUTES
@@ -33,7 +32,7 @@ class OllamaWatcher(Watcher):
         if route is None:
             return None
         body = _mapping(kwargs.get("json"))
-        address, port = server_of(path, getattr(getattr(client, "_client", None), "base_url", None))
+        address, port = self.server(path, getattr(getattr(client, "_client", None), "base_url", None))
         request = Request(
             route,
             "ollama",

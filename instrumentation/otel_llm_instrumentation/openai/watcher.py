@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Protocol
 
-from otel_llm_instrumentation.address import server_of
 from otel_llm_instrumentation.call import Call, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.openai.answers import PendingAnswer
@@ -52,7 +51,7 @@ class OpenAIWatcher(Watcher):
         if route is None or options.method.lower() != "post":
             return None
         body = _body(options)
-        address, port = server_of(options.url, getattr(client, "base_url", None))
+        address, port = self.server(options.url, getattr(client, "base_url", None))
         request = Request(
             route,
             self._provider(client, address),

@@ -1,0 +1,97 @@
+"""Facts are read from any payload without failing, and none are made up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_llm_instrumentation.address import server_of
+from otel_llm_instrumentation.facts import Facts
+from otel_llm_instrumentation.ollama.routes import read_answer
+from otel_llm_instrumentation.openai.routes import ROUTES, read_completion, read_response, route_of
+from tests.instrumentation import payloads
+
+_KEYS = st.sampled_from(
+    [
+        *["id", "model", "usage", "timings", "choices", "response", "output", "finish_reason", "index", "done_reason"],
+        *["prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens", "input_tokens"],
+        *["prompt_ms", "predicted_ms", "prompt_n", "predicted_n", "cache_n", "eval_count", "eval_duration"],
+        *["prompt_eval_count", "prompt_eval_duration", "load_duration", "created_at"],
+    ]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("read", [read_completion, read_response, read_answer])
+@given(answer=st.lists(_JSON, max_size=3))
+def test_reading_never_fails_when_a_server_answers_anything(
+    read: Callable[[Sequence[object]], Facts], answer: list[object]
+) -> None:
+    """Counts are whole and not negative, durations are not negative, and text is text."""
+    facts = read(answer)
+    for count in (facts.input_tokens, facts.output_tokens, facts.cached_input_tokens, facts.reasoning_output_tokens):
+        assert count is None or (type(count) is int and 0 <= count < 2**63)
+    for text in (facts.response_model, facts.response_id, *(facts.finish_reasons or ())):
+        assert text is None or type(text) is str
+    if facts.timings is not None:
+        assert all(duration is None or 0 <= duration < math.inf for duration in astuple(facts.timings)[:3])
+
+
+def test_usage_wins_when_the_timings_count_as_well() -> None:
+    """The usage is what the server bills; the timings fill in where it is missing."""
+    both = payloads.chat(usage={"prompt_tokens": 39, "completion_tokens": 9})
+    assert (read_completion([both]).input_tokens, read_completion([both]).output_tokens) == (39, 9)
+    only_timings = payloads.chat(usage=...)
+    assert (read_completion([only_timings]).input_tokens, read_completion([only_timings]).output_tokens) == (38, 8)
+
+
+def test_finish_reasons_are_in_order_of_choices_when_a_stream_has_several() -> None:
+    """Each choice of a stream ends in a chunk of its own."""
+    ends = [
+        payloads.chunk(choices=[{"index": index, "finish_reason": reason, "delta": {}}])
+        for index, reason in ((1, "length"), (0, "stop"))
+    ]
+    assert read_completion(ends).finish_reasons == ["stop", "length"]
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/chat/completions", "/chat/completions"),
+        ("/v1/chat/completions?api-version=1", "/chat/completions"),
+        ("https://host/openai/deployments/x/chat/completions", "/chat/completions"),
+        ("/deployments/x/completions/", "/completions"),
+        ("/responses", "/responses"),
+        ("/responses/resp_1/cancel", None),
+        ("/models", None),
+        ("", None),
+    ],
+)
+def test_route_is_found_when_the_path_is_longer(url: str, path: str | None) -> None:
+    """Gateways and Azure put more in front."""
+    assert route_of(url) is (ROUTES[path] if path else None)
+
+
+@pytest.mark.parametrize(
+    ("url", "base_url", "server"),
+    [
+        ("/chat", "http://127.0.0.1:8080/v1", ("127.0.0.1", 8080)),
+        ("/chat", "https://api.openai.com/v1/", ("api.openai.com", 443)),
+        ("http://user:secret@other:81/chat", "https://api.openai.com", ("other", 81)),
+        ("/chat", "http://[::1]/v1", ("::1", 80)),
+        ("/chat", None, (None, None)),
+        ("/chat", "unix:/run/llm.sock", (None, None)),
+    ],
+)
+def test_server_is_known_when_the_address_names_it(url: str, base_url: object, server: tuple[object, object]) -> None:
+    """Default ports are filled in, credentials left out."""
+    assert server_of(url, base_url) == server
