@@ -134,6 +134,7 @@ class CallMeter:
         self._claims: dict[int, Claim] = {}  # by id of the call, which lives until it has ended
 
     def call_started(self, call: CallView) -> None:
+        self._runtime.call_started()
         claim = self._claims[id(call)] = Claim(call.span.get_span_context())
         for gate in self._runtime.gates:
             gate.bind(call.span, claim, call.context)
@@ -175,7 +176,7 @@ def _metric_attributes(call: CallView) -> dict[str, str | int]:
 def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:
     """Instrument the client libraries that the user did not instrument already; how to undo it."""
     undo: list[Callable[[], None]] = []
-    provider = LateTracerProvider(runtime.provider_for_call)
+    provider = LateTracerProvider(runtime.provider_for_call, runtime.check_tracer)
     for name in clients:
         instrumentor = _instrumentor(name)
         if not instrumentor.is_instrumented_by_opentelemetry:

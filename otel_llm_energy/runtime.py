@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
 from otel_llm_energy.ledger.ledger import Balance, Ledger
@@ -23,6 +24,7 @@ from otel_llm_energy.servers.activity import CpuActivity
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.settings import Settings
+from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
@@ -109,9 +111,12 @@ class Runtime:
         self._tracer_provider = tracer_provider
         self._meter_provider = meter_provider
         self._joint: Joint | None = None
-        self._join_lock = threading.Lock()
+        self._left: list[Joint] = []
+        self._arrival: Arrival | None = None
+        self._join_lock = threading.RLock()  # setting up tracing of our own arrives while it is held
+        self._hooked_exit = False
         self._tracing = "waiting for a tracer provider"
-        self._gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+        self.gates: tuple[Gate, ...] = ()  # all that hold spans
         self._stopped = False
         self._build()
         _after_fork_in_child(weakref.WeakMethod(self._start_afresh))
@@ -119,8 +124,9 @@ class Runtime:
     def _build(self) -> None:
         options = self._options
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
+        local = self._local_station()
         self.desk = SettlingDesk(
-            Directory(self._local_station(), self._named_stations()),
+            Directory(local, self._named_stations(local)),
             self._listeners,
             balance_listener=self._metrics,
             max_hold_seconds=options.max_hold,
@@ -128,7 +134,9 @@ class Runtime:
         self._joiner = Poller("joining", self._look_again)
 
     def start(self) -> None:
-        """Join tracing if it is set up, and start reading."""
+        """Join tracing if it is set up, or as soon as it is, and start reading."""
+        if self._tracer_provider is None and isinstance(self.provider(), trace.ProxyTracerProvider):
+            self._arrival = Arrival(lambda: self._join(self.provider()))
         self._join(self.provider())
         self.desk.start()
         self._joiner.start()
@@ -138,17 +146,17 @@ class Runtime:
         if self._stopped:
             return
         self._stopped = True
+        atexit.unregister(self._at_exit)
         self._joiner.stop()
+        if self._arrival is not None:
+            self._arrival.leave()
+        self.desk.settle_now(_SCAPHANDRE_PERIOD_SECONDS, "uninstrument")
         with self._join_lock:
             if self._joint is not None:
-                self._joint.leave()
+                self._left.append(self._joint)
+        self._leave_the_left()
         self.desk.report_balance()
         self.desk.stop()
-
-    @property
-    def gates(self) -> Sequence[Gate]:
-        """All gates that hold spans."""
-        return list(self._gates)
 
     def provider(self) -> trace.TracerProvider:
         """The tracer provider that is right now; the API's proxy if there is none."""
@@ -166,6 +174,23 @@ class Runtime:
             self._join(provider)
         return provider
 
+    def check_tracer(self, tracer: trace.Tracer) -> None:
+        """Tracing may have been set up anew since the last call."""
+        if self._joint is not None and not self._joint.stands_before(tracer):
+            self._join(self.provider())
+
+    def call_started(self) -> None:
+        """At the first call, see that no call's energy is lost at the interpreter's exit.
+
+        Registered so late, it runs before the meter provider's own hook, which exports for the last time.
+        """
+        if not self._hooked_exit:
+            self._hooked_exit = True
+            atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        self.desk.settle_now(_SCAPHANDRE_PERIOD_SECONDS, "shutdown")
+
     def make_gate(self, downstream: Downstream) -> Gate:
         """A gate on this runtime's desk."""
         gate = Gate(
@@ -175,18 +200,29 @@ class Runtime:
             max_hold_seconds=self._options.max_hold,
             meter_period_seconds=_SCAPHANDRE_PERIOD_SECONDS,
         )
-        self._gates.add(gate)
+        self.gates = (*self.gates, gate)
         return gate
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Settle and hand on what is held, within the timeout; False if it was exceeded."""
+        """Settle and hand on what is held, spans and metrics, within the timeout; False if it was exceeded."""
         deadline_ns = time.monotonic_ns() + timeout_millis * 1_000_000
+
+        def remaining_millis() -> int:
+            return max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1)
+
+        self.desk.settle_now(min(timeout_millis / 1000, _SCAPHANDRE_PERIOD_SECONDS), "flush")
         flushed = True
         for gate in self.gates:
-            remaining_millis = max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1)
-            flushed &= gate.force_flush(remaining_millis)
-        self.desk.report_balance()
-        return flushed
+            flushed &= gate.force_flush(remaining_millis())
+        return flushed & self._flush_metrics(remaining_millis())
+
+    def _flush_metrics(self, timeout_millis: int) -> bool:
+        flush = getattr(self._meter_provider or metrics.get_meter_provider(), "force_flush", None)
+        try:
+            return flush is None or flush(timeout_millis) is not False
+        except Exception:
+            _logger.warning("The metrics could not be flushed.", exc_info=True)
+            return False
 
     def status(self) -> Status:
         """What is being measured, and what not and why."""
@@ -201,7 +237,10 @@ class Runtime:
         with self._join_lock:
             if self._joint is not None and self._joint.joins(provider):
                 return
-            left, self._joint = self._joint, None
+            if self._joint is not None:
+                self._left.append(self._joint)
+                self._joint = None
+                self._joiner.wake()
             try:
                 self._joint = Joint(provider, self.make_gate)
                 self._tracing = "joined"
@@ -209,19 +248,26 @@ class Runtime:
                 if self._tracing != str(error):
                     _logger.debug("%s", error)
                 self._tracing = str(error)
-        if left is not None:
-            left.leave()
+            if self._joint is not None and self._arrival is not None:
+                self._arrival.leave()
+                self._arrival = None
 
     def _look_again(self) -> float:
         """Tracing may be set up later, or again (`logfire.configure()` twice)."""
         self._join(self.provider())
+        self._leave_the_left()
         return _LOOK_AGAIN_SECONDS
 
+    def _leave_the_left(self) -> None:
+        """Handing on what a gate holds may take long, so not in the app's thread."""
+        while self._left:
+            self._left.pop().leave()
+
     def _listeners(self) -> Sequence[ClaimListener]:
-        return [self._metrics, *self._gates]
+        return [self._metrics, *self.gates]
 
     def _health(self) -> Sequence[Health]:
-        return [gate.health for gate in self._gates]
+        return [gate.health for gate in self.gates]
 
     # Metering
 
@@ -235,19 +281,20 @@ class Runtime:
         find = partial(_discover, options)
         return self._station(find, CpuActivity(), partial(_resolve, names))
 
-    def _named_stations(self) -> dict[Address, Station]:
+    def _named_stations(self, local: Station) -> dict[Address, Station]:
+        """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
         stations: dict[Address, Station] = {}
         by_meter: dict[int | str, Station] = {}
         for address, spec in self._options.servers.items():
             if isinstance(spec, str) and not spec.startswith("http"):
-                stations.setdefault(Address.parse(address), None)  # type: ignore[arg-type]
+                stations[Address.parse(address)] = local
                 continue
             key = spec if isinstance(spec, str) else id(spec)
             if key not in by_meter:
                 meter = ScaphandreMeter(spec) if isinstance(spec, str) else spec
                 by_meter[key] = self._station(partial(discover, meter), NoActivity(), _elsewhere)
             stations[Address.parse(address)] = by_meter[key]
-        return {address: station for address, station in stations.items() if station is not None}
+        return stations
 
     def _station(
         self, find: Callable[[], Discovery], activity: CpuActivity | NoActivity, who: Callable[[str, int], Server]
@@ -272,10 +319,9 @@ class Runtime:
         """In a forked child: threads are gone, meters and books are the parent's."""
         if self._stopped:
             return
-        self._join_lock = threading.Lock()
-        gates = list(self._gates)
+        self._join_lock = threading.RLock()
         self._build()
-        for gate in gates:
+        for gate in self.gates:
             gate.desk = self.desk
         self.desk.start()
         self._joiner.start()

@@ -122,6 +122,17 @@ class SettlingDesk:
         with self._settled:
             self._settled.wait_for(self._all_settled, timeout_seconds)
 
+    def settle_now(self, timeout_seconds: float, reason: str) -> None:
+        """Settle all closed claims, waiting for readings at most for the timeout, and report the balance.
+
+        For calls that were not sampled: no held span sees to it that they are counted.
+        """
+        self.wake()
+        self.hasten(timeout_seconds)
+        for station in self.stations:
+            self.force(station.books.unsettled(self._clock_ns() + 1), reason)
+        self.report_balance()
+
     def force(self, claims: Iterable[Claim], reason: str) -> None:
         """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""
         wanted = list(claims)

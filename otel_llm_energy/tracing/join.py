@@ -30,17 +30,24 @@ class CannotJoinError(Exception):
 def pipeline_of(provider: trace.TracerProvider) -> SpanProcessor:
     """The object through which all spans of ``provider`` go. Raises `CannotJoinError`."""
     tracer = provider.get_tracer("otel_llm_energy")
+    processor = _shown_by(tracer)
+    if processor is not None:
+        return processor
+    if isinstance(tracer, trace.NoOpTracer):
+        raise CannotJoinError("disabled", f"{_name(provider)} makes no spans: is OTEL_SDK_DISABLED set?")
+    if isinstance(tracer, trace.ProxyTracer):
+        raise CannotJoinError("no-provider", "No tracer provider is set yet.")
+    raise CannotJoinError("not-sdk", f"{_name(provider)} shows no span processor: not of the OpenTelemetry SDK.")
+
+
+def _shown_by(tracer: trace.Tracer) -> SpanProcessor | None:
     shown: object = tracer
     while shown is not None:
         processor = getattr(shown, "span_processor", None)
         if isinstance(processor, SpanProcessor):
             return processor
         shown = getattr(shown, "tracer", None)  # logfire's tracer wraps the SDK's
-    if isinstance(tracer, trace.NoOpTracer):
-        raise CannotJoinError("disabled", f"{_name(provider)} makes no spans: is OTEL_SDK_DISABLED set?")
-    if isinstance(tracer, trace.ProxyTracer):
-        raise CannotJoinError("no-provider", "No tracer provider is set yet.")
-    raise CannotJoinError("not-sdk", f"{_name(provider)} shows no span processor: not of the OpenTelemetry SDK.")
+    return None
 
 
 def _name(provider: trace.TracerProvider) -> str:
@@ -77,6 +84,10 @@ class Joint:
             return pipeline_of(provider) is self._pipeline
         except CannotJoinError:
             return False
+
+    def stands_before(self, tracer: trace.Tracer) -> bool:
+        """Whether the spans of ``tracer`` come through this gate. Costs less than `joins`: made for every call."""
+        return _shown_by(tracer) is self._pipeline
 
     def leave(self) -> bool:
         """Hand on what is held and stand aside; False if that took too long.

@@ -13,10 +13,14 @@ class LateTracerProvider(trace.TracerProvider):
 
     Args:
         provider: the provider that is right now; called at each span, so it must be cheap.
+        check: told which tracer makes the span, before it does.
     """
 
-    def __init__(self, provider: Callable[[], trace.TracerProvider]) -> None:
+    def __init__(
+        self, provider: Callable[[], trace.TracerProvider], check: Callable[[trace.Tracer], None] = lambda tracer: None
+    ) -> None:
         self._provider = provider
+        self._check = check
 
     def get_tracer(
         self,
@@ -26,12 +30,18 @@ class LateTracerProvider(trace.TracerProvider):
         attributes: Any = None,
     ) -> trace.Tracer:
         scope = (instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
-        return _LateTracer(self._provider, scope)
+        return _LateTracer(self._provider, self._check, scope)
 
 
 class _LateTracer(trace.Tracer):
-    def __init__(self, provider: Callable[[], trace.TracerProvider], scope: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        provider: Callable[[], trace.TracerProvider],
+        check: Callable[[trace.Tracer], None],
+        scope: tuple[Any, ...],
+    ) -> None:
         self._provider = provider
+        self._check = check
         self._scope = scope
         self._made: tuple[trace.TracerProvider, trace.Tracer] | None = None
 
@@ -40,6 +50,7 @@ class _LateTracer(trace.Tracer):
         made = self._made
         if made is None or made[0] is not provider:
             made = self._made = (provider, provider.get_tracer(*self._scope))
+        self._check(made[1])
         return made[1]
 
     def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:

@@ -11,6 +11,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.conftest import LlamaServerFactory
+from tests.instrument.running import Apps
+from tests.support.otlp_receiver import OtlpReceiver, receiving_otlp
+from tests.support.powercap import PowercapTree
 
 
 @pytest.fixture
@@ -33,3 +36,16 @@ def provider(exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield provider
     provider.shutdown()
+
+
+@pytest.fixture
+def receiver() -> Iterator[OtlpReceiver]:
+    """Where apps export to."""
+    with receiving_otlp() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def apps(llama_server: LlamaServerFactory, powercap: PowercapTree, receiver: OtlpReceiver) -> Apps:
+    """Runs small apps."""
+    return Apps(llama_server().base_url, powercap, receiver)

@@ -1,0 +1,21 @@
+"""A server that forks its workers after the one line, and works itself too."""
+
+import os
+
+from app import ask, set_up_tracing
+from opentelemetry import trace
+
+import otel_llm_energy
+
+provider = set_up_tracing()
+otel_llm_energy.instrument()
+tracer = trace.get_tracer("app")
+with tracer.start_as_current_span("before"):
+    ask()
+child = os.fork()
+with tracer.start_as_current_span("parent" if child else "child"):
+    ask()
+provider.force_flush()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)

@@ -1,0 +1,195 @@
+"""`instrument()` in the app's own process: what it changes, and that all of it can be undone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import ollama
+import openai
+import pytest
+from openai import OpenAI
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import Instrumentation
+from otel_llm_energy import conventions as names
+from otel_llm_energy.runtime import Runtime
+from otel_llm_energy.settings import settings
+from otel_llm_energy.tracing.claims import Claim
+from tests.instrument.asking import ask, calls, until
+from tests.support.powercap import PowercapTree
+
+SEAMS = (
+    (openai.OpenAI, "request"),
+    (openai.AsyncOpenAI, "request"),
+    (ollama.Client, "_request"),
+    (ollama.AsyncClient, "_request"),
+    (trace, "set_tracer_provider"),
+)
+
+
+def our_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("otel-llm-energy")]
+
+
+@pytest.fixture
+def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:
+    """The one line, metered by counters that follow the real CPU use."""
+    energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
+    until(lambda: bool(energy.status().channels))
+    yield energy
+    energy.uninstrument()
+
+
+def test_no_trace_is_left_when_it_is_undone(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
+) -> None:
+    """Methods, hooks and threads are as before, and so are the app's spans."""
+    before = [getattr(owner, name) for owner, name in SEAMS]
+    energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
+    assert [getattr(owner, name) for owner, name in SEAMS] != before
+    ask(client)
+    energy.uninstrument()
+    assert len(calls(exporter)) == 1
+    assert [getattr(owner, name) for owner, name in SEAMS] == before
+    until(lambda: our_threads() == [])
+    exporter.clear()
+    with provider.get_tracer("app").start_as_current_span("request"):
+        ask(client)
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, dict(span.attributes or {})) == ("request", {})
+    assert not {"on_start", "on_end", "force_flush", "shutdown"} & vars(provider._active_span_processor).keys()
+
+
+def test_set_up_of_tracing_is_as_before_when_it_is_undone_before_there_was_any() -> None:
+    """The global provider is never set: neither by us nor by this test."""
+    before = trace.set_tracer_provider
+    energy = otel_llm_energy.instrument(meters="cpu-estimate", clients=[])
+    assert trace.set_tracer_provider is not before
+    energy.uninstrument()
+    assert trace.set_tracer_provider is before
+    until(lambda: our_threads() == [])
+
+
+def test_call_is_delivered_when_it_is_undone_at_once(
+    client: OpenAI, exporter: InMemorySpanExporter, energy: Instrumentation
+) -> None:
+    """What is held is settled and handed on."""
+    ask(client)
+    energy.uninstrument()
+    (call,) = calls(exporter)
+    assert (call.attributes or {})[names.JOULES] > 0
+
+
+def test_handle_is_at_rest_when_it_is_undone(energy: Instrumentation) -> None:
+    """A repeat does nothing; what it says is true."""
+    assert energy.active
+    energy.uninstrument()
+    energy.uninstrument()
+    assert not energy.active
+    assert energy.force_flush()
+    assert str(energy.status()) == "tracing: not instrumented"
+
+
+def test_it_can_be_done_again_when_it_was_undone(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
+) -> None:
+    """Each time for as long as it lasts."""
+    for _ in range(2):
+        energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
+        until(lambda: bool(energy.status().channels))
+        ask(client)
+        energy.uninstrument()
+    assert len(calls(exporter)) == 2
+    assert all((call.attributes or {})[names.JOULES] for call in calls(exporter))
+
+
+def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, provider: TracerProvider) -> None:
+    """Whatever it is given; what is wrong is an error all the same."""
+    assert otel_llm_energy.instrument(detail="full") is energy
+    with pytest.raises(otel_llm_energy.SettingError):
+        otel_llm_energy.instrument(detail="verbose")  # type: ignore[arg-type]
+
+
+def test_call_is_there_right_after_a_flush(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, energy: Instrumentation
+) -> None:
+    """By the handle, or by the app's own provider as ever."""
+    for count, flush in enumerate((energy.force_flush, provider.force_flush), start=1):
+        ask(client)
+        assert flush()
+        assert len(calls(exporter)) == count
+        assert (calls(exporter)[-1].attributes or {})[names.JOULES] > 0
+
+
+def test_stream_that_is_open_when_it_is_undone_still_ends(
+    client: OpenAI, exporter: InMemorySpanExporter, energy: Instrumentation
+) -> None:
+    """Its span comes out, without energy; the app gets its whole answer."""
+    stream = client.chat.completions.create(
+        model="smollm2-135m", messages=[{"role": "user", "content": "Hello"}], max_tokens=8, stream=True
+    )
+    next(iter(stream))
+    energy.uninstrument()
+    assert [chunk for chunk in stream]
+    (call,) = calls(exporter)
+    assert names.JOULES not in (call.attributes or {})
+
+
+def test_metrics_add_up_when_they_are_flushed(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
+) -> None:
+    """Metered = attributed + unattributed, and attributed is what the spans say."""
+    reader = InMemoryMetricReader()
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meter_provider=MeterProvider([reader]),
+        meters="rapl",
+        powercap_root=powercap.root,
+    )
+    until(lambda: bool(energy.status().channels))
+    for _ in range(3):
+        ask(client)
+    energy.uninstrument()
+    totals = sums(reader)
+    on_spans = sum(float((call.attributes or {})[names.JOULES]) for call in calls(exporter))
+    assert totals[names.CONSUMPTION.name] == pytest.approx(on_spans, rel=1e-5)
+    left = totals[names.UNATTRIBUTED.name]
+    assert totals[names.METERED.name] == pytest.approx(totals[names.CONSUMPTION.name] + left, rel=1e-9)
+
+
+def sums(reader: InMemoryMetricReader) -> dict[str, float]:
+    """Each counter's total."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [m for resource in data.resource_metrics for scope in resource.scope_metrics for m in scope.metrics]
+    return {m.name: sum(p.value for p in m.data.data_points if hasattr(p, "value")) for m in metrics}
+
+
+def test_nothing_is_measured_when_the_sdk_is_disabled(monkeypatch: pytest.MonkeyPatch, client: OpenAI) -> None:
+    """OTEL_SDK_DISABLED: no thread, no wrapper; the handle says so."""
+    before = [getattr(owner, name) for owner, name in SEAMS]
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    energy = otel_llm_energy.instrument()
+    assert not energy.active
+    assert our_threads() == []
+    assert [getattr(owner, name) for owner, name in SEAMS] == before
+    assert ask(client)
+    energy.uninstrument()
+
+
+def test_process_that_the_user_names_is_metered_here_whatever_its_address() -> None:
+    """A name that only a proxy or a container's network knows: the process is still this machine's."""
+    runtime = Runtime(settings({}, servers={"model.example:8080": "pid:1"}))
+    claim = Claim()
+    runtime.desk.open(claim, "model.example", 8080, "openai", "chat")
+    assert claim.books is runtime.desk.stations[0].books
+    assert len(runtime.desk.stations) == 1
+    other = Claim()
+    runtime.desk.open(other, "model.example", 8081, "openai", "chat")
+    assert (other.books, other.reason) == (None, "remote")
