@@ -28,6 +28,7 @@ REASONS: Final[Mapping[str, str]] = {
     "meter-unreadable": "the counters gave no number",
     "meter-refused": "the exporter does not answer",
     "meter-timeout": "the exporter did not answer in time",
+    "meter-http-error": "the exporter answers with an HTTP error",
     "meter-truncated": "the exporter's answer broke off",
     "meter-garbage": "what answers is not the exporter",
     "meter-too-large": "the exporter's answer is too large",
