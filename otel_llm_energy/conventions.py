@@ -176,9 +176,7 @@ SERVER_END_TIME: Final = "llm.server.end_time"
 
 CONSUMPTION: Final = Metric("llm.energy.consumption", "counter", "J", "Energy attributed to LLM calls.")
 METERED: Final = Metric("llm.energy.metered", "counter", "J", "Energy that the meters read, by channel.")
-UNATTRIBUTED: Final = Metric(
-    "llm.energy.unattributed", "counter", "J", "Metered energy of no call, by reason."
-)
+UNATTRIBUTED: Final = Metric("llm.energy.unattributed", "counter", "J", "Metered energy of no call, by reason.")
 OPERATION: Final = Metric(
     "llm.energy.operation",
     "histogram",
@@ -196,9 +194,7 @@ PER_OUTPUT_TOKEN: Final = Metric(
 HELD_SPANS: Final = Metric(
     "llm.energy.processor.held", "updowncounter", "{span}", "Spans held until their energy is known."
 )
-FORWARDED_SPANS: Final = Metric(
-    "llm.energy.processor.forwarded", "counter", "{span}", "Held spans handed on."
-)
+FORWARDED_SPANS: Final = Metric("llm.energy.processor.forwarded", "counter", "{span}", "Held spans handed on.")
 DEGRADED_SPANS: Final = Metric(
     "llm.energy.processor.degraded",
     "counter",

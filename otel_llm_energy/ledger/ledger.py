@@ -6,7 +6,7 @@ It is told everything, the time included, and is not thread-safe: its owner is.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -179,12 +179,19 @@ class Ledger:
 
     # Settling
 
-    def settle(self, now_ns: int) -> list[Entry]:
-        """Sweep all that is complete; the entries that have a bill now and had none before."""
+    def settle(self, now_ns: int, breathe: Callable[[], None] = lambda: None) -> list[Entry]:
+        """Sweep all that is complete; the entries that have a bill now and had none before.
+
+        ``breathe`` is called between two pieces of work of some 50 us.
+        """
         self._freeze(now_ns)
         for account in self._accounts.values():
-            self._sweep(account, now_ns - self._max_wait_ns)
-        settled = list(self._due())
+            for _ in self._sweep(account, now_ns - self._max_wait_ns):
+                breathe()
+        settled: list[Entry] = []
+        for entry in self._due():
+            settled.append(entry)
+            breathe()
         self._forget()
         return settled
 
@@ -242,7 +249,7 @@ class Ledger:
         waiting = [e for e in books.open.values() if e.opened_ns < until_ns and books.may_report(e)]
         admit(books.timeline, waiting, books.slot_limit(), until_ns)
 
-    def _sweep(self, account: _Account, overdue_ns: int) -> None:
+    def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
         """Sweep the buckets that are complete; those older than ``overdue_ns`` wait for no activity any more."""
         activity = self._activity[account.sweep.channel.resource]
         frozen_ns = min((books.timeline.frozen_ns for books in self._servers.values()), default=None)
@@ -253,9 +260,11 @@ class Ledger:
                 needed_ns = account.pending[0].end_ns
             if needed_ns is None or (frozen_ns is not None and needed_ns > frozen_ns):
                 return
-            account.sweep.sweep(account.pending.popleft(), timelines, activity)
+            bucket = account.pending.popleft()
+            account.sweep.sweep(bucket, timelines, activity)
+            yield bucket
 
-    def _due(self) -> Iterable[Entry]:
+    def _due(self) -> Iterator[Entry]:
         swept_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=None)
         while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
             _, _, entry = heappop(self._closed)

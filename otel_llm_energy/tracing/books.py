@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.ledger.entry import Entry
@@ -33,6 +34,9 @@ class ServerReport:
 
 _SILENT = ServerReport()
 
+# An action and its arguments. A tuple, because one is held for each call and the garbage collector visits it.
+_Event = tuple[Any, ...]
+
 
 class Books:
     """Takes events from any thread without making it wait, and settles claims in the thread that asks for it.
@@ -58,7 +62,7 @@ class Books:
         self._clock_ns = clock_ns
         self._unix_clock_ns = unix_clock_ns
         self._intake_lock = threading.RLock()
-        self._intake: list[Callable[[], None]] = []
+        self._intake: list[_Event] = []
         self._ledger_lock = threading.RLock()
         self._in_ledger = False
         self._claims: dict[Entry, Claim] = {}
@@ -85,21 +89,21 @@ class Books:
         with self._intake_lock:
             claim.opened_ns = self._clock_ns()
             self._opened += 1
-            self._intake.append(partial(self._open, claim, server, route, reports))
+            self._intake.append((Books._open, self, claim, server, route, reports))
 
     def close(self, claim: Claim, report: ServerReport | None) -> None:
         """The call of an open claim has ended."""
         with self._intake_lock:
             ended_ns = self._clock_ns()
             self._closed += 1
-            self._intake.append(partial(self._close, claim, ended_ns, report or _SILENT))
+            self._intake.append((Books._close, self, claim, ended_ns, report or _SILENT))
 
     # From the meters' threads
 
     def add_channels(self, channels: Sequence[Channel]) -> None:
         """From now on there are readings of these channels."""
         self._reason = None
-        self._note(*[partial(self._ledger.add_channel, channel) for channel in channels])
+        self._note(*[(self._ledger.add_channel, channel) for channel in channels])
 
     def without_meter(self, reason: str) -> None:
         """There is no channel; claims are unavailable for ``reason``."""
@@ -107,21 +111,21 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
-        self._note(*[partial(self._ledger.read, reading) for reading in readings])
+        self._note(*[(self._ledger.read, reading) for reading in readings])
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""
-        self._note(partial(self._ledger.sample, sample, final=final))
+        self._note((partial(self._ledger.sample, final=final), sample))
 
     def interrupt(self, reason: str) -> None:
         """Time jumped: see `Ledger.interrupt`."""
-        self._note(partial(self._ledger.interrupt, reason))
+        self._note((self._ledger.interrupt, reason))
 
     def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
         """More has become known of a server. ``caution`` is a reason that its bills are degraded."""
-        self._note(partial(self._ledger.add_server, server, slots=slots, caution=caution))
+        self._note((partial(self._ledger.add_server, slots=slots, caution=caution), server))
 
-    def _note(self, *events: Callable[[], None]) -> None:
+    def _note(self, *events: _Event) -> None:
         with self._intake_lock:
             self._intake.extend(events)
 
@@ -133,7 +137,7 @@ class Books:
             self._in_ledger = True
             try:
                 now_ns = self._enter()
-                return self._billed(self._ledger.settle(now_ns))
+                return self._billed(self._ledger.settle(now_ns, _give_way))
             finally:
                 self._in_ledger = False
 
@@ -177,8 +181,8 @@ class Books:
         with self._intake_lock:
             now_ns = self._clock_ns()
             events, self._intake = self._intake, []
-        for event in events:
-            event()
+        for action, *arguments in events:
+            action(*arguments)
         return now_ns
 
     def _open(self, claim: Claim, server: str, route: str, reports: bool | None) -> None:
@@ -221,6 +225,11 @@ class Books:
                 claim.bill = entry.bill if self._reason is None else unavailable(self._reason)
                 done.append(claim)
         return done
+
+
+def _give_way() -> None:
+    """Let other threads have the interpreter: kept for 5 ms, it would make a call that reads a counter wait."""
+    time.sleep(0)
 
 
 def _ns(seconds: float | None) -> int | None:

@@ -158,10 +158,12 @@ class Station:
         return _LONGEST_BACKOFF_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
-        """A meter was read. Activity is sampled at the same time, so that cells end where buckets do."""
-        if reader is self.meters[0]:
-            self._servers.sample()
-        self._on_reading()
+        """A meter was read. Activity is sampled at the same time, so that cells end where buckets do.
+
+        Claims settle when a cell is complete, so that is when settling is worth the trouble.
+        """
+        if reader is not self.meters[0] or self._servers.sample() or reader.problem is not None:
+            self._on_reading()
 
 
 class MeterReader:
@@ -284,11 +286,13 @@ class ServerWatch:
     def close(self) -> None:
         self._activity.close()
 
-    def sample(self) -> None:
-        """Look up new addresses, then sample the activity of all servers, unless that was done just now."""
+    def sample(self) -> bool:
+        """Look up new addresses and sample the activity of all servers; False if that was done just now."""
         with self._lock:
-            if self._waiting or self.final or self._clock_ns() >= self._next_sample_ns:
+            due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
+            if due:
                 self._sample()
+            return due
 
     def _sample(self) -> None:
         while self._waiting:
