@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
@@ -27,12 +28,20 @@ def assert_whole_tree(apps: Apps) -> None:
     assert call.parent_id == apps.span("agent").span_id
 
 
-@pytest.mark.parametrize("script", ["tracing_first.py", "tracing_after.py", "flushed.py", "twice.py"])
+@pytest.mark.parametrize("script", ["tracing_first.py", "tracing_after.py", "flushed.py", "twice.py", "by_hand.py"])
 def test_call_and_every_ancestor_get_their_joules(script: str, apps: Apps) -> None:
-    """Tracing set up before or after the one line; at exit without a shutdown, and flushed right after the call."""
+    """Tracing set up before or after the one line, or by hand; at exit without a shutdown, or flushed right away."""
     apps.run(script)
     assert_whole_tree(apps)
     assert len(apps.receiver.spans) == 3
+
+
+def test_first_call_is_noticed_at_the_latest_when_the_set_up_cannot_be_seen(apps: Apps) -> None:
+    """From then on every ancestor has its total, and no call is without its joules."""
+    apps.run("tracing_by_name.py")
+    (first,), (second,) = apps.calls("first request"), apps.calls("second request")
+    assert joules(first)
+    assert subtree_joules(apps.span("second request")) == pytest.approx(joules(second), rel=_DIGITS)
 
 
 @pytest.mark.parametrize("script", ["tracing_first.py", "tracing_after.py"])
@@ -52,6 +61,13 @@ def test_calls_are_exported_when_the_app_has_no_tracing_at_all(protocol: str, ap
     assert set(receiver.requests) == {protocol or "http"}
     (consumption,) = {round(sum(p.value for p in receiver.metrics[names.CONSUMPTION.name]), 3)}
     assert consumption == pytest.approx(joules(call), abs=0.001)
+
+
+def test_own_tracing_follows_the_standard_variables(apps: Apps) -> None:
+    """Here: to the console, and no metrics."""
+    printed = apps.run("no_tracing.py", OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="none")
+    assert json.loads(printed)["attributes"][names.JOULES] > 0
+    assert (apps.receiver.spans, apps.receiver.metrics) == ([], {})
 
 
 def test_each_processor_gets_the_joules_when_they_run_in_a_pool(apps: Apps) -> None:

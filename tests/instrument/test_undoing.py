@@ -37,11 +37,15 @@ def our_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("otel-llm-energy")]
 
 
+def until_metered(energy: Instrumentation) -> None:
+    until(lambda: bool(energy.status().channels))
+
+
 @pytest.fixture
 def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:
     """The one line, metered by counters that follow the real CPU use."""
     energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
-    until(lambda: bool(energy.status().channels))
+    until_metered(energy)
     yield energy
     energy.uninstrument()
 
@@ -102,7 +106,7 @@ def test_it_can_be_done_again_when_it_was_undone(
     """Each time for as long as it lasts."""
     for _ in range(2):
         energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
-        until(lambda: bool(energy.status().channels))
+        until_metered(energy)
         ask(client)
         energy.uninstrument()
     assert len(calls(exporter)) == 2
@@ -136,7 +140,7 @@ def test_stream_that_is_open_when_it_is_undone_still_ends(
     )
     next(iter(stream))
     energy.uninstrument()
-    assert [chunk for chunk in stream]
+    assert list(stream)
     (call,) = calls(exporter)
     assert names.JOULES not in (call.attributes or {})
 
@@ -152,7 +156,7 @@ def test_metrics_add_up_when_they_are_flushed(
         meters="rapl",
         powercap_root=powercap.root,
     )
-    until(lambda: bool(energy.status().channels))
+    until_metered(energy)
     for _ in range(3):
         ask(client)
     energy.uninstrument()
