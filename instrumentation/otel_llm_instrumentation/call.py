@@ -41,8 +41,6 @@ _SUPPRESSION_KEYS = (
     "suppress_language_model_instrumentation",
 )
 
-# Usage, timings and finish reasons come with the last chunks of a stream; some servers trail a few empty ones.
-_CHUNKS_KEPT = 16
 _NS_PER_SECOND = 1_000_000_000
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
@@ -113,8 +111,9 @@ class Call:
         self.error_type: str | None = None
         self.streaming = request.streaming
         self._telemetry = telemetry
-        # Seeing an answer is keeping it, in C; only the end of a stream says what counts.
-        self._payloads: deque[object] = deque(maxlen=_CHUNKS_KEPT)
+        # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk of each
+        # choice, then the usage. To keep more costs more than to keep: memory is then not used again while warm.
+        self._payloads: deque[object] = deque(maxlen=1 + request.choices)
         self.see = self._payloads.append
         self._read = request.route.read
         self._outer_error = sys.exc_info()[1]
