@@ -80,7 +80,7 @@ class PendingAnswer:
         hooks, self._hooks = self._hooks, []
         for hook in hooks:
             target, name, shadow = hook
-            if only not in (None, target):
+            if only is not None and only is not target:
                 self._hooks.append(hook)
             elif vars(target).get(name) is shadow:
                 delattr(target, name)
