@@ -180,7 +180,7 @@ def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callab
     for name in clients:
         instrumentor = _instrumentor(name)
         if not instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.instrument(tracer_provider=provider)
+            instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
             undo.append(instrumentor.uninstrument)
     return undo
 
