@@ -19,6 +19,7 @@ from tools.backends import binary, obtain, scaphandre_environment
 OLLAMA_MODEL = "smollm2"
 
 _HTTP_SECONDS = 10
+_CONFIG = Path(__file__).parents[2] / "collector-config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +84,21 @@ class Jaeger:
 def running_jaeger(folder: Path) -> Iterator[Jaeger]:
     """The real Jaeger, storage in memory. Raises `tools.backends.BackendError` if it was never built."""
     otlp_http, otlp_grpc, api, api_grpc, health = (free_port() for _ in range(5))
-    config = folder / "jaeger.json"
-    config.write_text(json.dumps(_jaeger_config(otlp_http, otlp_grpc, api, api_grpc, health)))
-    command = [str(binary("jaeger")), "--config", str(config)]
-    with running(command, lambda: listens(api) and listens(otlp_http) and listens(otlp_grpc), folder / "jaeger.log"):
+    env = {
+        "OTLP_HTTP": f"127.0.0.1:{otlp_http}",
+        "OTLP_GRPC": f"127.0.0.1:{otlp_grpc}",
+        "JAEGER_HTTP": f"127.0.0.1:{api}",
+        "JAEGER_GRPC": f"127.0.0.1:{api_grpc}",
+        "JAEGER_HEALTH": f"127.0.0.1:{health}",
+        "JAEGER_UI": str(_CONFIG / "jaeger-ui.json"),
+    }
+    command = [str(binary("jaeger")), "--config", str(_CONFIG / "jaeger.yaml")]
+    with running(command, lambda: all(map(listens, (api, otlp_http, otlp_grpc))), folder / "jaeger.log", env):
         yield Jaeger(
             otlp_http=f"http://127.0.0.1:{otlp_http}",
             otlp_grpc=f"http://127.0.0.1:{otlp_grpc}",
             api=f"http://127.0.0.1:{api}",
         )
-
-
-def _jaeger_config(otlp_http: int, otlp_grpc: int, api: int, api_grpc: int, health: int) -> dict[str, object]:
-    def at(port: int) -> dict[str, str]:
-        return {"endpoint": f"127.0.0.1:{port}"}
-
-    return {
-        "service": {
-            "extensions": ["jaeger_storage", "jaeger_query", "healthcheckv2"],
-            "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
-            "telemetry": {"logs": {"level": "warn"}, "metrics": {"level": "none"}},
-        },
-        "extensions": {
-            "healthcheckv2": {"use_v2": True, "http": at(health)},
-            "jaeger_query": {"storage": {"traces": "memory"}, "http": at(api), "grpc": at(api_grpc)},
-            "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 100_000}}}},
-        },
-        "receivers": {"otlp": {"protocols": {"grpc": at(otlp_grpc), "http": at(otlp_http)}}},
-        "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
-    }
 
 
 @dataclass(frozen=True, slots=True)
