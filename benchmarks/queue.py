@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--server", choices=("llama.cpp", "llama.cpp-2", "ollama", "stream", "all"), default="all")
     parser.add_argument("--meter", choices=("rapl", "scaphandre"), default="rapl")
+    parser.add_argument("--verbose", action="store_true", help="print every call")
     options = parser.parse_args(arguments)
     wanted = {"llama.cpp", "llama.cpp-2", "ollama", "stream"} if options.server == "all" else {options.server}
     if "llama.cpp" in wanted:
@@ -75,6 +76,8 @@ def _queue(
             else:
                 _at_once(ask, options.calls, int(seconds * _TOKENS_PER_SECOND))
             _report(f"{name}, {seconds:g} s each", running, before)
+            if options.verbose:
+                _print_calls(running.calls())
 
 
 def _at_once(ask: Ask, calls: int, tokens: int) -> None:
@@ -113,6 +116,18 @@ def _report(name: str, running: Session, before: dict[str, int]) -> None:
     for span in parents:
         total = float(_attributes(span)[conventions.SUBTREE_JOULES])
         print(f"{'':46} parent's total {total:.1f} J, sum of its calls {sum(joules):.1f} J")
+
+
+def _print_calls(spans: list[ReadableSpan]) -> None:
+    for span in sorted(spans, key=lambda span: span.end_time or 0):
+        values = _attributes(span)
+        print(
+            f"    ended {((span.end_time or 0) - (spans[0].start_time or 0)) / 1e9:6.2f} s"
+            f"  prefill {values[conventions.SERVER_PREFILL_SECONDS]:.3f} s"
+            f"  decode {values[conventions.SERVER_DECODE_SECONDS]:.3f} s  {values[conventions.JOULES]:7.1f} J"
+            f"  tokens {values.get('gen_ai.usage.input_tokens')}/{values.get('gen_ai.usage.output_tokens')}"
+            f"  concurrency {values[conventions.CONCURRENCY]:.2f}  {values[conventions.QUALITY]}"
+        )
 
 
 def _accounts(running: Session) -> dict[str, int]:
