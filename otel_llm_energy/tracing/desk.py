@@ -95,23 +95,25 @@ class SettlingDesk:
 
     def first_chunk(self, claim: Claim) -> None:
         """The first part of the answer has arrived."""
-        if claim.books is not None:
+        station = self._station_of(claim)
+        if station is not None:
             claim.first_chunk_ns = self._clock_ns()
-            self._read_edges(claim)
+            station.read_edge()
 
     def close(self, claim: Claim, report: ServerReport | None = None) -> None:
         """A call has ended; its tokens are known."""
-        if claim.books is not None:
-            claim.books.close(claim, report)
-            self._read_edges(claim)
+        station = self._station_of(claim)
+        if station is not None:
+            station.books.close(claim, report)
+            station.read_edge()
         elif claim.bill is None:
-            claim.bill = unavailable(claim.reason or "server_unknown")
+            # Books that are not ours are the parent's, from before a fork: their locks may be held for ever.
+            why = claim.reason or ("server_unknown" if claim.books is None else "no-reading")
+            claim.bill = unavailable(why)
             self._tell([claim])
 
-    def _read_edges(self, claim: Claim) -> None:
-        for station in self.stations:
-            if station.books is claim.books:
-                station.read_edge()
+    def _station_of(self, claim: Claim) -> Station | None:
+        return next((station for station in self.stations if station.books is claim.books), None)
 
     # Settling
 

@@ -1,0 +1,166 @@
+"""Where calls are opened, closed and settled, and how the station of a call's server is found."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
+from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.desk import SettlingDesk
+from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
+from otel_llm_energy.tracing.station import Station
+from tests.instrument.asking import until
+from tests.instrument.test_sampling import NoActivity, _nobody
+from tests.tracing.fakes import ManualClock
+
+
+class Listener:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Claim] = []
+
+    def settled(self, claims: Iterable[Claim]) -> None:
+        self.told.extend(claims)
+
+
+class Office:
+    """A desk over one station without threads."""
+
+    def __init__(self, *, channel: bool = True) -> None:
+        self.clock = ManualClock()
+        self.books = Books(Ledger(self.clock.now_ns), clock_ns=self.clock)
+        if channel:
+            self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=20)])
+        self.station = Station(self.books, lambda: Discovery((), ()), NoActivity(), _nobody, lambda: None)
+        self.listener = Listener()
+        self.directory = Directory(self.station)
+        self.desk = SettlingDesk(self.directory, lambda: [self.listener], clock_ns=self.clock)
+
+    def call(self, host: str | None = "127.0.0.1") -> Claim:
+        """A call of 100 ms that has ended."""
+        claim = self.begin(host)
+        self.clock.advance(0.1)
+        self.desk.close(claim)
+        return claim
+
+    def begin(self, host: str | None = "127.0.0.1") -> Claim:
+        claim = Claim()
+        self.desk.open(claim, host, 8080, "openai", "chat")
+        return claim
+
+
+@pytest.mark.parametrize(("host", "reason"), [("api.example.com", "remote"), (None, "server_unknown")])
+def test_call_is_settled_at_once_when_nothing_can_meter_its_server(host: str | None, reason: str) -> None:
+    """There is nothing to wait for."""
+    office = Office()
+    claim = office.call(host)
+    assert claim.bill is not None
+    assert (claim.bill.energy_nj, claim.bill.reason) == (None, reason)
+    assert office.listener.told == [claim]
+
+
+def test_call_says_why_there_is_no_meter_when_there_is_none() -> None:
+    """The reason of the meter that was tried, not merely that there is none."""
+    office = Office(channel=False)
+    office.station._discover = lambda: Discovery((), (LeftOut("rapl", "meter-permission", "May not be read."),))
+    office.station._find_meters()
+    claim = office.call()
+    office.desk._settle()
+    assert claim.bill is not None
+    assert claim.bill.reason == "meter-permission"
+
+
+def test_calls_that_wait_are_billed_when_settling_cannot_wait() -> None:
+    """Closed ones at once, without joules since no reading covers them; open ones stay open."""
+    office = Office()
+    closed, still_open = office.call(), office.begin()
+    office.desk._settle()
+    assert closed.bill is None
+    office.desk.settle_now(0, "flush")
+    assert closed.bill is not None
+    assert closed.bill.reason == "flush"
+    assert still_open.bill is None
+    assert office.listener.told == [closed]
+
+
+def test_call_that_began_before_a_fork_touches_nothing_of_the_parents() -> None:
+    """Another thread of the parent may have held the lock of its books when the child was made."""
+    parent, child = Office(), Office()
+    claim = parent.begin()
+    with parent.books._intake_lock:
+        child.desk.first_chunk(claim)
+        child.desk.close(claim)
+    assert claim.bill is not None
+    assert claim.bill.reason == "no-reading"
+
+
+def test_claim_is_given_up_when_its_meter_keeps_failing() -> None:
+    """After a little patience, with the meter's own reason."""
+    office = Office()
+    claim = office.call()
+    office.station._start_reading([OpenMeter(Refusing(), ())])
+    until(lambda: office.station.problem is not None)
+    office.station.stop()
+    office.desk._settle()
+    assert claim.bill is None
+    office.clock.advance(5)
+    office.desk._settle()
+    assert claim.bill is not None
+    assert claim.bill.reason == "meter-refused"
+
+
+class Refusing:
+    """A meter that cannot be read."""
+
+    name = "refusing"
+    pace = Pace(2.2, 2.2)
+
+    def open(self) -> Sequence[Channel]:
+        return ()
+
+    def read(self) -> Sequence[Reading]:
+        raise MeterError("meter-refused", "no connection")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("ollama:11434", Address("ollama", 11434)),
+        ("Ollama", Address("ollama", None)),
+        ("[::1]:8080", Address("::1", 8080)),
+        ("::1", Address("::1", None)),
+        (":8080", Address("", 8080)),
+    ],
+)
+def test_address_is_read_as_clients_write_it(text: str, address: Address) -> None:
+    """With or without a host or a port, IPv6 in brackets."""
+    assert Address.parse(text) == address
+
+
+def test_named_station_is_found_before_this_machines_own() -> None:
+    """By host and port, or by either alone."""
+    here, there = Office().station, Office().station
+    directory = Directory(here, {Address("ollama", None): there, Address("", 9000): there})
+    assert directory.find("Ollama", 11434, "ollama") == Metered(there, "ollama", 11434)
+    assert directory.find("localhost", 9000, "openai") == Metered(there, "localhost", 9000)
+    assert directory.find("localhost", None, "ollama") == Metered(here, "localhost", 11434)
+    assert directory.find("elsewhere.example", 80, "openai") == Unmetered("remote")
+    assert directory.stations == [here, there]
+
+
+def test_this_machine_is_known_by_its_names_and_addresses() -> None:
+    """Without asking a name server."""
+    for name in ("localhost", "a.localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]", "0.0.0.0", socket.gethostname()):
+        assert is_this_machine(name), name
+    for name in ("example.com", "203.0.113.7", "2001:db8::1"):
+        assert not is_this_machine(name), name
