@@ -127,6 +127,7 @@ def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm
         energy = otel_llm_energy.instrument(
             tracer_provider=provider,
             meters=named,
+            clients=["openai"],
             detail="full",
             scaphandre_url=options.scaphandre_url,
             powercap_root=options.powercap_root,
