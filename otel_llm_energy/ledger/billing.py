@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, unavailable
@@ -51,7 +52,7 @@ def bill_for(
     work_ns = entry.work_ns
     if not work_ns:
         return unavailable(reason or "no-work"), {}
-    stretches = entry.stretches()
+    stretches = entry.stretches
     coverage = min([_covered_ns(stretches, sweep) for sweep in sweeps]) / work_ns
     if coverage < _LEAST_COVERAGE:
         return unavailable(reason or "no-reading"), {}
@@ -207,9 +208,10 @@ def _covered_ns(stretches: Sequence[Sequence[Window]], sweep: Sweep) -> int:
 
 def _parted(entry: Entry, sweep: Sweep) -> bool:
     """Whether bucket edges lie near enough to the edges between phases to tell the phases' energy apart."""
-    for before, after in zip(entry.windows, entry.windows[1:], strict=False):
+    for before, after in pairwise(entry.windows):
         shorter_ns = min(before.end_ns - before.start_ns, after.end_ns - after.start_ns)
-        for edge_ns in {before.end_ns, after.start_ns}:
+        edges_ns = (before.end_ns,) if before.end_ns == after.start_ns else (before.end_ns, after.start_ns)
+        for edge_ns in edges_ns:
             swept = sweep.bucket_at(edge_ns)
             if swept is None:
                 return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from otel_llm_energy.ledger.bill import Bill, Window
 
@@ -18,11 +18,26 @@ class Entry:
         counted_from_ns: it was taken to be at work from here on before its windows were known; ``None`` if not.
         charged: the stretches of time in which the timeline counts it, once it is closed. They are the windows
             unless some of them was swept before it was known.
+        stretches: the parts of the windows for which the call is charged, adjoining ones together.
+        work_ns, charged_ns, within_ns: lengths of the windows, of ``charged`` and of ``stretches``.
         caution: a reason that its server is not what it seems, e.g. ``"relay"``.
         bill: what it was billed, once it was.
     """
 
-    __slots__ = ("bill", "caution", "charged", "counted_from_ns", "opened_ns", "route", "server", "windows")
+    __slots__ = (
+        "bill",
+        "caution",
+        "charged",
+        "charged_ns",
+        "counted_from_ns",
+        "opened_ns",
+        "route",
+        "server",
+        "stretches",
+        "windows",
+        "within_ns",
+        "work_ns",
+    )
 
     def __init__(self, server: str, route: str, opened_ns: int) -> None:
         self.server = server
@@ -31,8 +46,19 @@ class Entry:
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[tuple[int, int], ...] = ()
+        self.stretches: list[list[Window]] = []
+        self.work_ns = self.charged_ns = self.within_ns = 0
         self.caution: str | None = None
         self.bill: Bill | None = None
+
+    def close(self, windows: tuple[Window, ...], charged: tuple[tuple[int, int], ...]) -> None:
+        """The call has ended; see `windows` and `charged`."""
+        self.windows = windows
+        self.charged = charged
+        self.stretches = _stretches(windows, charged)
+        self.work_ns = sum([window.end_ns - window.start_ns for window in windows])
+        self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns in charged])
+        self.within_ns = sum([stretch[-1].end_ns - stretch[0].start_ns for stretch in self.stretches])
 
     @property
     def start_ns(self) -> int:
@@ -46,40 +72,28 @@ class Entry:
         return max(end_ns, self.charged[-1][1]) if self.charged else end_ns
 
     @property
-    def work_ns(self) -> int:
-        return sum([window.end_ns - window.start_ns for window in self.windows])
-
-    @property
     def charged_exactly(self) -> bool:
         """The call is charged for its windows and for nothing else."""
         return self.charged_ns == self.within_ns == self.work_ns
 
-    @property
-    def charged_ns(self) -> int:
-        """For how long the call is charged."""
-        return sum([end_ns - start_ns for start_ns, end_ns in self.charged])
 
-    @property
-    def within_ns(self) -> int:
-        """For how much of its windows the call is charged."""
-        return sum([part.end_ns - part.start_ns for stretch in self.stretches() for part in stretch])
+def _stretches(windows: Sequence[Window], charged: Sequence[tuple[int, int]]) -> list[list[Window]]:
+    """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
+    stretches: list[list[Window]] = []
+    for window in windows:
+        for part in _charged_within(window, charged):
+            if stretches and stretches[-1][-1].end_ns == part.start_ns:
+                stretches[-1].append(part)
+            else:
+                stretches.append([part])
+    return stretches
 
-    def stretches(self) -> list[list[Window]]:
-        """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
-        stretches: list[list[Window]] = []
-        for window in self.windows:
-            for part in self._charged_within(window):
-                if stretches and stretches[-1][-1].end_ns == part.start_ns:
-                    stretches[-1].append(part)
-                else:
-                    stretches.append([part])
-        return stretches
 
-    def _charged_within(self, window: Window) -> Iterator[Window]:
-        for charged_start_ns, charged_end_ns in self.charged:
-            if charged_start_ns <= window.start_ns and window.end_ns <= charged_end_ns:
-                yield window
-                continue
-            start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
-            if end_ns > start_ns:
-                yield Window(start_ns, end_ns, window.phase)
+def _charged_within(window: Window, charged: Sequence[tuple[int, int]]) -> Iterator[Window]:
+    for charged_start_ns, charged_end_ns in charged:
+        if charged_start_ns <= window.start_ns and window.end_ns <= charged_end_ns:
+            yield window
+            continue
+        start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
+        if end_ns > start_ns:
+            yield Window(start_ns, end_ns, window.phase)

@@ -157,8 +157,7 @@ class Ledger:
         """
         books = self._servers[entry.server]
         books.open.pop(id(entry), None)
-        entry.windows = tuple(windows)
-        _place(entry, books.timeline)
+        entry.close(tuple(windows), _place(entry, windows, books.timeline))
         if windows and books.reports.get(entry.route) is None:
             self._learn_route(books, entry.route, reported)
         elif reported:
@@ -320,8 +319,11 @@ def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int]]:
     return stretches
 
 
-def _place(entry: Entry, timeline: Timeline) -> None:
-    """Enter the windows into the timeline, as far as it is still open, and end what was counted for them."""
+def _place(entry: Entry, windows: Sequence[Window], timeline: Timeline) -> tuple[tuple[int, int], ...]:
+    """Enter the windows into the timeline, as far as it is still open, and end what was counted for the call.
+
+    Returns the stretches of time in which the timeline counts it.
+    """
     frozen_ns = timeline.frozen_ns
     charged: list[tuple[int, int]] = []
     if entry.counted_from_ns is not None:
@@ -329,8 +331,8 @@ def _place(entry: Entry, timeline: Timeline) -> None:
         timeline.end(counted_until_ns)
         charged.append((entry.counted_from_ns, counted_until_ns))
         frozen_ns = counted_until_ns
-    for start_ns, end_ns, slots in _joined(entry.windows):
+    for start_ns, end_ns, slots in _joined(windows):
         if end_ns > frozen_ns:
             timeline.add(max(start_ns, frozen_ns), end_ns, slots=slots)
             charged.append((max(start_ns, frozen_ns), end_ns))
-    entry.charged = tuple(charged)
+    return tuple(charged)

@@ -51,6 +51,7 @@ class SettlingDesk:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._directory = directory
+        self._station_by_books = {station.books: station for station in directory.stations}
         self._listeners = listeners
         self._balance_listener = balance_listener
         self._on_tick = on_tick
@@ -113,7 +114,7 @@ class SettlingDesk:
             self._tell([claim])
 
     def _station_of(self, claim: Claim) -> Station | None:
-        return next((station for station in self.stations if station.books is claim.books), None)
+        return None if claim.books is None else self._station_by_books.get(claim.books)
 
     # Settling
 

@@ -9,7 +9,6 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from opentelemetry import trace
@@ -212,18 +211,18 @@ class Gate:
             return False
         # At once, since the span may end in another thread before the mailbox comes to it.
         self._tree.mark(node)
-        self._mailbox.post(partial(self._tree.bind, node, claim, shown=own is not None))
+        self._mailbox.post(self._tree.bind, node, claim, own is not None)
         return own is not None and not own.left
 
     def settled(self, claims: Iterable[Claim]) -> None:
         """The desk has the bills of these claims."""
-        self._mailbox.post(partial(self._settle, tuple(claims)))
+        self._mailbox.post(self._settle, tuple(claims))
 
     def tick(self) -> float:
         """Let go what is held for too long; returns the seconds until this is due again. The forwarder calls it."""
         now_ns = self._clock_ns()
         if self._first_deadline_ns is not None and now_ns >= self._first_deadline_ns:
-            self._mailbox.post(partial(self._force_overdue, now_ns))
+            self._mailbox.post(self._force_overdue, now_ns)
         self._run_errands()
         # Nothing that is held from now on can be due before max_hold has passed.
         first_ns = self._first_deadline_ns
@@ -266,7 +265,7 @@ class Gate:
         if self._forwarder.is_full:
             self._troubles.warn("queue-full", "The next span processor is too slow; spans are handed on directly.")
             return self._at_once(node, span, "queue-full")
-        self._mailbox.post(partial(self._ended, node, span))
+        self._mailbox.post(self._ended, node, span)
         if self._errands:
             self._run_errands()
         return None
@@ -274,18 +273,18 @@ class Gate:
     def _without_server(self, span: ReadableSpan) -> ReadableSpan:
         """A call of another library that nobody observed: nothing says what answered it."""
         bill = unavailable("server_unknown")
-        self._mailbox.post(partial(self._count, (bill,)))
+        self._mailbox.post(self._count, (bill,))
         return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style))
 
     def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
-        self._mailbox.post(partial(self._tree.ended, node))
+        self._mailbox.post(self._tree.ended, node)
         self._mailbox.wait()
         if node.subtree is not None and node.subtree.claims:
             self._run(_Errand(tuple(node.subtree.claims), reason))
             self._mailbox.wait()
         node.left = True
         outgoing = _Outgoing(span, node.subtree)
-        self._mailbox.post(partial(self._count, [bill for _, bill in outgoing.bills], passed=1))
+        self._mailbox.post(self._count, [bill for _, bill in outgoing.bills], 1)
         return outgoing.enriched(self._style)
 
     def _deliver(self, outgoing: _Outgoing) -> None:
@@ -378,7 +377,7 @@ class Gate:
             if self._held.get(held.node.span_id) is held:
                 self._release(held)
 
-    def _count(self, bills: Sequence[Bill], *, passed: int = 0) -> None:
+    def _count(self, bills: Sequence[Bill], passed: int = 0) -> None:
         self.health.passed += passed
         for bill in bills:
             if bill.quality in (Quality.UNAVAILABLE, Quality.DEGRADED):
@@ -400,14 +399,14 @@ class Gate:
                 self.desk.force(errand.claims, errand.reason)
             except Exception:  # noqa: BLE001 - the spans must leave all the same
                 self._failed("force", "Calls could not be settled.")
-        self._mailbox.post(partial(self._settle, errand.claims, errand.reason))
-        self._mailbox.post(partial(self._let_go, errand.held))
+        self._mailbox.post(self._settle, errand.claims, errand.reason)
+        self._mailbox.post(self._let_go, errand.held)
 
     def _release_all(self, reason: str, deadline_ns: int) -> bool:
         self._mailbox.wait()
         if self._held:
             self._hasten(min(self._seconds_until(deadline_ns), self.meter_period_seconds))
-        self._mailbox.post(partial(self._force_all, reason))
+        self._mailbox.post(self._force_all, reason)
         self._mailbox.wait()
         self._run_errands()
         self._mailbox.wait()

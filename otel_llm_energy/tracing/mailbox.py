@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 
 class Mailbox:
@@ -23,13 +24,13 @@ class Mailbox:
 
     def renew(self) -> None:
         """Start afresh, as a forked child must: forget what is posted and whoever was at work."""
-        self._actions: deque[Callable[[], object]] = deque()
+        self._actions: deque[tuple[Any, ...]] = deque()  # a function and its arguments
         self._work = threading.RLock()
         self._worker: int | None = None
 
-    def post(self, action: Callable[[], object]) -> None:
+    def post(self, action: Callable[..., object], *arguments: object) -> None:
         """Run ``action`` after all that was posted before it: now, or soon by the thread that is at work."""
-        self._actions.append(action)
+        self._actions.append((action, *arguments))
         if self._worker == threading.get_ident():
             return
         # Looked at again after each release: what is posted while the worker leaves has no other taker.
@@ -47,13 +48,13 @@ class Mailbox:
         self._worker = threading.get_ident()
         try:
             while self._actions:
-                self._run(self._actions.popleft())
+                self._run(*self._actions.popleft())
         finally:
             self._worker = None
             self._work.release()
 
-    def _run(self, action: Callable[[], object]) -> None:
+    def _run(self, action: Callable[..., object], *arguments: object) -> None:
         try:
-            action()
+            action(*arguments)
         except Exception:  # noqa: BLE001 - the owner logs it; the next action must run
             self._on_error()

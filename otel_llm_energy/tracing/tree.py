@@ -136,7 +136,7 @@ class SpanTree:
         for each in _chain(node):
             each.marked = True
 
-    def bind(self, node: Node, claim: Claim, *, shown: bool) -> None:
+    def bind(self, node: Node, claim: Claim, shown: bool) -> None:
         """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
