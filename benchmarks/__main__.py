@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("accuracy", "queue", "overhead", "throughput", "memory", "ledger_scale")
+NAMES = ("accuracy", "queue", "overhead", "throughput", "memory")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,129 @@
+"""How many spans a second pass the energy processor, enriched, on one core? Beside the SDK's own, in one run.
+
+Each span is a call's, with the attributes that our instrumentor gives it, and a bill that is there when it ends; the
+desk is a stand-in that settles at once, so that this is the cost of holding, enriching and handing on alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.processor import EnergySpanProcessor
+
+ATTRIBUTES = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.provider.name": "openai",
+    "gen_ai.request.model": "smollm2",
+    "gen_ai.request.max_tokens": 100,
+    "gen_ai.request.temperature": 0.5,
+    "gen_ai.response.model": "smollm2",
+    "gen_ai.response.id": "chatcmpl-1",
+    "gen_ai.response.finish_reasons": ("stop",),
+    "gen_ai.usage.input_tokens": 11,
+    "gen_ai.usage.output_tokens": 7,
+    "server.address": "127.0.0.1",
+    "server.port": 8080,
+    "llm.server.prefill_seconds": 0.1,
+    "llm.server.decode_seconds": 0.9,
+}
+BILL = Bill(
+    energy_nj=12_345_678_901,
+    quality=Quality.MEASURED,
+    above_idle_nj=9_345_678_901,
+    lower_nj=11_345_678_901,
+    upper_nj=13_345_678_901,
+    phases_nj={"prefill": 2_000_000_000, "decode": 10_345_678_901},
+    components_nj={"cpu": 11_345_678_901, "memory": 1_000_000_000},
+    meter="rapl",
+    scope="process",
+    method="above-idle/equal-time",
+    coverage=1.0,
+    work_ns=1_000_000_000,
+)
+
+
+class Counting(SpanExporter):
+    """Throws spans away, and counts them."""
+
+    def __init__(self) -> None:
+        self.spans = 0
+        self.enriched = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.spans += len(spans)
+        self.enriched += sum("llm.energy.joules" in (span.attributes or {}) for span in spans)
+        return SpanExportResult.SUCCESS
+
+
+class NoMeter:
+    """A desk that has nothing to wait for."""
+
+    def hasten(self, timeout_seconds: float) -> None:
+        """All is settled."""
+
+    def force(self, claims: Iterable[Claim], reason: str) -> None:
+        for claim in claims:
+            claim.bill = claim.bill or unavailable(reason)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
+    parser.add_argument("--spans", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    bare = _best(options, SimpleSpanProcessor, None)
+    print(f"{'SimpleSpanProcessor':34} {1e6 / bare:9.0f} spans/s  {bare:6.1f} us a span")
+    batch = _best(options, lambda exporter: BatchSpanProcessor(exporter, max_queue_size=10**6), None)
+    print(f"{'BatchSpanProcessor':34} {1e6 / batch:9.0f} spans/s  {batch:6.1f} us a span")
+    for detail in ("standard", "full"):
+        ours = _best(options, SimpleSpanProcessor, Style(detail=detail))  # type: ignore[arg-type]
+        alone = 1e6 / (ours - bare) if ours > bare else float("inf")
+        print(
+            f"{'EnergySpanProcessor, ' + detail:34} {1e6 / ours:9.0f} spans/s  {ours:6.1f} us a span"
+            f"  (its own part {ours - bare:5.1f} us, {alone:.0f} spans/s)"
+        )
+    return 0
+
+
+def _best(options: argparse.Namespace, make: object, style: Style | None) -> float:
+    """The best of some repeats: microseconds from the start of a span until it is exported."""
+    return min(_once(options.spans, make(Counting()), style) for _ in range(options.repeats))  # type: ignore[operator]
+
+
+def _once(count: int, processor: SpanProcessor, style: Style | None) -> float:
+    provider = TracerProvider()
+    energy = None
+    if style is not None:
+        energy = EnergySpanProcessor(processor, NoMeter(), style=style, max_held=count + 1)
+        processor = energy
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("benchmark")
+    start_ns = time.perf_counter_ns()
+    for begin in range(0, count, 1000):
+        claims = []
+        for _ in range(begin, min(begin + 1000, count)):
+            span = tracer.start_span("chat smollm2", attributes=ATTRIBUTES)
+            if energy is not None:
+                claim = Claim(span.get_span_context())
+                claim.input_tokens, claim.output_tokens = 11, 7
+                energy.gate.bind(span, claim)
+                claims.append(claim)
+            span.end()
+        for claim in claims:
+            claim.bill = BILL
+        if energy is not None:
+            energy.gate.settled(claims)
+    provider.force_flush()
+    elapsed_us = (time.perf_counter_ns() - start_ns) / 1e3
+    provider.shutdown()
+    return elapsed_us / count
