@@ -20,8 +20,9 @@ from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.quantities import Channel, Component, Reading
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
-RAPL_SCALE_ERROR = 0.05
-"""Assumed relative error of RAPL's scale: no published figure holds for all machines; configure it where you know."""
+RAPL_SCALE_ERROR = 0.0
+"""Relative error of RAPL's scale that bounds allow for. It differs by machine and no published figure holds for all, so
+none is assumed; give ``scale_error`` where you have measured it against the wall."""
 
 _REFRESH_NS = 1_000_000  # how old a value may be when it is read
 _COUNTER_BYTES = 32
@@ -50,7 +51,7 @@ class RaplMeter:
     Args:
         root: the folder that holds ``intel-rapl:0``; ``None`` for ``default_root``.
         default_root: the kernel's own.
-        scale_error: relative error of the joules, 0.05 for 5 %.
+        scale_error: relative error of the joules that bounds allow for, 0.05 for 5 %; see `RAPL_SCALE_ERROR`.
         clock: the monotonic clock, ns.
     """
 
