@@ -32,10 +32,11 @@ from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate, Health
-from otel_llm_energy.tracing.join import CannotJoinError, Joint
+from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 from otel_llm_energy.tracing.station import Station
 
 _LOOK_AGAIN_SECONDS = 1.0
@@ -155,6 +156,10 @@ class Runtime:
             if self._joint is not None:
                 self._left.append(self._joint)
         self._leave_the_left()
+        for processor in wired_processors():
+            if processor.gate.desk is self.desk:
+                processor.gate.force_flush()
+                processor.gate.desk = NoDesk()
         self.desk.report_balance()
         self.desk.stop()
 
@@ -242,6 +247,9 @@ class Runtime:
         with self._join_lock:
             if self._joint is not None and self._joint.joins(provider):
                 return
+            if self._adopt(provider):
+                self._tracing = "wired by hand"
+                return
             if self._joint is not None:
                 self._left.append(self._joint)
                 self._joint = None
@@ -256,6 +264,20 @@ class Runtime:
             if self._joint is not None and self._arrival is not None:
                 self._arrival.leave()
                 self._arrival = None
+
+    def _adopt(self, provider: trace.TracerProvider) -> bool:
+        """Measure for processors that were wired by hand, too; whether one of them is the provider's own."""
+        processors = wired_processors()
+        for processor in processors:
+            gate = processor.gate
+            if isinstance(gate.desk, NoDesk) and gate not in self.gates:
+                gate.desk = self.desk
+                self.gates = (*self.gates, gate)
+        try:
+            members = members_of(pipeline_of(provider)) if processors else ()
+        except CannotJoinError:
+            return False
+        return any(processor in members for processor in processors)
 
     def _look_again(self) -> float:
         """Tracing may be set up later, or again (`logfire.configure()` twice)."""

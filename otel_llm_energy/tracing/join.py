@@ -50,6 +50,11 @@ def _shown_by(tracer: trace.Tracer) -> SpanProcessor | None:
     return None
 
 
+def members_of(pipeline: SpanProcessor) -> tuple[SpanProcessor, ...]:
+    """The processors that were added to a provider, as far as its pipeline shows them."""
+    return tuple(getattr(pipeline, "_span_processors", ()))
+
+
 def _name(provider: trace.TracerProvider) -> str:
     return f"{type(provider).__module__}.{type(provider).__qualname__}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 from opentelemetry.context import Context
@@ -12,6 +13,14 @@ from otel_llm_energy.tracing.claims import Claim, Desk
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HELD, DEFAULT_MAX_HOLD_SECONDS, Gate
+
+# The processors of this process, for `instrument()` to find: made before it or after, on whichever provider.
+_wired: weakref.WeakSet[EnergySpanProcessor] = weakref.WeakSet()
+
+
+def wired_processors() -> list[EnergySpanProcessor]:
+    """The processors that were wired by hand and still exist."""
+    return list(_wired)
 
 
 class NoDesk:
@@ -29,7 +38,8 @@ class NoDesk:
 class EnergySpanProcessor(SpanProcessor):
     """Adds the energy of LLM calls to spans before they reach ``next_processor``.
 
-    ::
+    Only where the spans of a provider are to reach some exporters with energy and others without: `instrument()`, which
+    measures, takes care of whole providers by itself, and adopts the processors that it finds wired by hand. ::
 
         provider.add_span_processor(EnergySpanProcessor(BatchSpanProcessor(OTLPSpanExporter())))
 
@@ -56,6 +66,7 @@ class EnergySpanProcessor(SpanProcessor):
         max_hold_seconds: float = DEFAULT_MAX_HOLD_SECONDS,
         max_held: int = DEFAULT_MAX_HELD,
     ) -> None:
+        _wired.add(self)
         self.gate = Gate(
             Downstream(next_processor),
             desk or NoDesk(),

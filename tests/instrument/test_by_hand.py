@@ -1,0 +1,58 @@
+"""A processor that is wired by hand, beside an exporter that is to get no energy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openai import OpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import EnergySpanProcessor, RaplMeter, conventions
+from tests.support.powercap import PowercapTree
+
+if TYPE_CHECKING:
+    from tests.conftest import LlamaServerFactory
+
+
+def test_only_the_wired_exporter_gets_joules_when_a_processor_is_wired_by_hand(
+    llama_server: LlamaServerFactory, powercap: PowercapTree
+) -> None:
+    """`instrument` measures for the processor and leaves the provider's other exporters alone."""
+    with_energy, without = InMemorySpanExporter(), InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(with_energy)))
+    provider.add_span_processor(SimpleSpanProcessor(without))
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root))
+    try:
+        assert handle.status().tracing == "wired by hand"
+        _ask(llama_server().base_url)
+        assert provider.force_flush()
+    finally:
+        handle.uninstrument()
+        provider.shutdown()
+    (enriched,), (plain,) = with_energy.get_finished_spans(), without.get_finished_spans()
+    assert (enriched.attributes or {})[conventions.JOULES]
+    assert conventions.QUALITY not in (plain.attributes or {})
+
+
+def test_spans_pass_through_the_wired_processor_when_nothing_measures_any_more(
+    powercap: PowercapTree,
+) -> None:
+    """After `uninstrument` the processor that was wired by hand still hands everything on."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(exporter)))
+    otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root)).uninstrument()
+    provider.get_tracer("app").start_span("later").end()
+    provider.shutdown()
+    assert [span.name for span in exporter.get_finished_spans()] == ["later"]
+
+
+def _ask(base_url: str) -> None:
+    client = OpenAI(base_url=base_url, api_key="none")
+    client.chat.completions.create(
+        model="smollm2", messages=[{"role": "user", "content": "Describe the ocean."}], max_tokens=20
+    )
