@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ from otel_llm_energy.tracing.claims import ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate, Health
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
@@ -120,7 +120,7 @@ class Runtime:
         self.gates: tuple[Gate, ...] = ()  # all that hold spans
         self._stopped = False
         self._build()
-        _after_fork_in_child(weakref.WeakMethod(self._start_afresh))
+        after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
     def _build(self) -> None:
         options = self._options
@@ -408,16 +408,6 @@ def _channels(station: Station) -> Sequence[ChannelStatus]:
         problem = str(reader.problem) if reader and reader.problem else None
         statuses.append(ChannelStatus(channel, balance, baseline.get(name), age_seconds, problem))
     return statuses
-
-
-def _after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    def renew() -> None:
-        bound = method()
-        if bound is not None:
-            bound()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)
 
 
 __all__ = ["ChannelStatus", "Meter", "Runtime", "Status"]

@@ -88,9 +88,14 @@ class Results:
     status: Status
 
     @property
+    def measured(self) -> bool:
+        """A meter was read."""
+        return measured(self.status)
+
+    @property
     def estimated(self) -> bool:
-        """There is no measurement in it."""
-        return not measured(self.status)
+        """There are joules, and none of them is measured."""
+        return bool(self.balance) and not self.measured
 
     def calls(self) -> list[Node]:
         """The LLM calls, in the order of the tree."""

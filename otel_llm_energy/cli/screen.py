@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +17,7 @@ from otel_llm_energy.cli.reasons import REASONS, UNATTRIBUTED
 from otel_llm_energy.cli.results import ChannelBalance, Node, Results
 
 _PLAIN_WIDTH = 100
+_WIDE = 96
 _COLOURS = {"measured": "green", "shared": "green", "degraded": "yellow", "estimated": "magenta", "unavailable": "red"}
 _NOTHING = "-"
 
@@ -26,7 +29,10 @@ def show(results: Results, console: Console | None = None) -> None:
     console.print()
     for sentence in _warnings(results):
         console.print(sentence, style="bold yellow")
-    console.print(_tree_table(results))
+    wide = console.width >= _WIDE
+    console.print(_tree_table(results, wide))
+    if not wide:
+        console.print(f"Phases and meter are left out: the terminal has fewer than {_WIDE} columns.", style="dim")
     for line in _legend(results):
         console.print(line, style="dim")
     if results.balance:
@@ -37,10 +43,10 @@ def show(results: Results, console: Console | None = None) -> None:
 
 
 def _warnings(results: Results) -> Iterator[str]:
-    if not results.estimated:
+    if results.measured:
         return
     tried = ", ".join(f"{one.name}: {one.reason}" for one in missing(results.status))
-    so = "every figure below is an estimate from CPU time" if results.balance else "the calls below have no joules"
+    so = "every figure below is an estimate from CPU time" if results.estimated else "the calls below have no joules"
     yield f"No power meter can be read on this machine ({tried or 'none was tried'}), so {so}."
     yield "`otel-llm-energy doctor` says what would mend that.\n"
 
@@ -48,17 +54,15 @@ def _warnings(results: Results) -> Iterator[str]:
 # The tree
 
 
-def _tree_table(results: Results) -> Table:
+def _tree_table(results: Results, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("\nspan", no_wrap=True)
-    kind = "estimate" if results.estimated else ""
-    for header in (f"{kind}\nJ", "above\nidle J", "J/output\ntoken", "prefill\nJ", "decode\nJ", "lower..\nupper J"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("\nquality", no_wrap=True)
-    table.add_column("\nmeter", no_wrap=True)
+    for column in _columns(wide):
+        header = f"estimate\n{column.header}" if column.header == "J" and results.estimated else column.header
+        table.add_column(header if "\n" in header else f"\n{header}", justify=column.justify, no_wrap=True)
     guides = _guides(results.tree)
     for node in results.tree.walk():
-        cells = _call_cells(node) if node.is_call else _parent_cells(node)
+        cells = [column.cell(node) for column in _columns(wide)] if node.is_call else [_total(node)]
         table.add_row(Text(guides[id(node)] + node.label), *cells)
     return table
 
@@ -77,35 +81,59 @@ def _guides(root: Node) -> dict[int, str]:
     return guides
 
 
-def _call_cells(node: Node) -> Sequence[str | Text]:
-    quality = node.text(names.QUALITY)
-    about = "~" if quality == "estimated" else ""
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What the tree says of a call; ``wide``: only where there is room."""
 
-    def cell(key: str) -> str:
-        value = node.joules(key)
-        return _NOTHING if value is None else about + significant(value)
+    header: str
+    cell: Callable[[Node], str | Text]
+    justify: Literal["left", "right"] = "right"
+    wide: bool = False
 
-    return (
-        Text(cell(names.JOULES), style="bold"),
-        cell(names.ABOVE_IDLE_JOULES),
-        cell(names.JOULES_PER_OUTPUT_TOKEN),
-        cell(names.PREFILL_JOULES),
-        cell(names.DECODE_JOULES),
-        f"{cell(names.LOWER_JOULES)}..{cell(names.UPPER_JOULES).lstrip(about)}"
-        if node.joules(names.JOULES)
-        else _NOTHING,
-        Text(quality, style=_COLOURS.get(quality, "")),
-        node.text(names.METER) or _NOTHING,
+
+def _columns(wide: bool) -> list[_Column]:
+    columns = (
+        _Column("J", lambda node: Text(_figure(node, names.JOULES), style="bold")),
+        _Column("above\nidle J", lambda node: _figure(node, names.ABOVE_IDLE_JOULES)),
+        _Column("J/output\ntoken", lambda node: _figure(node, names.JOULES_PER_OUTPUT_TOKEN)),
+        _Column("prefill\nJ", lambda node: _figure(node, names.PREFILL_JOULES), wide=True),
+        _Column("decode\nJ", lambda node: _figure(node, names.DECODE_JOULES), wide=True),
+        _Column("lower..\nupper J", _bounds),
+        _Column("quality", _quality, "left"),
+        _Column("meter", lambda node: node.text(names.METER) or _NOTHING, "left", wide=True),
     )
+    return [column for column in columns if wide or not column.wide]
 
 
-def _parent_cells(node: Node) -> Sequence[str | Text]:
+def _figure(node: Node, key: str) -> str:
+    value = node.joules(key)
+    return _NOTHING if value is None else _about(node) + significant(value)
+
+
+def _bounds(node: Node) -> str:
+    lower, upper = node.joules(names.LOWER_JOULES), node.joules(names.UPPER_JOULES)
+    if lower is None or upper is None:
+        return _NOTHING
+    return f"{_about(node)}{significant(lower)}..{significant(upper)}"
+
+
+def _quality(node: Node) -> Text:
+    quality = node.text(names.QUALITY)
+    return Text(quality, style=_COLOURS.get(quality, ""))
+
+
+def _total(node: Node) -> Text:
+    """What the calls below a span took together."""
     total = node.joules(names.SUBTREE_JOULES)
     if total is None:
-        return ()
-    about = "~" if node.text(names.QUALITY) == "estimated" else ""
-    cut = "+" if node.attributes.get(names.SUBTREE_INCOMPLETE) else ""
-    return (Text(f"Σ {about}{significant(total, 4)}{cut}", style="bold cyan"),)
+        return Text()
+    more = "+" if node.attributes.get(names.SUBTREE_INCOMPLETE) else ""
+    return Text(f"Σ {_about(node)}{significant(total, 4)}{more}", style="bold cyan")
+
+
+def _about(node: Node) -> str:
+    """Marks every figure of an estimate as one."""
+    return "~" if node.text(names.QUALITY) == "estimated" else ""
 
 
 def _legend(results: Results) -> Iterator[str]:
@@ -118,8 +146,9 @@ def _legend(results: Results) -> Iterator[str]:
     if any(node.text(names.QUALITY) == "shared" for node in calls):
         yield "shared: other calls were at work at the same time; each gets an equal part of each instant."
     for reason in sorted({node.text(names.REASON) for node in calls} - {""}):
-        labels = ", ".join(node.label for node in calls if node.text(names.REASON) == reason)
-        yield f"{reason}: {REASONS.get(reason, 'see the documentation')} ({labels})."
+        labels = [node.label for node in calls if node.text(names.REASON) == reason]
+        which = "all calls" if len(labels) == len(calls) else ", ".join(labels)
+        yield f"{reason}: {REASONS.get(reason, 'see the documentation')} ({which})."
 
 
 # The balance

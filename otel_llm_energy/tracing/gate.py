@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import time
 import weakref
 from collections import Counter, deque
@@ -19,6 +18,7 @@ from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.claims import Claim, Desk
+from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 from otel_llm_energy.tracing.mailbox import Mailbox
 from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
@@ -158,7 +158,7 @@ class Gate:
         self._active = True
         self._shut = False
         self._exit_hook: Callable[[], None] | None = None
-        _after_fork_in_child(weakref.WeakMethod(self._start_afresh))
+        after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
     # What the tracer provider calls
 
@@ -452,13 +452,3 @@ class Gate:
 
     def _failed(self, kind: str, message: str) -> None:
         self._troubles.warn(kind, message, exc_info=True)
-
-
-def _after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    def renew() -> None:
-        bound = method()
-        if bound is not None:
-            bound()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)

@@ -1,0 +1,123 @@
+"""``run`` is python with the one line before; ``doctor`` says what is measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.children import free_port
+from tests.support.powercap import PowercapTree
+
+if TYPE_CHECKING:
+    from tests.conftest import LlamaServerFactory
+
+_COMMAND = [sys.executable, "-m", "otel_llm_energy.cli"]
+_SECONDS = 60
+_APP = """
+import sys
+import otel_llm_energy
+import beside_the_app
+print(sys.argv[1:], __name__, otel_llm_energy.instrument().active)
+sys.exit(int(sys.argv[1]))
+"""
+_ASKS = """
+import openai
+client = openai.OpenAI()
+client.chat.completions.create(model="smollm2-135m", messages=[{"role": "user", "content": "Hello"}], max_tokens=5)
+"""
+
+
+def _command(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))}
+    return subprocess.run(
+        [*_COMMAND, *arguments],
+        cwd=folder,
+        env={**own, **variables},
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A script that imports a module beside it, says what it sees and ends with the code it is given."""
+    (tmp_path / "beside_the_app.py").touch()
+    script = tmp_path / "app.py"
+    script.write_text(_APP)
+    return script
+
+
+def test_script_sees_what_python_would_show_it_when_it_is_run(app: Path, tmp_path: Path) -> None:
+    """Its arguments, even those that look like ours, its neighbours, and its own exit code; and it is measured."""
+    done = _command("run", str(app), "3", "-m", "--json")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == "['3', '-m', '--json'] __main__ True\n"
+
+
+def test_module_sees_what_python_would_show_it_when_it_is_run(app: Path) -> None:
+    """The same for ``-m``, which looks in the working folder."""
+    done = _command("run", "-m", app.stem, "4", "-m", folder=app.parent)
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == "['4', '-m'] __main__ True\n"
+
+
+def test_spans_leave_with_energy_when_a_script_ends_at_once(
+    tmp_path: Path, powercap: PowercapTree, llama_server: LlamaServerFactory
+) -> None:
+    """A script that knows nothing of tracing: its call's span is exported with joules before the process ends."""
+    script = tmp_path / "asks.py"
+    script.write_text(_ASKS)
+    done = _command(
+        "run",
+        str(script),
+        OPENAI_BASE_URL=llama_server(slots=1).base_url,
+        OPENAI_API_KEY="unused",
+        OTEL_TRACES_EXPORTER="console",
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_LLM_ENERGY_METERS="rapl",
+        OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"name": "chat smollm2-135m"') == 1
+    assert '"llm.energy.joules": ' in done.stdout
+
+
+def test_error_says_what_to_write_when_there_is_no_such_script() -> None:
+    """A name that is no file may have been meant as a module."""
+    done = _command("run", "nonexistent.module")
+    assert done.returncode == 2
+    assert "nonexistent.module: no such file. For a module write -m MODULE." in done.stderr
+
+
+def test_doctor_is_content_when_counters_can_be_read(powercap: PowercapTree) -> None:
+    """Each counter with its idle power, and exit code 0."""
+    done = _command("doctor", OTEL_LLM_ENERGY_METERS="rapl", OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok     rapl: package-0 (cpu), idle " in done.stdout
+    assert "ok     rapl: package-0/dram (memory), idle " in done.stdout
+
+
+def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
+    """The estimate is named as one; each meter that is left out has its reason and the line that would bring it back."""
+    done = _command(
+        "doctor",
+        OTEL_LLM_ENERGY_POWERCAP_ROOT="/nonexistent",
+        OTEL_LLM_ENERGY_SCAPHANDRE_URL=f"http://127.0.0.1:{free_port()}/metrics",
+    )
+    assert done.returncode == 1
+    assert "an estimate from CPU time, no measurement" in done.stdout
+    assert "no     rapl: meter-not-found" in done.stdout
+    assert "no     scaphandre: meter-refused" in done.stdout
+    assert done.stdout.count("mend it: ") == 2
+
+
+def test_version_is_told_when_it_is_asked_for() -> None:
+    """One line with the program's name."""
+    assert _command("--version").stdout.startswith("otel-llm-energy 0.")
