@@ -105,7 +105,7 @@ def test_doctor_is_content_when_counters_can_be_read(powercap: PowercapTree) -> 
 
 
 def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
-    """The estimate is named as one; each meter that is left out has its reason and the line that would bring it back."""
+    """The estimate is named as one; each meter that is left out has its reason and what would bring it back."""
     done = _command(
         "doctor",
         OTEL_LLM_ENERGY_POWERCAP_ROOT="/nonexistent",
