@@ -33,7 +33,7 @@ def show(results: Results, console: Console | None = None) -> None:
     console.print(_tree_table(results, wide))
     if not wide:
         console.print(f"Phases and meter are left out: the terminal has fewer than {_WIDE} columns.", style="dim")
-    for line in _legend(results):
+    for line in _legend(results, wide):
         console.print(line, style="dim")
     if results.balance:
         console.print()
@@ -136,12 +136,12 @@ def _about(node: Node) -> str:
     return "~" if node.text(names.QUALITY) == "estimated" else ""
 
 
-def _legend(results: Results) -> Iterator[str]:
+def _legend(results: Results, wide: bool) -> Iterator[str]:
     yield "Σ: all calls below the span. lower..upper: the bounds of J, given the way energy is shared."
     if results.estimated:
         yield "~: an estimate, not a measurement."
     calls = results.calls()
-    if any(node.joules(names.JOULES) and node.joules(names.DECODE_JOULES) is None for node in calls):
+    if wide and any(node.joules(names.JOULES) and node.joules(names.DECODE_JOULES) is None for node in calls):
         yield "-: the readings do not part prefill from decode."
     if any(node.text(names.QUALITY) == "shared" for node in calls):
         yield "shared: other calls were at work at the same time; each gets an equal part of each instant."
