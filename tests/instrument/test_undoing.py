@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ollama
 import openai
@@ -33,8 +33,16 @@ SEAMS = (
 )
 
 
-def our_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("otel-llm-energy")]
+@pytest.fixture
+def new_threads() -> Callable[[], list[str]]:
+    """Names of our threads that were not there when the test began: other tests' processors may still have theirs."""
+    before = set(threading.enumerate())
+
+    def names() -> list[str]:
+        fresh = set(threading.enumerate()) - before
+        return [thread.name for thread in fresh if thread.name.startswith("otel-llm-energy")]
+
+    return names
 
 
 def until_metered(energy: Instrumentation) -> None:
@@ -51,7 +59,11 @@ def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrum
 
 
 def test_no_trace_is_left_when_it_is_undone(
-    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
+    client: OpenAI,
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    powercap: PowercapTree,
+    new_threads: Callable[[], list[str]],
 ) -> None:
     """Methods, hooks and threads are as before, and so are the app's spans."""
     before = [getattr(owner, name) for owner, name in SEAMS]
@@ -61,7 +73,7 @@ def test_no_trace_is_left_when_it_is_undone(
     energy.uninstrument()
     assert len(calls(exporter)) == 1
     assert [getattr(owner, name) for owner, name in SEAMS] == before
-    until(lambda: our_threads() == [])
+    until(lambda: new_threads() == [])
     exporter.clear()
     with provider.get_tracer("app").start_as_current_span("request"):
         ask(client)
@@ -70,14 +82,16 @@ def test_no_trace_is_left_when_it_is_undone(
     assert not {"on_start", "on_end", "force_flush", "shutdown"} & vars(provider._active_span_processor).keys()
 
 
-def test_set_up_of_tracing_is_as_before_when_it_is_undone_before_there_was_any() -> None:
+def test_set_up_of_tracing_is_as_before_when_it_is_undone_before_there_was_any(
+    new_threads: Callable[[], list[str]],
+) -> None:
     """The global provider is never set: neither by us nor by this test."""
     before = trace.set_tracer_provider
     energy = otel_llm_energy.instrument(meters="cpu-estimate", clients=[])
     assert trace.set_tracer_provider is not before
     energy.uninstrument()
     assert trace.set_tracer_provider is before
-    until(lambda: our_threads() == [])
+    until(lambda: new_threads() == [])
 
 
 def test_call_is_delivered_when_it_is_undone_at_once(
@@ -175,13 +189,15 @@ def sums(reader: InMemoryMetricReader) -> dict[str, float]:
     return {m.name: sum(p.value for p in m.data.data_points if hasattr(p, "value")) for m in metrics}
 
 
-def test_nothing_is_measured_when_the_sdk_is_disabled(monkeypatch: pytest.MonkeyPatch, client: OpenAI) -> None:
+def test_nothing_is_measured_when_the_sdk_is_disabled(
+    monkeypatch: pytest.MonkeyPatch, client: OpenAI, new_threads: Callable[[], list[str]]
+) -> None:
     """OTEL_SDK_DISABLED: no thread, no wrapper; the handle says so."""
     before = [getattr(owner, name) for owner, name in SEAMS]
     monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
     energy = otel_llm_energy.instrument()
     assert not energy.active
-    assert our_threads() == []
+    assert new_threads() == []
     assert [getattr(owner, name) for owner, name in SEAMS] == before
     assert ask(client)
     energy.uninstrument()

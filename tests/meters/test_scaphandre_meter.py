@@ -324,12 +324,12 @@ def test_an_error_names_the_reason_when_the_exporter_misbehaves(answer: object, 
     """Each failure is a MeterError with its own slug, at opening and at reading."""
     with exporter(answer, totals(1), answer) as served:  # type: ignore[arg-type]
         clock = ManualClock()
-        meter = ScaphandreMeter(served.url, timeout_seconds=0.2, clock=time.monotonic_ns)
+        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock=time.monotonic_ns)
         with pytest.raises(MeterError) as caught:
             meter.open()
         assert caught.value.reason == reason
         assert served.url in str(caught.value)
-        meter = ScaphandreMeter(served.url, timeout_seconds=0.2, clock=lambda: time.monotonic_ns() + clock.now_ns)
+        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock=lambda: time.monotonic_ns() + clock.now_ns)
         meter.open()
         meter.read()
         clock.advance(2.2)
