@@ -150,8 +150,7 @@ class CallMeter:
         if claim is None:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
-        if self._runtime.records_metrics:
-            claim.attributes = _metric_attributes(call)
+        claim.attributes = _metric_attributes(call)
         timings = call.timings
         report = None
         if timings is not None:

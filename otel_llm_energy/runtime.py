@@ -179,11 +179,6 @@ class Runtime:
             self._join(provider)
         return provider
 
-    @property
-    def records_metrics(self) -> bool:
-        """Somebody reads the metrics of calls."""
-        return self._metrics.recording
-
     def check_tracer(self, tracer: trace.Tracer) -> None:
         """Tracing may have been set up anew since the last call."""
         if self._joint is not None and not self._joint.stands_before(tracer):

@@ -47,11 +47,6 @@ class EnergyMetrics:
         self._lag_seconds = lag_seconds
         self._made: _Instruments | None = None
 
-    @property
-    def recording(self) -> bool:
-        """There is a meter provider that records."""
-        return self._instruments() is not None
-
     def settled(self, claims: Iterable[Claim]) -> None:
         """Count the bills of these calls, once each."""
         instruments = self._instruments()

@@ -1,0 +1,59 @@
+"""What the observer keeps of a call for its bill."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN
+
+from otel_llm_energy.instrument import CallMeter
+from otel_llm_energy.tracing.claims import Claim
+
+
+class _Runtime:
+    """Keeps the claims; there is no meter provider."""
+
+    gates = ()
+
+    def __init__(self) -> None:
+        self.desk = self
+        self.closed: list[Claim] = []
+
+    def call_started(self) -> None: ...
+
+    def open(self, *_: object) -> None: ...
+
+    def close(self, claim: Claim, *_: object) -> None:
+        self.closed.append(claim)
+
+
+def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_yet() -> None:
+    """One may be set between the call's end and its settling, and then counts it."""
+    runtime: Any = _Runtime()
+    call: Any = SimpleNamespace(
+        span=INVALID_SPAN,
+        context=Context(),
+        operation="chat",
+        provider="openai",
+        request_model="smollm2",
+        response_model=None,
+        server_address="127.0.0.1",
+        server_port=8080,
+        input_tokens=3,
+        output_tokens=4,
+        timings=None,
+        error_type=None,
+    )
+    meter = CallMeter(runtime)
+    meter.call_started(call)
+    meter.call_ended(call)
+    (claim,) = runtime.closed
+    assert claim.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "smollm2",
+        "server.address": "127.0.0.1",
+        "server.port": 8080,
+    }
