@@ -55,6 +55,12 @@ BAD: dict[str, Answer] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_before() -> set[threading.Thread]:
+    """The threads that were there before this file's first test: other tests' processors may still have theirs."""
+    return set(threading.enumerate())
+
+
 @contextmanager
 def refusing() -> Iterator[str]:
     """An address at which nobody listens."""
@@ -168,6 +174,10 @@ def assert_quiet(caplog: pytest.LogCaptureFixture) -> None:
     assert all(times == 1 for times in said.values()), said
 
 
-def test_nothing_of_ours_remains_after_each_of_these() -> None:
+def test_nothing_of_ours_remains_after_each_of_these(threads_before: set[threading.Thread]) -> None:
     """Threads of ours are gone, also those that hung in a socket."""
-    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("otel-llm-energy")], 10)
+
+    def ours() -> list[threading.Thread]:
+        return [t for t in set(threading.enumerate()) - threads_before if t.name.startswith("otel-llm-energy")]
+
+    until(lambda: not ours(), 10)
