@@ -15,7 +15,6 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
 from otel_llm_energy.ledger.ledger import Balance, Ledger
-from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
@@ -403,6 +402,3 @@ def _channels(station: Station) -> Sequence[ChannelStatus]:
         problem = str(reader.problem) if reader and reader.problem else None
         statuses.append(ChannelStatus(channel, balance, baseline.get(name), age_seconds, problem))
     return statuses
-
-
-__all__ = ["ChannelStatus", "Meter", "Runtime", "Status"]

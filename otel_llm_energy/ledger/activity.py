@@ -62,11 +62,6 @@ class ActivityLog:
         self._cells: list[Cell] = []
         self._ends_ns: list[int] = []
 
-    @property
-    def end_ns(self) -> int | None:
-        """Activity is known up to here; ``None`` before the first sample."""
-        return self._last.at_ns if self._last else None
-
     def add(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample; it closes a cell if enough time or work lies between it and the last one kept.
 

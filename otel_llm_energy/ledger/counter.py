@@ -41,11 +41,6 @@ class Counter:
         self._last: Reading | None = None
         self._gap: str | None = None
 
-    @property
-    def last(self) -> Reading | None:
-        """The reading that opens the next bucket."""
-        return self._last
-
     def interrupt(self, reason: str) -> None:
         """What comes next cannot be joined to what was: the next bucket is a gap."""
         self._gap = reason

@@ -30,7 +30,7 @@ class _Server:
     slots: int | None = None
     caution: str | None = None
     reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
-    open: dict[int, Entry] = field(default_factory=dict)  # by id(), in the order of opening
+    open: dict[Entry, None] = field(default_factory=dict)  # a set in the order of opening
 
     def may_report(self, entry: Entry) -> bool:
         """The call's window is not known while it is open."""
@@ -81,7 +81,7 @@ class Ledger:
         self._closed: list[tuple[int, int, Entry]] = []  # by end of the last window
         self._billed_nj: dict[str, int] = {}
         self._late_nj: dict[str, int] = {}
-        self._forced: dict[int, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
+        self._forced: dict[Entry, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
         self._sequence = 0
 
     # Meters' side
@@ -142,7 +142,7 @@ class Ledger:
         """A call to ``server`` begins."""
         books = self._servers[server]
         entry = Entry(server, route, at_ns)
-        books.open[id(entry)] = entry
+        books.open[entry] = None
         if not books.may_report(entry):
             self._count_from_start(entry, books)
         return entry
@@ -156,7 +156,7 @@ class Ledger:
             reported: they come from the server's own timings.
         """
         books = self._servers[entry.server]
-        books.open.pop(id(entry), None)
+        books.open.pop(entry, None)
         entry.close(tuple(windows), _place(entry, windows, books.timeline))
         if windows and books.reports.get(entry.route) is None:
             self._learn_route(books, entry.route, reported)
@@ -168,7 +168,7 @@ class Ledger:
     def _learn_route(self, books: _Server, route: str, reported: bool) -> None:
         books.reports[route] = reported
         if not reported:
-            for other in books.open.values():
+            for other in books.open:
                 if other.route == route and other.counted_from_ns is None:
                     self._count_from_start(other, books)
 
@@ -201,13 +201,8 @@ class Ledger:
         """
         forced = [entry for entry in entries if entry.bill is None]
         for entry in forced:
-            self._forced[id(entry)] = self._bill(entry, reason)
+            self._forced[entry] = self._bill(entry, reason)
         return forced
-
-    @property
-    def waiting(self) -> bool:
-        """There are calls that are open or not billed yet."""
-        return any(s.open for s in self._servers.values()) or any(e.bill is None for _, _, e in self._closed)
 
     def balance(self) -> dict[str, Balance]:
         """Where each channel's energy went."""
@@ -233,7 +228,7 @@ class Ledger:
         forced_ns = now_ns - self._max_wait_ns
         held_ns = now_ns
         for books in self._servers.values():
-            oldest = next(filter(books.may_report, books.open.values()), None)
+            oldest = next(filter(books.may_report, books.open), None)
             if oldest is not None:
                 held_ns = min(held_ns, oldest.opened_ns)
         until_ns = max(held_ns, forced_ns)
@@ -242,10 +237,10 @@ class Ledger:
                 self._freeze_server(books, until_ns)
 
     def _freeze_server(self, books: _Server, until_ns: int) -> None:
-        oldest = next(iter(books.open.values()), None)
+        oldest = next(iter(books.open), None)
         if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
             self.close(oldest, (), reported=False)
-        waiting = [e for e in books.open.values() if e.opened_ns < until_ns and books.may_report(e)]
+        waiting = [e for e in books.open if e.opened_ns < until_ns and books.may_report(e)]
         admit(books.timeline, waiting, books.slot_limit(), until_ns)
 
     def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
@@ -268,7 +263,7 @@ class Ledger:
         while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
             _, _, entry = heappop(self._closed)
             if entry.bill is not None:
-                self._correct(entry, self._forced.pop(id(entry), {}))
+                self._correct(entry, self._forced.pop(entry, {}))
                 continue
             billed_nj = self._bill(entry, None)
             if not (billed_nj and entry.charged_exactly):
@@ -295,7 +290,7 @@ class Ledger:
         oldest_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=self._frozen_ns())
         steps_ns = oldest_ns - _KEEP_FREE_NS
         for books in self._servers.values():
-            oldest = next(iter(books.open.values()), None)
+            oldest = next(iter(books.open), None)
             if oldest is not None:
                 oldest_ns = min(oldest_ns, oldest.opened_ns)
         oldest_ns = min([oldest_ns, *(entry.start_ns for _, _, entry in self._closed)])

@@ -92,10 +92,6 @@ class Sweep:
             self._clocks[server] = ServerClocks(common)
         return self._clocks[server]
 
-    def overlapping(self, start_ns: int, end_ns: int) -> Sequence[Swept]:
-        """The swept buckets that overlap [start_ns, end_ns], in order."""
-        return self._swept[bisect_right(self._ends_ns, start_ns) : bisect_left(self._ends_ns, end_ns) + 1]
-
     def bucket_at(self, time_ns: int) -> Swept | None:
         """The swept bucket that holds ``time_ns``."""
         index = bisect_left(self._ends_ns, time_ns)

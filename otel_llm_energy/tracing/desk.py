@@ -35,7 +35,6 @@ class SettlingDesk:
         directory: knows which station meters a server.
         listeners: told of settled claims.
         balance_listener: told where the metered energy went.
-        on_tick: called about once a second in the settling thread.
         max_hold_seconds: a claim whose meter fails is given up after this time at the latest.
         clock_ns: the monotonic clock.
     """
@@ -46,7 +45,6 @@ class SettlingDesk:
         listeners: Callable[[], Sequence[ClaimListener]],
         *,
         balance_listener: BalanceListener | None = None,
-        on_tick: Callable[[], None] = lambda: None,
         max_hold_seconds: float = 30.0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -54,7 +52,6 @@ class SettlingDesk:
         self._station_by_books = {station.books: station for station in directory.stations}
         self._listeners = listeners
         self._balance_listener = balance_listener
-        self._on_tick = on_tick
         self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
         self._clock_ns = clock_ns
         self._reported_nj: Counter[tuple[int, str, str]] = Counter()
@@ -180,7 +177,6 @@ class SettlingDesk:
         if done:
             self._tell(done)
         self.report_balance()
-        self._on_tick()
         with self._settled:
             if self._all_settled():
                 self._settled.notify_all()
