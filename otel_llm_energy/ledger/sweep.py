@@ -115,8 +115,7 @@ class Sweep:
     def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
         """Share out one bucket, up to whose end every timeline is final."""
         self.metered_nj += bucket.energy_nj
-        self._metered.advance(bucket.start_ns, 0)
-        self._metered.advance(bucket.end_ns, bucket.energy_nj)
+        self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
             self._learn(bucket, timelines, activity)
             self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
@@ -228,9 +227,7 @@ class Sweep:
             rest -= slice_nj
             each_nj, carry = divmod(carry + slice_nj, count)
             for track in tracks:
-                if track.end_ns < start_ns:
-                    track.advance(start_ns, 0)
-                track.advance(end_ns, each_nj)
+                track.grow(start_ns, end_ns, each_nj)
         self.unattributed_nj["rounding"] += carry
         self.charged_nj += energy_nj - rest - carry
         return rest
@@ -254,10 +251,8 @@ class Sweep:
             lower, upper = spanning_bounds_nj(
                 bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, steps[name]
             )
-            clocks.lower.advance(bucket.start_ns, 0)
-            clocks.lower.advance(bucket.end_ns, lower)
-            clocks.upper.advance(bucket.start_ns, 0)
-            clocks.upper.advance(bucket.end_ns, upper)
+            clocks.lower.grow(bucket.start_ns, bucket.end_ns, lower)
+            clocks.upper.grow(bucket.start_ns, bucket.end_ns, upper)
 
     def _remember(self, swept: Swept) -> None:
         self._swept.append(swept)
@@ -269,8 +264,7 @@ class Sweep:
             self.whole_from_ns = end_ns
         elif bucket.start_ns > self.swept_ns:
             self.whole_from_ns = bucket.start_ns
-        self.covered.advance(bucket.start_ns, 0)
-        self.covered.advance(end_ns, bucket.length_ns if bucket.gap is None else 0)
+        self.covered.grow(bucket.start_ns, end_ns, bucket.length_ns if bucket.gap is None else 0)
         self._idle_by_time.advance(end_ns, 0)
         for clocks in self._clocks.values():
             for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):

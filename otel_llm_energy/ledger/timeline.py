@@ -97,10 +97,8 @@ class Timeline:
     def _extend(self, to_ns: int) -> None:
         if to_ns > self.frozen_ns:
             length, count = to_ns - self.frozen_ns, self._counts[-1]
-            self.busy.advance(self.frozen_ns, 0)
-            self.busy.advance(to_ns, length if count else 0)
-            self.load.advance(self.frozen_ns, 0)
-            self.load.advance(to_ns, length * count)
+            self.busy.grow(self.frozen_ns, to_ns, length if count else 0)
+            self.load.grow(self.frozen_ns, to_ns, length * count)
             if length >= _SLOT_OVERLAP_NS:
                 self.peak = max(self.peak, self._windows)
             self.frozen_ns = to_ns

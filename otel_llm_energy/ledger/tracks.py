@@ -32,6 +32,12 @@ class Track:
         else:
             self.values[-1] += increment
 
+    def grow(self, start_ns: int, end_ns: int, increment: int) -> None:
+        """Stay as it is up to ``start_ns``, then grow by ``increment`` up to ``end_ns``."""
+        if self.times_ns[-1] < start_ns:
+            self.advance(start_ns, 0)
+        self.advance(end_ns, increment)
+
     def at(self, time_ns: int) -> int:
         """The value at ``time_ns``; before the first and after the last breakpoint it is constant."""
         times, values = self.times_ns, self.values
