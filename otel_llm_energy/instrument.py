@@ -18,7 +18,6 @@ from otel_llm_energy.ledger.sweep import IdleSharing
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.runtime import Runtime, Status
 from otel_llm_energy.settings import settings
-from otel_llm_energy.tracing.books import ServerReport
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
@@ -151,13 +150,7 @@ class CallMeter:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.attributes = _metric_attributes(call)
-        timings = call.timings
-        report = None
-        if timings is not None:
-            report = ServerReport(
-                timings.prefill_seconds, timings.decode_seconds, timings.load_seconds, timings.end_unix_ns
-            )
-        self._runtime.desk.close(claim, report)
+        self._runtime.desk.close(claim, call.timings)
 
 
 def _metric_attributes(call: CallView) -> dict[str, str | int]:

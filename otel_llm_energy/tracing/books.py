@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.ledger.entry import Entry
@@ -17,23 +16,30 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, R
 from otel_llm_energy.tracing.claims import Claim
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReport:
+class ServerReport(Protocol):
     """What the server itself said about its work on a call; ``None`` where it said nothing.
+
+    The client wrappers' `ServerTimings` is one.
 
     Attributes:
         prefill_seconds, decode_seconds, load_seconds: lengths of its phases.
         end_unix_ns: its own wall-clock time at the end; only from a server on the same host.
     """
 
-    prefill_seconds: float | None = None
-    decode_seconds: float | None = None
-    load_seconds: float | None = None
-    end_unix_ns: int | None = None
+    @property
+    def prefill_seconds(self) -> float | None: ...
+
+    @property
+    def decode_seconds(self) -> float | None: ...
+
+    @property
+    def load_seconds(self) -> float | None: ...
+
+    @property
+    def end_unix_ns(self) -> int | None: ...
 
 
 _KEEP_NS = 1_000_000
-_SILENT = ServerReport()
 
 # An action and its arguments. A tuple, because one is held for each call and the garbage collector visits it.
 _Event = tuple[Any, ...]
@@ -97,7 +103,7 @@ class Books:
         with self._intake_lock:
             ended_ns = self._clock_ns()
             self._closed += 1
-            self._intake.append((Books._close, self, claim, ended_ns, report or _SILENT))
+            self._intake.append((Books._close, self, claim, ended_ns, report))
 
     # From the meters' threads
 
@@ -190,7 +196,7 @@ class Books:
         self._ledger.add_server(server, reports=reports)
         claim.entry = self._ledger.open(server, claim.opened_ns, route)
 
-    def _close(self, claim: Claim, ended_ns: int, report: ServerReport) -> None:
+    def _close(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> None:
         entry = claim.entry
         if entry is None:
             return
@@ -201,7 +207,9 @@ class Books:
             self._settled += 1
         self._ledger.close(entry, work_windows(times), reported=times.reported)
 
-    def _times(self, claim: Claim, ended_ns: int, report: ServerReport) -> CallTimes:
+    def _times(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> CallTimes:
+        if report is None:
+            return CallTimes(claim.opened_ns, ended_ns, claim.first_chunk_ns)
         server_end_ns = None
         if report.end_unix_ns is not None:
             server_end_ns = report.end_unix_ns - self._unix_clock_ns() + self._clock_ns()

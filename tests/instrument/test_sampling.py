@@ -19,7 +19,7 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.discovery import Discovery
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 from otel_llm_energy.servers.server import Server
-from otel_llm_energy.tracing.books import Books, ServerReport
+from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Directory
@@ -27,6 +27,7 @@ from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.join import Joint
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.station import Station
+from otel_llm_instrumentation import ServerTimings
 from tests.tracing.fakes import ManualClock
 
 CALLS = 200
@@ -89,7 +90,7 @@ class Machine:
             for span, claim in opened:
                 self.clock.now_ns += WORK_MS * MS
                 self._take(1.0)
-                self.desk.close(claim, ServerReport(decode_seconds=WORK_MS / 1000))
+                self.desk.close(claim, ServerTimings(decode_seconds=WORK_MS / 1000))
                 span.end()
             claims += [claim for _, claim in opened]
             self.clock.now_ns += 50 * MS
