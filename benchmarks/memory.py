@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
-from benchmarks.throughput import ATTRIBUTES, NoMeter
+from benchmarks.throughput import ATTRIBUTES
 from otel_llm_energy.ledger.bill import Window
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 from otel_llm_energy.tracing.claims import Claim
-from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from otel_llm_energy.tracing.processor import EnergySpanProcessor, NoDesk
 
 
 class Keeping(SpanProcessor):
@@ -66,7 +66,7 @@ def _keep(count: int) -> object:
 
 def _hold(count: int) -> object:
     """Ended calls whose energy is not known yet, with their place in the ledger."""
-    processor = EnergySpanProcessor(Keeping(), NoMeter(), max_held=count + 1, max_hold_seconds=3600)
+    processor = EnergySpanProcessor(Keeping(), NoDesk(), max_held=count + 1, max_hold_seconds=3600)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("benchmark")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
+from otel_llm_energy.ledger.bill import Bill, Quality
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.enrich import Style
-from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from otel_llm_energy.tracing.processor import EnergySpanProcessor, NoDesk
 
 ATTRIBUTES = {
     "gen_ai.operation.name": "chat",
@@ -64,17 +64,6 @@ class Counting(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-class NoMeter:
-    """A desk that has nothing to wait for."""
-
-    def hasten(self, timeout_seconds: float) -> None:
-        """All is settled."""
-
-    def force(self, claims: Iterable[Claim], reason: str) -> None:
-        for claim in claims:
-            claim.bill = claim.bill or unavailable(reason)
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
     parser.add_argument("--spans", type=int, default=20_000)
@@ -104,7 +93,7 @@ def _once(count: int, processor: SpanProcessor, style: Style | None) -> float:
     provider = TracerProvider()
     energy = None
     if style is not None:
-        energy = EnergySpanProcessor(processor, NoMeter(), style=style, max_held=count + 1)
+        energy = EnergySpanProcessor(processor, NoDesk(), style=style, max_held=count + 1)
         processor = energy
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("benchmark")

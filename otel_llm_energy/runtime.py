@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeGuard
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
 from otel_llm_energy.ledger.ledger import Balance, Ledger
+from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
@@ -294,11 +296,7 @@ class Runtime:
 
     def _local_station(self) -> Station:
         options = self._options
-        names = {
-            Address.parse(address): spec
-            for address, spec in options.servers.items()
-            if isinstance(spec, str) and not spec.startswith("http")
-        }
+        names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
         find = partial(_discover, options)
         return self._station(find, CpuActivity(), partial(_resolve, names))
 
@@ -307,7 +305,7 @@ class Runtime:
         stations: dict[Address, Station] = {}
         by_meter: dict[int | str, Station] = {}
         for address, spec in self._options.servers.items():
-            if isinstance(spec, str) and not spec.startswith("http"):
+            if _names_process(spec):
                 stations[Address.parse(address)] = local
                 continue
             key = spec if isinstance(spec, str) else id(spec)
@@ -377,6 +375,11 @@ def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> 
         return channel.idle_watts if whole is None else whole
 
     return tuple(replace(channel, idle_watts=known(channel)) for channel in channels)
+
+
+def _names_process(spec: str | Meter) -> TypeGuard[str]:
+    """``"pid:4711"`` or ``"name:ollama"``, not a meter and not the address of an exporter."""
+    return isinstance(spec, str) and not spec.startswith("http")
 
 
 def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:

@@ -52,7 +52,7 @@ def resolve(host: str, port: int, procfs: Procfs | None = None) -> Server:
         candidates = _addresses(host)
     except (OSError, ValueError):
         return _without_tree("unresolved", address, f"{host} has no address that is known here.")
-    local = [candidate for candidate in candidates if _is_local(candidate)]
+    local = [candidate for candidate in candidates if is_local_address(candidate)]
     if not local:
         return Server(f"remote:{address}", address, "remote", reason="remote", message=f"{address} is elsewhere.")
     listeners = list(_listeners(procfs))
@@ -85,7 +85,7 @@ def _addresses(host: str) -> list[IPAddress]:
     return [ipaddress.ip_address(str(sockaddr[0])) for *_, sockaddr in found]
 
 
-def _is_local(address: IPAddress) -> bool:
+def is_local_address(address: IPAddress) -> bool:
     """Whether the address is this host's: only then can a socket be bound to it."""
     if address.is_loopback or address.is_unspecified:
         return True

@@ -60,7 +60,7 @@ class SettlingDesk:
         self._poller = Poller("settling", self._settle)
 
     @property
-    def stations(self) -> list[Station]:
+    def stations(self) -> Sequence[Station]:
         return self._directory.stations
 
     def start(self) -> None:

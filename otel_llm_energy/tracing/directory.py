@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from otel_llm_energy.servers.resolve import is_local_address
 from otel_llm_energy.tracing.station import Station
 
 _DEFAULT_PORTS = {"ollama": 11434}
@@ -55,6 +56,9 @@ class Directory:
         local: the station of this machine.
         named: stations of servers elsewhere, by address.
         is_local: whether a host name or address is this machine's; must not block.
+
+    Attributes:
+        stations: all of them, each once.
     """
 
     def __init__(
@@ -67,10 +71,7 @@ class Directory:
         self._named = dict(named or {})
         self._is_local = is_local or is_this_machine
         self._known: dict[tuple[str, int], Metered | Unmetered] = {}
-
-    @property
-    def stations(self) -> list[Station]:
-        return list(dict.fromkeys([self._local, *self._named.values()]))
+        self.stations = list(dict.fromkeys([local, *self._named.values()]))
 
     def find(self, host: str | None, port: int | None, provider: str) -> Metered | Unmetered:
         """The station of a call's server. Costs a dictionary look-up after the first time."""
@@ -100,12 +101,4 @@ def is_this_machine(host: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         return False
-    if address.is_loopback or address.is_unspecified:
-        return True
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((name, 0))
-        except OSError:
-            return False
-    return True
+    return is_local_address(address)

@@ -71,10 +71,14 @@ class EnergyMetrics:
     def _instruments(self) -> _Instruments | None:
         if self._made is None:
             provider = self._provider or metrics.get_meter_provider()
-            # The API's own providers record nothing, or pass on to one that is not there yet.
-            if not type(provider).__module__.startswith("opentelemetry.metrics"):
+            if records(provider):
                 self._made = _Instruments(provider.get_meter("otel_llm_energy"), self._health, self._lag_seconds)
         return self._made
+
+
+def records(provider: MeterProvider) -> bool:
+    """Whether a meter provider is one: the API's own record nothing, or pass on to one that is not there yet."""
+    return not type(provider).__module__.startswith("opentelemetry.metrics")
 
 
 class _Instruments:

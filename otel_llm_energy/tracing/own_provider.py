@@ -12,6 +12,8 @@ from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
+from otel_llm_energy.tracing.metrics import records
+
 _HTTP: Final = "http/protobuf"
 _PROTOCOLS: Final = (_HTTP, "grpc")
 
@@ -29,7 +31,7 @@ def set_up_tracing() -> trace.TracerProvider:
     if exporter is not None:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    if _is_proxy(metrics.get_meter_provider()):
+    if not records(metrics.get_meter_provider()):
         metric_exporter = _metric_exporter()
         readers = [] if metric_exporter is None else [PeriodicExportingMetricReader(metric_exporter)]
         metrics.set_meter_provider(MeterProvider(metric_readers=readers))
@@ -78,7 +80,3 @@ def _choice(variable: str, choices: tuple[str, ...]) -> str:
     if value and value not in choices:
         _logger.warning("%s=%s is not known here. Allowed: %s. Using %s.", variable, value, choices, choices[0])
     return value if value in choices else choices[0]
-
-
-def _is_proxy(provider: metrics.MeterProvider) -> bool:
-    return type(provider).__module__.startswith("opentelemetry.metrics")

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from otel_llm_energy.meters.base import MeterError
@@ -305,7 +306,7 @@ class ServerWatch:
         keys = {server.id: key for key, server in self._found.items()}
         by_key = {keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys}
         self._replace_dead(by_key)
-        self._books.sample(_renamed(sample, by_key), final=final)
+        self._books.sample(replace(sample, by_server_ns=by_key), final=final)
 
     def _look_up(self, host: str, port: int) -> None:
         key = f"{host}:{port}"
@@ -320,7 +321,7 @@ class ServerWatch:
             self._activity.forget(old.id)
         self._found[key] = server
         self._activity.watch(server)
-        caution = server.reason if server.reason in ("relay",) else None
+        caution = server.reason if server.reason == "relay" else None
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.reason is not None:
             _logger.info("%s", server.message)
@@ -333,18 +334,6 @@ class ServerWatch:
             if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
                 self._looked_ns[key] = now_ns
                 self._waiting.append(address)
-
-
-def _renamed(sample: ActivitySample, by_key: Mapping[str, int | None]) -> ActivitySample:
-    return ActivitySample(
-        sample.resource,
-        sample.at_ns,
-        sample.total_ns,
-        by_key,
-        sample.capacity,
-        sample.resolution_ns,
-        sample.total_resolution_ns,
-    )
 
 
 def _asleep_ns() -> int:
