@@ -128,7 +128,7 @@ class Sweep:
 
     def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
         steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
-        everyone = merged([s for s in steps.values() if s]) if any(steps.values()) else []
+        everyone = merged(list(steps.values()))
         baseline = self.idle_model.baseline()
         idle_nj = _idle_nj(bucket, baseline)
         dyn_nj = bucket.energy_nj - idle_nj
@@ -159,8 +159,7 @@ class Sweep:
     def _learn_from(
         self, start_ns: int, end_ns: int, energy_nj: int, busy_ns: int | None, timelines: Mapping[str, Timeline]
     ) -> None:
-        steps = [line.steps(start_ns, end_ns) for line in timelines.values()]
-        at_work_ns = _length(merged(steps)) if any(steps) else 0
+        at_work_ns = _length(merged([line.steps(start_ns, end_ns) for line in timelines.values()]))
         length_ns = end_ns - start_ns
         if at_work_ns == 0:
             self.idle_model.free(energy_nj, length_ns, busy_ns)

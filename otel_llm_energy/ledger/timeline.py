@@ -137,10 +137,11 @@ class Timeline:
 
 def merged(step_lists: Sequence[Sequence[Step]]) -> list[Step]:
     """The steps of several servers taken as one."""
-    if len(step_lists) == 1:
-        return list(step_lists[0])
+    at_work = [steps for steps in step_lists if steps]
+    if len(at_work) == 1:
+        return list(at_work[0])
     changes: dict[int, int] = {}
-    for steps in step_lists:
+    for steps in at_work:
         for step in steps:
             changes[step.start_ns] = changes.get(step.start_ns, 0) + step.calls
             changes[step.end_ns] = changes.get(step.end_ns, 0) - step.calls
