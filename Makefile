@@ -11,10 +11,10 @@ RUN := $(BIN)/python -m
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
 	@echo "make test      all tests that need no compiled back end"
-	@echo "make e2e       the tests against Jaeger and Ollama, which are built once into the cache"
+	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
 	@echo "make bench     a benchmark: make bench ARGS=accuracy; without ARGS it lists them"
-	@echo "make backends  only build the back ends; make fetch only fetches the model and Scaphandre"
+	@echo "make backends  only build the back ends; make fetch only fetches the model, Scaphandre and Prometheus"
 	@echo "make lock      resolve requirements-dev.txt anew (needs uv)"
 
 demo: $(VENV)/demo.stamp
@@ -29,10 +29,10 @@ e2e: fetch backends
 backends: $(VENV)/dev.stamp
 	$(RUN) tools.backends
 
-# Where there is no Scaphandre package the tests that need it say so themselves.
+# Where there is no package of one of the two the tests that need it say so themselves.
 fetch: $(VENV)/dev.stamp
 	$(RUN) tools.fetch_model
-	-$(RUN) tools.backends scaphandre
+	-$(RUN) tools.backends scaphandre prometheus
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
 """The real programs that tests talk to, fetched or built once into the cache folder, each named by its version.
 
-``python -m tools.backends scaphandre jaeger ollama`` gets those that are missing and prints where they are. A program
-that the machine already has is used instead where its variable (``SCAPHANDRE_BIN``, ``JAEGER_BIN``,
-``OLLAMA_BIN``) names it. Nothing here needs root, and no host name is written down: packages come from the
-machine's own apt sources, modules through its own Go proxy.
+``python -m tools.backends`` gets those that are missing, one after the other, and prints where they are; with names
+only these. A program that the machine already has is used instead where its variable (``JAEGER_BIN``, ``TEMPO_BIN``...)
+names it. Nothing here needs root, and no host name is written down: packages come from the machine's own apt sources,
+modules through its own Go proxy.
 
 A new back end is one function that fills a folder and one line in ``BACKENDS``.
 """
@@ -32,6 +32,7 @@ _HEARTBEAT_SECONDS: Final = 15.0
 _GO_OLDEST: Final = (1, 21)  # the first that fetches by itself the newer Go which a module asks for
 _SHIM_SOURCE: Final = Path(__file__).with_name("no_proc_modules.c")
 _SHIM: Final = "no_proc_modules.so"
+_COLLECTOR_MANIFEST: Final = Path(__file__).with_name("otelcol.yaml")
 _JOBS: Final = min(2, os.cpu_count() or 1)  # a compiler takes up to 1 GB each
 
 
@@ -80,6 +81,14 @@ def binary(name: str) -> Path:
     return found
 
 
+def promtool() -> Path:
+    """Prometheus's checker of configurations, which comes with it. Raises `BackendError` if it does not lie there."""
+    program = binary("prometheus").with_name("promtool")
+    if not program.is_file():
+        raise BackendError(f"{program} is not there: promtool is to lie beside the Prometheus that is used.")
+    return program
+
+
 def obtain(name: str) -> Path:
     """Path of a back end, which is fetched or built first if it is missing. Raises `BackendError`."""
     backend = BACKENDS[name]
@@ -123,7 +132,11 @@ def _get(backend: Backend) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{backend.name}-", dir=cache_folder()) as staging:
         folder = Path(staging, "whole")
         folder.mkdir()
-        backend.fill(folder)
+        try:
+            backend.fill(folder)
+        except BackendError as err:
+            own = f"Or name a program that you have: {backend.variable}=/path/to/{backend.name}"
+            raise BackendError(f"{backend.name} {backend.version}: {err}\n{own}") from err
         folder.replace(backend.folder)
     print(f"{backend.name} {backend.version}: {time.monotonic() - started:.0f} s", flush=True)
 
@@ -137,34 +150,45 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------ Scaphandre
+# ------------------------------------------------------------------------------------------------ packages
 
 
 def _fill_scaphandre(folder: Path) -> None:
-    """Unpack the distribution's package: Debian trixie's on any Debian, the machine's own on its kin."""
+    """Unpack Scaphandre's package."""
+    _unpack("scaphandre", folder)
+
+
+def _fill_prometheus(folder: Path) -> None:
+    """Unpack Prometheus and promtool, which some distributions keep in a package of its own."""
+    _unpack("prometheus", folder)
+    if not (folder / "promtool").is_file():
+        _unpack("promtool", folder)
+
+
+def _unpack(package: str, folder: Path) -> None:
+    """Put the programs of a package into ``folder``: Debian trixie's on any Debian, the machine's own on its kin."""
     work = folder.with_name("apt")
-    work.mkdir()
     options = _private_apt(work) if _distribution() == "debian" else []
+    files = work / package
+    files.mkdir(parents=True)
     try:
         if options:
             _run([_tool("apt-get"), *options, "update"], cwd=work)
-        _run([_tool("apt-get"), *options, "download", "scaphandre"], cwd=work)
+        _run([_tool("apt-get"), *options, "download", package], cwd=files)
     except BackendError as err:
-        raise BackendError(
-            f"{err}\nNo Scaphandre package for this system. Install it as its own documentation says "
-            "(hubblo-org/scaphandre) and set SCAPHANDRE_BIN to the binary."
-        ) from err
-    (package,) = work.glob("scaphandre_*.deb")
-    _run([_tool("dpkg-deb"), "--extract", str(package), str(work / "files")], cwd=work)
-    shutil.copy2(work / "files/usr/bin/scaphandre", folder / "scaphandre")
+        raise BackendError(f"{err}\nNo package {package} for this system.") from err
+    (archive,) = files.glob(f"{package}_*.deb")
+    _run([_tool("dpkg-deb"), "--extract", str(archive), str(files)], cwd=work)
+    for program in (files / "usr/bin").iterdir():
+        shutil.copy2(program, folder)
 
 
 def _private_apt(work: Path) -> list[str]:
     """Options under which apt-get sees Debian trixie from the machine's own mirror, and writes only below ``work``."""
+    for needed in ("lists/partial", "cache/archives/partial"):
+        (work / needed).mkdir(parents=True, exist_ok=True)
     source = work / "trixie.list"
     source.write_text(f"deb [signed-by={_debian_keyring()}] {_debian_mirror()} trixie main\n")
-    for needed in ("lists/partial", "cache/archives/partial"):
-        (work / needed).mkdir(parents=True)
     (work / "status").touch()
     settings = {
         "Dir::Etc::sourcelist": source,
@@ -205,6 +229,7 @@ def _distribution() -> str:
 
 # ------------------------------------------------------------------------------------------------ Go programs
 
+_COLLECTOR_VERSION: Final = "0.155.0"  # as in otelcol.yaml
 _JAEGER_MODULE: Final = "github.com/jaegertracing/jaeger"
 _JAEGER_GO_MOD: Final = """\
 module backend
@@ -224,22 +249,70 @@ def _fill_jaeger(folder: Path) -> None:
     _build_wrapped(folder / "jaeger", _JAEGER_GO_MOD, _JAEGER_MODULE, f"{_JAEGER_MODULE}/cmd/jaeger")
 
 
-def _build_wrapped(target: Path, go_mod: str, module: str, package: str) -> None:
+_TEMPO_MODULE: Final = "github.com/grafana/tempo"
+_TEMPO_VERSION: Final = "v1.5.1-0.20250529124718-87c2dc380cec"
+_TEMPO_GO_MOD: Final = f"""\
+module backend
+
+go 1.24
+
+require {_TEMPO_MODULE} {_TEMPO_VERSION}
+
+tool {_TEMPO_MODULE}/cmd/tempo
+
+replace github.com/hashicorp/memberlist => github.com/grafana/memberlist v0.3.1-0.20220708130638-bd88e10a3d91
+
+replace k8s.io/api => k8s.io/api v0.25.0
+
+replace k8s.io/client-go => k8s.io/client-go v0.25.0
+"""
+# As the go.sum of Grafana itself has them: no public checksum database knows this commit.
+_TEMPO_GO_SUM: Final = f"""\
+{_TEMPO_MODULE} {_TEMPO_VERSION} h1:wnzJov9RhSHGaTYGzTygL4qq986fLen8xSqnQgaMd28=
+{_TEMPO_MODULE} {_TEMPO_VERSION}/go.mod h1:j1IY7J2rUz7TcTjFVVx6HCpyTlYOJPtXuGRZ7sI+vSo=
+"""
+
+
+def _fill_tempo(folder: Path) -> None:
+    """Build Tempo from the commit at which its release 2.8 was branched off."""
+    _build_wrapped(folder / "tempo", _TEMPO_GO_MOD, _TEMPO_MODULE, f"{_TEMPO_MODULE}/cmd/tempo", _TEMPO_GO_SUM)
+
+
+def _build_wrapped(target: Path, go_mod: str, module: str, package: str, go_sum: str = "") -> None:
     """Build ``package`` from a module that only requires it.
 
     Some of its dependencies are in no public checksum database, so their sums are taken from the go.sum that the
-    project itself publishes inside ``module``.
+    project itself publishes inside ``module``; ``go_sum`` has the sums of ``module`` where that is in none itself.
     """
     go = _go()
     work = target.parent.with_name("module")
     work.mkdir()
     (work / "go.mod").write_text(go_mod)
+    (work / "go.sum").write_text(go_sum)
     _run([go, "mod", "download", module], cwd=work)
     published = Path(_output([go, "list", "-m", "-f", "{{.Dir}}", module], cwd=work).strip(), "go.sum")
     with (work / "go.sum").open("a") as sums:
         sums.write(published.read_text())
     _run([go, "mod", "tidy"], cwd=work)
     _run([go, "build", *_go_flags(), "-o", str(target), package], cwd=work, env={"CGO_ENABLED": "0"})
+
+
+def _fill_collector(folder: Path) -> None:
+    """Build the Collector of ``otelcol.yaml`` with OpenTelemetry's builder.
+
+    The builder only writes the program. It would stop at modules that nothing but other modules' tests import and
+    that no proxy has, so the tidying and the build, which need none of them, are done here.
+    """
+    go = _go()
+    work = folder.with_name("otelcol")
+    work.mkdir()
+    builder = f"go.opentelemetry.io/collector/cmd/builder@v{_COLLECTOR_VERSION}"
+    _run([go, "install", *_go_flags(), builder], cwd=work, env={"CGO_ENABLED": "0", "GOBIN": str(work)})
+    shutil.copy2(_COLLECTOR_MANIFEST, work)
+    manifest = ["--config", _COLLECTOR_MANIFEST.name]
+    _run([str(work / "builder"), "--skip-get-modules", "--skip-compilation", *manifest], cwd=work)
+    _run([go, "mod", "tidy", "-e"], cwd=work)
+    _run([go, "build", *_go_flags(), "-o", str(folder / "otelcol"), "."], cwd=work, env={"CGO_ENABLED": "0"})
 
 
 def _fill_ollama(folder: Path) -> None:
@@ -272,10 +345,10 @@ def _go() -> str:
     """The go command. Raises `BackendError` where there is none, or one too old."""
     go = shutil.which("go")
     if go is None:
-        raise BackendError("Go is needed to build this back end (1.24 or newer): install it, or name a binary.")
+        raise BackendError("Go is needed to build it: install Go 1.24 or newer.")
     found = re.search(r"go(\d+)\.(\d+)", _output([go, "version"]))
     if found is None or (int(found[1]), int(found[2])) < _GO_OLDEST:
-        raise BackendError(f"{go} is too old to build this back end: Go 1.24 or newer is needed.")
+        raise BackendError(f"{go} is too old to build it: install Go 1.24 or newer.")
     return go
 
 
@@ -330,31 +403,41 @@ BACKENDS: Final[Mapping[str, Backend]] = {
     backend.name: backend
     for backend in (
         Backend("scaphandre", "1.0.2", "SCAPHANDRE_BIN", "2 MB, some seconds", _fill_scaphandre),
-        Backend("jaeger", "2.13.0", "JAEGER_BIN", "some 3 minutes on two cores", _fill_jaeger),
+        Backend("prometheus", "2.53.3", "PROMETHEUS_BIN", "some seconds", _fill_prometheus),
         Backend("ollama", "0.11.4", "OLLAMA_BIN", "some 90 seconds on two cores", _fill_ollama),
+        Backend("jaeger", "2.13.0", "JAEGER_BIN", "some 3 minutes on two cores", _fill_jaeger),
+        Backend("tempo", "2.8.0", "TEMPO_BIN", "some 2 minutes on two cores", _fill_tempo),
+        Backend("otelcol", _COLLECTOR_VERSION, "OTELCOL_BIN", "some 5 minutes on two cores", _fill_collector),
     )
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
+    named = ", ".join(f"{backend.name} ({backend.variable})" for backend in BACKENDS.values())
     parser = argparse.ArgumentParser(prog="tools.backends", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BACKENDS)}; all if left out")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all if left out: {named}")
     names = parser.parse_args(arguments).names or list(BACKENDS)
     unknown = set(names) - set(BACKENDS)
     if unknown:
         parser.error(f"no such back end: {', '.join(sorted(unknown))}. There are {', '.join(BACKENDS)}.")
     try:
-        for name in names:
-            print(f"{name}: {obtain(name)}")
-        if "scaphandre" in names:
-            scaphandre_environment()
-    except BackendError as err:
-        print(err, file=sys.stderr)
-        return 1
+        got = [_got(name) for name in names]  # each is tried, whatever became of the others
     except KeyboardInterrupt:
         print("Broken off; nothing was left behind.", file=sys.stderr)
         return 130
-    return 0
+    return 0 if all(got) else 1
+
+
+def _got(name: str) -> bool:
+    """Get a back end and say where it is, or what lacks."""
+    try:
+        print(f"{name}: {obtain(name)}", flush=True)
+        if name == "scaphandre":
+            scaphandre_environment()
+    except BackendError as err:
+        print(err, file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 if __name__ == "__main__":

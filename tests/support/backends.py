@@ -1,4 +1,4 @@
-"""The real Scaphandre, Jaeger and Ollama on free loopback ports, each for the length of a ``with`` block."""
+"""The real back ends on free loopback ports, each for the length of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from tests.support.children import free_port, listens, running
+from tests.support.children import answers, free_port, listens, running
 from tools.backends import binary, obtain, scaphandre_environment
 
 OLLAMA_MODEL = "smollm2"
@@ -44,6 +44,48 @@ def running_scaphandre(powercap_root: Path, log_folder: Path) -> Iterator[Scapha
     env = {"SCAPHANDRE_POWERCAP_PATH": str(powercap_root), **scaphandre_environment()}
     with running(command, lambda: listens(port), log_folder / "scaphandre.log", env) as process:
         yield Scaphandre(f"http://127.0.0.1:{port}/metrics", process.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A running Prometheus that also takes remote writes and keeps exemplars.
+
+    Attributes:
+        url: base of its API.
+        pid: its process.
+    """
+
+    url: str
+    pid: int
+
+    def query(self, promql: str) -> list[dict[str, Any]]:
+        """The series of an instant query now, as ``/api/v1/query`` gives them."""
+        return self.get("query", query=promql)["result"]  # type: ignore[no-any-return]
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """``data`` of any answer of the API. Raises `requests.HTTPError`, with Prometheus's own words."""
+        answer = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=_HTTP_SECONDS)
+        if not answer.ok:
+            raise requests.HTTPError(answer.text, response=answer)
+        return answer.json()["data"]
+
+
+@contextmanager
+def running_prometheus(config: Path, folder: Path, port: int | None = None) -> Iterator[Prometheus]:
+    """The real Prometheus with a configuration, its data in ``folder``; on ``port``, or any that is free."""
+    port = port or free_port()
+    command = [
+        str(obtain("prometheus")),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'prometheus'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--web.enable-remote-write-receiver",
+        "--enable-feature=exemplar-storage",
+        "--log.level=warn",
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, lambda: answers(f"{url}/-/ready"), folder / "prometheus.log") as process:
+        yield Prometheus(url, process.pid)
 
 
 @dataclass(frozen=True, slots=True)

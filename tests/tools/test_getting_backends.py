@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_error_says_how_to_get_it_when_a_backend_was_never_built(cache: Path) ->
         binary("ollama")
 
 
-@pytest.mark.parametrize("name", ["jaeger", "ollama"])
+@pytest.mark.parametrize("name", ["jaeger", "ollama", "otelcol", "tempo"])
 def test_error_says_that_go_is_needed_when_the_machine_has_none(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -52,7 +53,7 @@ def test_error_says_that_go_is_needed_when_the_machine_has_none(
     for compiler in ("cc", "g++"):
         (tmp_path / compiler).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendError, match=r"Go is needed.*1\.24"):
+    with pytest.raises(BackendError, match=rf"^{name} .*Go is needed.*1\.24.*\n.*{name.upper()}_BIN=/path/to/{name}"):
         obtain(name)
     assert _left_in(cache) == []
 
@@ -69,6 +70,36 @@ def test_backend_is_got_once_when_it_is_asked_for_twice(cache: Path, monkeypatch
     assert obtain("thing") == obtain("thing") == cache / "thing-1.0" / "thing"
     assert len(fillings) == 1
     assert _left_in(cache) == ["thing-1.0"]
+
+
+def test_others_are_got_when_one_cannot_be_had(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the machine can have it gets; the end says that something lacks, and what."""
+
+    def fail(_folder: Path) -> None:
+        raise BackendError("no compiler")
+
+    def fill(folder: Path) -> None:
+        (folder / "good").touch(mode=0o755)
+
+    both = {
+        "bad": Backend("bad", "1.0", "BAD_BIN", "nothing", fail),
+        "good": Backend("good", "1.0", "GOOD_BIN", "nothing", fill),
+    }
+    monkeypatch.setattr(backends, "BACKENDS", both)
+    assert backends.main([]) == 1
+    said = capsys.readouterr()
+    assert "bad 1.0: no compiler" in said.err
+    assert str(cache / "good-1.0" / "good") in said.out
+
+
+def test_collector_is_the_one_that_its_manifest_names_when_it_is_built() -> None:
+    """The folder's version, the builder's and the modules' are one."""
+    manifest = backends._COLLECTOR_MANIFEST.read_text()
+    assert f"version: {backends.BACKENDS['otelcol'].version}" in manifest
+    versions = set(re.findall(r"gomod: \S+ v(\S+)", manifest))
+    assert versions == {backends.BACKENDS["otelcol"].version, "1.61.0"}
 
 
 def test_words_of_the_failed_tool_are_shown_when_a_build_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
