@@ -95,7 +95,7 @@ def instrument(
         meter_provider: records the metrics; ``None``: the global one.
         meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"cpu-estimate"``, a meter, or a list of these.
         servers: who answers at an address, where it is not the process that listens there on this machine.
-        clients: ``"auto"``, or which of ``"openai"`` and ``"ollama"`` to instrument.
+        clients: ``"auto"``, or which of ``"openai"``, ``"ollama"`` and ``"http"`` to instrument.
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
         idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
         max_hold: a finished span waits at most so long for its energy, s; 0 never holds one.
@@ -183,9 +183,13 @@ def _instrumentor(name: str) -> Any:
         from otel_llm_instrumentation.openai import OpenAIInstrumentor
 
         return OpenAIInstrumentor()
-    from otel_llm_instrumentation.ollama import OllamaInstrumentor
+    if name == "ollama":
+        from otel_llm_instrumentation.ollama import OllamaInstrumentor
 
-    return OllamaInstrumentor()
+        return OllamaInstrumentor()
+    from otel_llm_instrumentation.http import HTTPInstrumentor
+
+    return HTTPInstrumentor()
 
 
 class EnergyInstrumentor(BaseInstrumentor):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from otel_llm_energy.ledger.sweep import IDLE_SHARINGS, IdleSharing
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import BEST_FIRST
 
-CLIENTS: Final = ("openai", "ollama")
+CLIENTS: Final = ("openai", "ollama", "http")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 
 _logger = logging.getLogger(__name__)

@@ -49,13 +49,19 @@ _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
 def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     """Start a call, or say ``None`` where another call of ours, or the user's wish, leaves nothing to observe."""
     context = get_current()
+    return Call(telemetry, request, context) if is_observed(context) else None
+
+
+def is_observed(context: Context | None = None) -> bool:
+    """Whether a call that begins in ``context`` (default: the current one) would be a call of its own."""
+    context = get_current() if context is None else context
     if context:  # most are empty
         if _OUR_CALL in context:
-            return None
+            return False
         for key in _SUPPRESSION_KEYS:
             if context.get(key):
-                return None
-    return Call(telemetry, request, context)
+                return False
+    return True
 
 
 class Call:
@@ -124,6 +130,11 @@ class Call:
         self._observers = observers()
         for observer in self._observers:
             self._tell(observer, "call_started", observer.call_started)
+
+    @property
+    def payloads_kept(self) -> int:
+        """How many of the last payloads of a stream count."""
+        return self._payloads.maxlen or 1
 
     def run(self, function: Callable[..., _T], *args: object, **kwargs: object) -> _T:
         """Call ``function`` with this call's span as the current one."""

@@ -21,7 +21,9 @@ class Reply:
     """One answer.
 
     Attributes:
-        body: sent piece by piece, chunked.
+        body: sent piece by piece.
+        chunked: else with its length in a header, in one piece.
+        headers: further ones.
         breaks_off: reset the connection after the last piece.
         hangs: keep the connection open after the last piece, until the server stops.
     """
@@ -31,6 +33,8 @@ class Reply:
     content_type: str = "application/json"
     breaks_off: bool = False
     hangs: bool = False
+    chunked: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,6 +88,11 @@ def replaying() -> Iterator[ReplayServer]:
         def _send(self, reply: Reply) -> None:
             self.send_response(reply.status)
             self.send_header("content-type", reply.content_type)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            if not reply.chunked:
+                self._send_whole(b"".join(reply.body))
+                return
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
             for piece in reply.body:
@@ -95,6 +104,11 @@ def replaying() -> Iterator[ReplayServer]:
                 self._reset()
             elif not reply.hangs:
                 self.wfile.write(b"0\r\n\r\n")
+
+        def _send_whole(self, body: bytes) -> None:
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def _reset(self) -> None:
             self.close_connection = True

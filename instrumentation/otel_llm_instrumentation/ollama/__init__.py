@@ -8,6 +8,7 @@ through. Ollama's own durations come along. No content is captured, no request i
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 from otel_llm_instrumentation.instrumentor import ClientInstrumentor
 from otel_llm_instrumentation.ollama.watcher import OllamaWatcher
@@ -16,8 +17,7 @@ from otel_llm_instrumentation.ollama.watcher import OllamaWatcher
 class OllamaInstrumentor(ClientInstrumentor):
     """Puts a span on every call of the ``ollama`` client, and tells observers of it. Never imports ``ollama``."""
 
-    _library = "ollama"
-    _watcher_type = OllamaWatcher
+    _watcher_types: ClassVar = {"ollama": OllamaWatcher}
 
     def instrumentation_dependencies(self) -> Collection[str]:
         return ("ollama >= 0.3.0",)

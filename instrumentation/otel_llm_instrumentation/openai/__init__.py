@@ -9,6 +9,7 @@ no request is changed.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 from otel_llm_instrumentation.instrumentor import ClientInstrumentor
 from otel_llm_instrumentation.openai.watcher import OpenAIWatcher
@@ -17,8 +18,7 @@ from otel_llm_instrumentation.openai.watcher import OpenAIWatcher
 class OpenAIInstrumentor(ClientInstrumentor):
     """Puts a span on every call of the ``openai`` client, and tells observers of it. Never imports ``openai``."""
 
-    _library = "openai"
-    _watcher_type = OpenAIWatcher
+    _watcher_types: ClassVar = {"openai": OpenAIWatcher}
 
     def instrumentation_dependencies(self) -> Collection[str]:
         return ("openai >= 1.26.0",)

@@ -54,12 +54,17 @@ def read_completion(payloads: Sequence[object]) -> Facts:
 
 
 def read_response(payloads: Sequence[object]) -> Facts:
-    """The Responses API: a response, or the events of a stream, of which the last carries the whole response."""
+    """The Responses API: a response, or the events of a stream, of which the last carries the whole response.
+
+    llama.cpp puts its ``timings`` beside the response where it streams, and into it where it does not.
+    """
     facts = Facts()
     for payload in reversed(payloads):
-        answer = fields(payload)
-        answer = fields(answer.get("response", payload))
+        event = fields(payload)
+        answer = fields(event.get("response", payload))
         if "output" in answer:
+            if (timings := event.get("timings")) is not None:
+                _add_timings(facts, fields(timings))
             facts.response_model = as_text(answer.get("model"))
             facts.response_id = as_text(answer.get("id"))
             _add_usage(facts, fields(answer.get("usage")), _RESPONSE_USAGE)
@@ -130,6 +135,12 @@ _COMPLETION: Final[Mapping[str, Parameter]] = {
     "response_format": Parameter(semconv.OUTPUT_TYPE, _output_type),
     "reasoning_effort": Parameter(semconv.REQUEST_REASONING_LEVEL, as_text),
 }
+LLAMA_COMPLETION: Final[Mapping[str, Parameter]] = {
+    **_COMPLETION,
+    "n_predict": Parameter(semconv.REQUEST_MAX_TOKENS, as_count),
+    "top_k": Parameter(semconv.REQUEST_TOP_K, as_count),
+}
+"""Of llama.cpp's own ``/completion`` and ``/infill``, whose answers read like OpenAI's."""
 _RESPONSES: Final[Mapping[str, Parameter]] = {
     **_SAMPLING,
     "max_output_tokens": Parameter(semconv.REQUEST_MAX_TOKENS, as_count),

@@ -1,0 +1,142 @@
+"""Bare calls of ``requests``, ``httpx`` and ``httpx2``: where they begin, and what ends them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from otel_llm_instrumentation.address import Server, server_of
+from otel_llm_instrumentation.call import Call, begin_call, is_observed
+from otel_llm_instrumentation.facts import Request, as_text, request_attributes
+from otel_llm_instrumentation.http.answer import Answer, Bodies, see_payloads, tail_of
+from otel_llm_instrumentation.http.routes import endpoint_of, json_object
+from otel_llm_instrumentation.patching import Patch
+from otel_llm_instrumentation.telemetry import Telemetry
+from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
+
+_FIRST_ERROR_STATUS: Final = 400
+
+
+class HTTPWatcher(Watcher):
+    """What the HTTP libraries have in common."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(telemetry)
+        self._bodies = Bodies()
+
+    def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
+        request: Any = kwargs["request"] if "request" in kwargs else args[0]
+        if request.method != "POST":
+            return None
+        endpoint = endpoint_of(self._path(request))
+        if endpoint is None or not is_observed():
+            return None
+        body = json_object(self._sent(request))
+        if body is None or not endpoint.fits(body):
+            return None
+        address, port = self._server(request)
+        return begin_call(
+            self.telemetry,
+            Request(
+                endpoint.route,
+                endpoint.provider,
+                as_text(body.get("model")),
+                address,
+                port,
+                endpoint.is_streaming(body),
+                request_attributes(endpoint.parameters(body), endpoint.route.parameters),
+            ),
+        )
+
+    def _deliver(self, call: Call, result: object) -> object:
+        response: Any = result
+        if response.status_code >= _FIRST_ERROR_STATUS:
+            call.error_type = str(response.status_code)
+        body = self._arrived(response)
+        if body is not None:
+            tail = tail_of(call, response.headers)
+            tail.feed(body)
+            see_payloads(call, tail.payloads())
+            call.end()
+        elif (pending := self._pending(response)) is not None:
+            self._bodies.watch(pending, Answer(call, response.headers))
+        else:
+            call.end()
+        return result
+
+    @abstractmethod
+    def _path(self, request: Any) -> str:
+        """The path that a request goes to."""
+
+    @abstractmethod
+    def _server(self, request: Any) -> Server:
+        """Where a request goes to."""
+
+    @abstractmethod
+    def _sent(self, request: Any) -> object:
+        """The body of a request, as far as it does not come from a generator."""
+
+    @abstractmethod
+    def _arrived(self, response: Any) -> bytes | None:
+        """The decoded body of a response, if it has been read already."""
+
+    @abstractmethod
+    def _pending(self, response: Any) -> object | None:
+        """The object through which the app will read the body; ``None`` if it is of no known kind."""
+
+
+class RequestsWatcher(HTTPWatcher):
+    """Observes ``requests.Session.send``; its redirects and retries happen within."""
+
+    def patches(self, module: ModuleType) -> tuple[Patch, ...]:
+        return (Patch(module.Session, "send", lambda original: watch(original, self)),)
+
+    def _path(self, request: Any) -> str:
+        url: str = request.url
+        return urlsplit(url).path
+
+    def _server(self, request: Any) -> Server:
+        return server_of(request.url, None)
+
+    def _sent(self, request: Any) -> object:
+        return request.body
+
+    def _arrived(self, response: Any) -> bytes | None:
+        # `content` would read what has not been read.
+        body = response._content
+        return body if isinstance(body, bytes) else None
+
+    def _pending(self, response: Any) -> object | None:
+        # Adapters that are not HTTP's may have any file there.
+        return response.raw if hasattr(response.raw, "read_chunked") else None
+
+
+class HTTPXWatcher(HTTPWatcher):
+    """Observes ``send`` of ``Client`` and ``AsyncClient``; redirects, authentication and retries happen within."""
+
+    def patches(self, module: ModuleType) -> tuple[Patch, ...]:
+        return (
+            Patch(module.Client, "send", lambda original: watch(original, self)),
+            Patch(module.AsyncClient, "send", lambda original: watch_async(original, self)),
+        )
+
+    def _path(self, request: Any) -> str:
+        path: str = request.url.path
+        return path
+
+    def _server(self, request: Any) -> Server:
+        return server_of("", request.url)
+
+    def _sent(self, request: Any) -> object:
+        return getattr(request, "_content", None)  # `content` raises where a generator gives it
+
+    def _arrived(self, response: Any) -> bytes | None:
+        body: bytes | None = getattr(response, "_content", None)
+        return body
+
+    def _pending(self, response: Any) -> object | None:
+        stream: object = response.stream
+        return stream

@@ -1,0 +1,256 @@
+"""Bare calls of LLM servers: which requests are calls, what their spans say, and that the app gets what it would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import ollama
+import openai
+import pytest
+import requests
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_llm_instrumentation import ServerTimings
+from otel_llm_instrumentation.http import HTTPInstrumentor
+from tests.instrumentation import payloads
+from tests.instrumentation.bare import ASK, HTTPX, Bare, Requests, async_libraries, bare, sync_clients
+from tests.instrumentation.conftest import Watched
+from tests.instrumentation.replay import ReplayServer, json_reply, ndjson_reply, sse_reply
+
+__all__ = ["bare"]
+
+_OPENAI_TIMINGS = ServerTimings(prefill_seconds=0.0755, decode_seconds=0.09225)
+
+
+@pytest.mark.parametrize("client", sync_clients())
+def test_span_says_what_was_asked_and_answered_when_a_bare_chat_completes(
+    client: Bare, server: ReplayServer, bare: Watched
+) -> None:
+    """The same attributes as from the client library."""
+    server.reply = json_reply(payloads.chat())
+    answer = client.post(f"{server.url}/v1/chat/completions", {**ASK, "temperature": 0, "max_tokens": 20})
+    assert answer.json() == payloads.CHAT
+    span = bare.only_span()
+    assert span.name == "chat m"
+    assert dict(span.attributes or {}) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "m",
+        "server.address": "127.0.0.1",
+        "server.port": server.port,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.max_tokens": 20,
+        "gen_ai.response.model": "smollm2-135m",
+        "gen_ai.response.id": "chatcmpl-1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 38,
+        "gen_ai.usage.output_tokens": 8,
+        "gen_ai.usage.cache_read.input_tokens": 20,
+        "llm.server.prefill_seconds": 0.0755,
+        "llm.server.decode_seconds": 0.09225,
+    }
+
+
+_STREAMS = [
+    ("/v1/chat/completions", {**ASK, "stream": True}, sse_reply(payloads.chunks()), _OPENAI_TIMINGS),
+    ("/proxy/openai/v1/chat/completions", {**ASK, "stream": True}, sse_reply(payloads.chunks()), _OPENAI_TIMINGS),
+    ("/api/chat", ASK, ndjson_reply(payloads.ollama_chunks()), ServerTimings(0.15, 0.112, 0.65, 1795342272123456789)),
+]
+
+
+@pytest.mark.parametrize("client", sync_clients())
+@pytest.mark.parametrize(("path", "body", "reply", "timings"), _STREAMS, ids=["openai", "prefixed", "ollama"])
+def test_stream_is_seen_when_the_app_reads_its_lines(
+    client: Bare, path: str, body: Any, reply: Any, timings: ServerTimings, server: ReplayServer, bare: Watched
+) -> None:
+    """SSE and NDJSON; Ollama streams where nobody says otherwise."""
+    server.reply = reply
+    with client.stream(server.url + path, body) as response:
+        lines = [line for line in client.lines(response) if line]
+        assert len(bare.ended) == 1  # at the last byte, before the exit
+    assert lines == [line for line in b"".join(reply.body).decode().splitlines() if line]
+    [call] = bare.ended
+    assert (call.input_tokens, call.output_tokens, call.timings) == (38, 8, timings)
+    assert len(bare.first_chunks) == 1
+    assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
+
+
+@pytest.mark.parametrize("library", async_libraries())
+async def test_stream_is_seen_when_the_app_awaits_its_lines(library: Any, server: ReplayServer, bare: Watched) -> None:
+    """The same, awaited, and a whole answer."""
+    server.reply = sse_reply(payloads.chunks())
+    async with library.AsyncClient() as client:
+        url = f"{server.url}/v1/chat/completions"
+        async with client.stream("POST", url, json={**ASK, "stream": True}) as response:
+            assert len([line async for line in response.aiter_lines() if line]) == 5
+        server.reply = json_reply(payloads.chat())
+        assert (await client.post(url, json=ASK)).json() == payloads.CHAT
+    assert [(call.output_tokens, call.timings) for call in bare.ended] == [(8, _OPENAI_TIMINGS)] * 2
+
+
+_READS: dict[str, Callable[[Any], object]] = {
+    "iter_content": lambda response: b"".join(response.iter_content(7)),
+    "iter_content of any size": lambda response: b"".join(response.iter_content(None)),
+    "iter_lines": lambda response: list(response.iter_lines(chunk_size=3)),
+    "content": lambda response: response.content,
+    "json or text": lambda response: response.text,
+    "raw.read": lambda response: response.raw.read(),
+    "raw.read in pieces": lambda response: list(iter(lambda: response.raw.read(5), b"")),
+    "raw.stream": lambda response: list(response.raw.stream(11)),
+    "raw lines": lambda response: list(response.raw),
+}
+
+
+@pytest.mark.parametrize("read", _READS)
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "with a length"])
+def test_app_reads_the_same_when_it_reads_a_streamed_response_of_requests(
+    read: str, chunked: bool, server: ReplayServer, watched: Watched
+) -> None:
+    """Every way to read, with and without us; the call ends with the last byte."""
+    server.reply = sse_reply(payloads.chunks())
+    server.reply.chunked = chunked
+
+    def ask() -> tuple[object, Any]:
+        response = requests.post(f"{server.url}/v1/chat/completions", json={**ASK, "stream": True}, stream=True)
+        return _READS[read](response), response
+
+    plain, _ = ask()
+    HTTPInstrumentor().instrument(tracer_provider=watched.provider)
+    try:
+        seen, response = ask()
+        assert bare_tokens(watched) == (38, 8)
+    finally:
+        HTTPInstrumentor().uninstrument()
+    assert seen == plain
+    assert isinstance(response, requests.Response)
+
+
+def bare_tokens(watched: Watched) -> tuple[int | None, int | None]:
+    """Of the one call, which has ended."""
+    [call] = watched.ended
+    return call.input_tokens, call.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models", ASK),
+        ("/v1/chat/completions", {"model": "m"}),
+        ("/v1/chat/completions", {**ASK, "messages": "hello"}),
+        ("/v1/chat/completions", [ASK]),
+        ("/api/chat", {"messages": []}),
+        ("/api/chat", {**ASK, "model": {"id": 3}}),
+        ("/api/generate", {"prompt": "a password"}),
+        ("/survey/responses", {"answers": [1]}),
+        ("/api/pull", {"model": "m"}),
+        ("/chat/completions/", {"text": "x"}),
+    ],
+)
+def test_request_passes_through_when_it_is_no_call_of_an_llm(
+    path: str, body: object, server: ReplayServer, bare: Watched
+) -> None:
+    """Another route, or a body of another shape on a route that an app may have as well."""
+    assert requests.post(server.url + path, json=body).json() == {}
+    assert httpx.post(server.url + path, json=body).json() == {}
+    assert not bare.started
+
+
+def test_request_passes_through_when_its_body_cannot_be_looked_at(server: ReplayServer, bare: Watched) -> None:
+    """A generator is the library's to read; forms, and what is no JSON, are no calls."""
+    url = f"{server.url}/v1/chat/completions"
+    httpx.post(url, content=(piece for piece in [b"{}"]))
+    requests.post(url, data=(piece for piece in [b"{}"]))
+    requests.post(url, data={"messages": "x"})
+    requests.post(url, data=b"{no json")
+    requests.post(url)
+    assert not bare.started
+
+
+def test_request_is_not_changed_when_it_is_watched_bare(server: ReplayServer, bare: Watched) -> None:
+    """Not a header, not a byte."""
+    requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+    [(_path, headers, body)] = server.requests
+    assert "traceparent" not in {name.lower() for name in headers}
+    assert json.loads(body) == ASK
+
+
+@pytest.mark.parametrize("client", [Requests(), HTTPX()], ids=["requests", "httpx"])
+def test_span_names_the_status_when_the_server_refuses(client: Bare, server: ReplayServer, bare: Watched) -> None:
+    """Bare libraries raise nothing; the conventions name the status."""
+    server.reply = json_reply({"error": {"message": "no such model"}}, 404)
+    assert client.post(f"{server.url}/v1/chat/completions", ASK).status_code == 404
+    assert bare.ended[0].error_type == "404"
+    assert not bare.only_span().status.is_unset
+
+
+def test_span_names_the_error_when_nobody_answers(bare: Watched) -> None:
+    """The library's own error reaches the app."""
+    with pytest.raises(requests.ConnectionError):
+        requests.post("http://127.0.0.1:9/v1/chat/completions", json=ASK)
+    with pytest.raises(httpx.ConnectError):
+        httpx.post("http://127.0.0.1:9/v1/chat/completions", json=ASK)
+    assert [call.error_type for call in bare.ended] == ["ConnectionError", "ConnectError"]
+
+
+def test_one_span_is_made_when_a_client_library_makes_the_request(server: ReplayServer, bare: Watched) -> None:
+    """OpenAI's and Ollama's clients run on httpx: whole, streamed and retried, their call is the one."""
+    server.reply = json_reply(payloads.chat())
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    client.chat.completions.create(**ASK)
+    server.reply = sse_reply(payloads.chunks())
+    list(client.chat.completions.create(**ASK, stream=True))
+    server.reply = json_reply(payloads.ollama_chat())
+    ollama.Client(host=server.url).chat(**ASK)
+    server.reply = ndjson_reply(payloads.ollama_chunks())
+    list(ollama.Client(host=server.url).chat(**ASK, stream=True))
+    scopes = [span.instrumentation_scope.name for span in bare.spans if span.instrumentation_scope]
+    assert [scope.rpartition(".")[2] for scope in scopes] == ["openai", "openai", "ollama", "ollama"]
+    assert len(bare.ended) == 4
+
+
+def test_client_library_gets_its_span_when_only_bare_http_is_instrumented(server: ReplayServer) -> None:
+    """Where the library's own instrumentor is off, its requests are calls like any other."""
+    watched = Watched()
+    HTTPInstrumentor().instrument(tracer_provider=watched.provider)
+    server.reply = sse_reply(payloads.chunks())
+    try:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+        list(client.chat.completions.create(**ASK, stream=True))
+    finally:
+        HTTPInstrumentor().uninstrument()
+    [span] = watched.spans
+    assert (span.attributes or {})["gen_ai.usage.output_tokens"] == 8
+
+
+def test_one_span_covers_all_attempts_when_requests_retries(server: ReplayServer, bare: Watched) -> None:
+    """Retries of urllib3 and redirects happen below the hook."""
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    server.reply = json_reply({"error": "busy"}, 503)
+    retry = Retry(total=2, status_forcelist=[503], allowed_methods=None, backoff_factor=0, raise_on_status=False)
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        assert session.post(f"{server.url}/v1/chat/completions", json=ASK).status_code == 503
+    assert len(server.requests) == 3
+    assert bare.only_span().name == "chat m"
+
+
+def test_nothing_is_observed_when_http_is_suppressed(server: ReplayServer, bare: Watched) -> None:
+    """The keys of OpenTelemetry hold for bare calls, too."""
+    with suppress_instrumentation():
+        requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+    assert not bare.started
+
+
+def test_libraries_are_as_before_when_bare_http_is_uninstrumented() -> None:
+    """Own methods are the same objects again."""
+    methods = [(requests.Session, "send"), (httpx.Client, "send"), (httpx.AsyncClient, "send")]
+    before = [vars(owner)[name] for owner, name in methods]
+    HTTPInstrumentor().instrument()
+    assert all(vars(owner)[name] is not old for (owner, name), old in zip(methods, before, strict=True))
+    HTTPInstrumentor().uninstrument()
+    assert [vars(owner)[name] for owner, name in methods] == before
