@@ -51,6 +51,8 @@ bench: fetch
 lock:
 	uv pip compile pyproject.toml --group dev --extra demo --extra ollama --universal --python-version 3.10 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-dev.txt
+	uv pip compile --group docs --universal --python-version 3.10 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-docs.txt
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -301,7 +301,7 @@ def _fill_collector(folder: Path) -> None:
     """Build the Collector of ``otelcol.yaml`` with OpenTelemetry's builder.
 
     The builder only writes the program. It would stop at modules that nothing but other modules' tests import and
-    that no proxy has, so the tidying and the build, which need none of them, are done here.
+    that no proxy has, so go.mod and the build, which need none of them, are done here.
     """
     go = _go()
     work = folder.with_name("otelcol")
@@ -311,8 +311,16 @@ def _fill_collector(folder: Path) -> None:
     shutil.copy2(_COLLECTOR_MANIFEST, work)
     manifest = ["--config", _COLLECTOR_MANIFEST.name]
     _run([str(work / "builder"), "--skip-get-modules", "--skip-compilation", *manifest], cwd=work)
+    (work / "go.mod").write_text(_collector_go_mod(_COLLECTOR_MANIFEST.read_text()))
     _run([go, "mod", "tidy", "-e"], cwd=work)
     _run([go, "build", *_go_flags(), "-o", str(folder / "otelcol"), "."], cwd=work, env={"CGO_ENABLED": "0"})
+
+
+def _collector_go_mod(manifest: str) -> str:
+    """The go.mod of a Collector that consists of the manifest's modules."""
+    core = f"go.opentelemetry.io/collector/otelcol v{_COLLECTOR_VERSION}"
+    modules = [core, *re.findall(r"gomod: (.+)", manifest)]
+    return "\n".join(["module otelcol", "", "go 1.25.0", "", *(f"require {module}" for module in modules), ""])
 
 
 def _fill_ollama(folder: Path) -> None:
