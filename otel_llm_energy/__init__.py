@@ -6,7 +6,7 @@
     otel_llm_energy.instrument()
 """
 
-from otel_llm_energy.instrument import Instrumentation, instrument
+from otel_llm_energy.instrument import Instrumentation, instrument, measure_idle
 from otel_llm_energy.meters import CpuEstimate, MeterError, RaplMeter, ScaphandreMeter
 from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
@@ -22,4 +22,5 @@ __all__ = [
     "SettingError",
     "Status",
     "instrument",
+    "measure_idle",
 ]

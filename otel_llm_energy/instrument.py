@@ -15,9 +15,9 @@ from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 
 from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.sweep import IdleSharing
-from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
-from otel_llm_energy.settings import settings
+from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
@@ -55,6 +55,12 @@ class Instrumentation:
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Settle what has ended and hand its spans on; False if that took longer than the timeout, ms."""
         return self._runtime is None or self._runtime.force_flush(timeout_millis)
+
+    def measure_idle(self, seconds: float) -> dict[str, float]:
+        """See `otel_llm_energy.measure_idle`."""
+        if self._runtime is None:
+            raise MeterError("no-meter", "Nothing is measured: OTEL_SDK_DISABLED is set, or uninstrument() was called.")
+        return self._runtime.measure_idle(seconds)
 
     def status(self) -> Status:
         """Which meters are read, how fresh they are, what was left out and why."""
@@ -99,7 +105,7 @@ def instrument(
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
         idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
         max_hold: a finished span waits at most so long for its energy, s; 0 never holds one.
-        options: ``idle_watts``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
+        options: ``idle_watts``, ``idle_cache``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
 
     Raises:
         SettingError: an argument has a value that is not allowed.
@@ -123,6 +129,36 @@ def instrument(
         made = Instrumentation(runtime, chosen.clients)
         _registry.append(made)
         return made
+
+
+def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
+    """Measure this machine's idle power for ``seconds``, keep it for later runs, and return watts by channel.
+
+    Do it once on a quiet machine, with the model loaded as it will be, while nothing calls it. Blocks for that long,
+    and a little longer with a slow meter; in async code ``await asyncio.to_thread(otel_llm_energy.measure_idle, 10)``.
+    Uses what `instrument()` started, or else reads the meters only meanwhile. Calls of other processes cannot be seen.
+
+    Args:
+        seconds: from 1 to 3600.
+        options: of `instrument()`, where it was not called before.
+
+    Raises:
+        MeterError: there is no meter, a call was open, or other programs were so busy that idle could not be told.
+        SettingError, TypeError: as `instrument()`.
+    """
+    if not 1 <= seconds <= 3600:
+        raise SettingError(f"seconds cannot be {seconds!r}. Allowed: 1 to 3600.")
+    chosen = settings(**options)
+    with _registry_lock:
+        active = _registry[0] if _registry else None
+    if active is not None:
+        return active.measure_idle(seconds)
+    runtime = Runtime(chosen)
+    runtime.desk.start()
+    try:
+        return runtime.measure_idle(seconds)
+    finally:
+        runtime.desk.stop()
 
 
 class CallMeter:

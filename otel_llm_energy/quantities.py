@@ -45,6 +45,21 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
+class IdlePower:
+    """Idle power of one channel, as it was learned: worth keeping for the next run.
+
+    Attributes:
+        watts: the point estimate.
+        lowest_watts: the lowest that was seen, but for 2 %.
+        seconds: of time without calls, from which it was learned.
+    """
+
+    watts: float
+    lowest_watts: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """The value of one channel's counter, and when the counter had it.
 

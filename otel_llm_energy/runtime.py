@@ -10,11 +10,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeGuard
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
+from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
+from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.ledger import Balance, Ledger
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
@@ -34,6 +37,7 @@ from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate, Health
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
+from otel_llm_energy.tracing.measuring import measure_idle
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
@@ -54,6 +58,8 @@ class ChannelStatus:
         channel: the counter.
         balance: where its energy went.
         idle_watts: idle power; ``None`` while it is being learned.
+        idle_origin: where that comes from, e.g. ``"given"``, ``"learned"`` or ``"cached"``: learned by an earlier run.
+        idle_age_seconds: age of the figure that is kept for the next run; ``None`` if none is.
         age_seconds: of the newest reading; ``None`` before the first.
         problem: why its meter cannot be read just now.
     """
@@ -61,8 +67,20 @@ class ChannelStatus:
     channel: Channel
     balance: Balance
     idle_watts: float | None
+    idle_origin: Origin
+    idle_age_seconds: float | None
     age_seconds: float | None
     problem: str | None
+
+    @property
+    def idle(self) -> str:
+        """Idle power in words."""
+        if self.idle_watts is None:
+            return "idle being learned"
+        words = f"idle {self.idle_watts:.3g} W"
+        if self.idle_origin == "cached" and self.idle_age_seconds is not None:
+            return f"{words} (cached {_ago(self.idle_age_seconds)})"
+        return f"{words} (under load, in doubt)" if self.idle_origin == "under-load" else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +103,9 @@ class Status:
         lines = [f"tracing: {self.tracing}"]
         for each in self.channels:
             age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
-            idle = "idle being learned" if each.idle_watts is None else f"idle {each.idle_watts:.4g} W"
             kind = "estimate" if each.channel.estimated else "meter"
             problem = f", {each.problem}" if each.problem else ""
-            lines.append(f"{kind} {each.channel.meter}: {each.channel.id}, {idle}, {age}{problem}")
+            lines.append(f"{kind} {each.channel.meter}: {each.channel.id}, {each.idle}, {age}{problem}")
         lines.extend(f"left out {one.name}: {one.reason}. {one.message}" for one in self.left_out)
         lines.extend(f"server {key}: {server.name} {server.message}".rstrip() for key, server in self.servers.items())
         return "\n".join(lines)
@@ -196,6 +213,8 @@ class Runtime:
 
     def _at_exit(self) -> None:
         self.desk.settle_now(_SCAPHANDRE_PERIOD_SECONDS, "shutdown")
+        for station in self.desk.stations:
+            station.keep_idle()
 
     def make_gate(self, downstream: Downstream) -> Gate:
         """A gate on this runtime's desk."""
@@ -229,6 +248,10 @@ class Runtime:
         except Exception:
             _logger.warning("The metrics could not be flushed.", exc_info=True)
             return False
+
+    def measure_idle(self, seconds: float) -> dict[str, float]:
+        """See `otel_llm_energy.measure_idle`."""
+        return measure_idle(self.desk.stations[0], self.desk.wake, seconds)
 
     def status(self) -> Status:
         """What is being measured, and what not and why."""
@@ -321,7 +344,7 @@ class Runtime:
         ledger = Ledger(
             time.monotonic_ns(), idle=self._options.idle, max_wait_ns=int(self._options.max_hold * NS_PER_SECOND)
         )
-        return Station(Books(ledger), find, activity, who, self._wake)
+        return Station(Books(ledger), find, activity, who, self._wake, idle_memory=_idle_memory(self._options))
 
     def _wake(self) -> None:
         self.desk.wake()
@@ -357,6 +380,13 @@ class NoActivity:
         return None
 
     def close(self) -> None: ...
+
+
+def _idle_memory(options: Settings) -> IdleMemory:
+    if options.idle_cache == "off":
+        return IdleMemory(None, {})
+    facts = machine_facts()
+    return IdleMemory(default_path(facts) if options.idle_cache == "auto" else Path(options.idle_cache), facts)
 
 
 def _discover(options: Settings) -> Discovery:
@@ -395,7 +425,7 @@ def _elsewhere(host: str, port: int) -> Server:
 
 def _channels(station: Station) -> Sequence[ChannelStatus]:
     now_ns = time.monotonic_ns()
-    baseline = station.books.baseline_watts()
+    baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
     statuses = []
     for name, (channel, balance) in station.books.balance().items():
@@ -403,5 +433,14 @@ def _channels(station: Station) -> Sequence[ChannelStatus]:
         last_ns = reader.last_reading_ns if reader else None
         age_seconds = None if last_ns is None else (now_ns - last_ns) / NS_PER_SECOND
         problem = str(reader.problem) if reader and reader.problem else None
-        statuses.append(ChannelStatus(channel, balance, baseline.get(name), age_seconds, problem))
+        idle = baselines[name]
+        kept_seconds = station.idle_memory.age_seconds(name)
+        statuses.append(ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, age_seconds, problem))
     return statuses
+
+
+def _ago(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"

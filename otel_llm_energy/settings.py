@@ -37,6 +37,7 @@ class Settings:
     idle: IdleSharing
     max_hold: float
     idle_watts: Mapping[str, float]
+    idle_cache: str
     scaphandre_url: str | None
     powercap_root: Path | None
     grid_intensity: float | None
@@ -142,6 +143,13 @@ def _url(value: Any) -> str:
     return str(value)
 
 
+def _path_or_word(value: Any) -> str:
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path.strip() or path.endswith("/"):
+        raise ValueError(value)
+    return path if path in ("auto", "off") else str(Path(path).expanduser())
+
+
 def _grams(value: Any) -> float:
     grams = float(value)
     if not 0 <= grams < 10_000:
@@ -208,6 +216,14 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "Idle power that is known beforehand, W; otherwise it is learned.",
         _watts,
         _watts,
+    ),
+    Option(
+        "idle_cache",
+        "auto",
+        "auto (a file in the user's cache folder), off, or the path of a file",
+        "Where learned idle power is kept, so that the next run has it from its first call.",
+        _path_or_word,
+        _path_or_word,
     ),
     Option(
         "scaphandre_url",

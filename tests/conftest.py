@@ -29,6 +29,14 @@ from tests.support.powercap import PowercapTree
 from tools.backends import BackendError, obtain
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_idle_power_of_earlier_runs() -> Iterator[None]:
+    """Tests learn from each other only where they say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_LLM_ENERGY_IDLE_CACHE", "off")
+        yield
+
+
 class LlamaServerFactory(Protocol):
     """Gives a running server with these options; asked again for the same options, the same server."""
 

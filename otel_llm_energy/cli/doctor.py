@@ -51,11 +51,10 @@ def _lines(status: Status) -> Iterator[str]:
 def _channel(each: ChannelStatus) -> str:
     channel = each.channel
     sign = "TROUBLE" if each.problem else "guess " if channel.estimated else "ok    "
-    idle = "idle power not learned yet" if each.idle_watts is None else f"idle {each.idle_watts:.3g} W"
     age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
     trouble = f". {each.problem}" if each.problem else ""
     kind = ", an estimate from CPU time, no measurement" if channel.estimated else ""
-    return f"{sign} {channel.meter}: {channel.id} ({channel.component}), {idle}, {age}{kind}{trouble}"
+    return f"{sign} {channel.meter}: {channel.id} ({channel.component}), {each.idle}, {age}{kind}{trouble}"
 
 
 def _verdict(status: Status) -> str:

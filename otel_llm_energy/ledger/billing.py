@@ -10,6 +10,7 @@ from typing import NamedTuple
 from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, unavailable
 from otel_llm_energy.ledger.bounds import edge_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.sweep import IdleSharing, ServerClocks, Sweep, Swept
 from otel_llm_energy.ledger.timeline import Timeline
 
@@ -31,6 +32,7 @@ class _Sums:
     upper_nj: float = 0.0
     known: bool = True
     baseline: bool = True
+    origins: set[Origin] = field(default_factory=set)
     components_nj: dict[str, int] = field(default_factory=dict)
     phases_nj: dict[Phase, int] = field(default_factory=dict)
 
@@ -132,12 +134,15 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
         lower_nj, upper_nj = _spanning(server, sweep, first, last, share)
     doubt_nj = _reading_doubt(first, last) + _activity_doubt(server, first, last)
     scale = sweep.channel.scale_error
+    share_nj = share.idle_nj + share.dyn_nj
+    lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
     sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
-    sums.upper_nj += (upper_nj + doubt_nj) * (1 + scale)
+    sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt(server, first, last, share)) * (1 + scale)
     for swept in (first, last):
         part = swept.parts.get(server)
         sums.known = sums.known and (part is None or part.known)
         sums.baseline = sums.baseline and swept.baseline.watts is not None
+        sums.origins.add(swept.baseline.origin)
 
 
 def _spanning(server: str, sweep: Sweep, first: Swept, last: Swept, share: _Share) -> tuple[float, float]:
@@ -195,6 +200,16 @@ def _activity_doubt(server: str, first: Swept, last: Swept) -> float:
         error_ns = swept.resolution_ns + swept.total_resolution_ns * portion
         doubt_nj += 0.5 * error_ns * swept.dyn_nj / swept.busy_ns
     return doubt_nj
+
+
+def _drift_doubt(server: str, first: Swept, last: Swept, share: _Share) -> float:
+    """What a higher idle power would add to a share, nJ: a share has all of idle, and of the rest the server's part."""
+    drift = max(first.baseline.drift, last.baseline.drift)
+    if not drift:
+        return 0.0
+    parts = [(swept.parts.get(server), swept.dyn_nj) for swept in (first, last)]
+    least = min(part.dyn_nj / dyn_nj if part and dyn_nj else 0.0 for part, dyn_nj in parts)
+    return drift * share.idle_nj * (1 - least)
 
 
 def _covered_ns(stretches: Sequence[Sequence[Window]], sweep: Sweep) -> int:
@@ -260,6 +275,8 @@ def _weakness(entry: Entry, sums: _Sums, coverage: float, bounds_nj: tuple[int, 
         return "gap"
     if not sums.baseline:
         return "no-idle-baseline"
+    if "under-load" in sums.origins:
+        return "idle-under-load"
     if bounds_nj[1] - bounds_nj[0] > _COARSE_WIDTH * (sums.idle_nj + sums.dyn_nj):
         return "coarse-meter"
     return None
@@ -275,4 +292,5 @@ def _method(sums: _Sums, idle: IdleSharing) -> str:
     """How idle and overlap were shared."""
     if not sums.baseline:
         return "by-time/equal-time"
-    return "above-idle/equal-time" if idle == "time" else f"above-idle/equal-time/idle-{idle}"
+    shared = "above-idle/equal-time" if idle == "time" else f"above-idle/equal-time/idle-{idle}"
+    return f"{shared}/cached-idle" if "cached" in sums.origins else shared

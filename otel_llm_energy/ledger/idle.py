@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
 
 _SHORTEST_NS = NS_PER_SECOND // 2
 _SHORTEST_WORK_NS = NS_PER_SECOND // 5
@@ -14,6 +15,15 @@ _LEAST_SAMPLES = 2
 _REMEMBERED = 128
 _LEAST_SPREAD_CPUS = 0.3
 _LIMIT_MARGIN = 1.1
+# Idle power learned from so much time is worth keeping, and better than that of an earlier run.
+ENOUGH_SECONDS = 5.0
+_ENOUGH_NS = int(ENOUGH_SECONDS * NS_PER_SECOND)
+# Idle power may have drifted so far since an earlier run (temperature, other devices): assumed, not measured.
+_DRIFT = 0.1
+
+Origin = Literal["given", "learned", "cached", "under-load", "unknown"]
+"""Where a baseline comes from. ``"under-load"``: learned while other programs were busy all the time, before it could
+be told what of the power was theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +32,27 @@ class Baseline:
 
     Attributes:
         watts: the point estimate P0; ``None`` while unknown.
-        lowest_watts: P0_lo, the 2 % quantile.
+        lowest_watts: P0_lo, the 2 % quantile, or lower where the estimate is in doubt.
         highest_watts: P_hi, the most that the channel draws; ``None`` if unknown.
+        origin: where ``watts`` comes from.
     """
 
     watts: float | None
     lowest_watts: float
     highest_watts: float | None
+    origin: Origin = "learned"
+
+    @property
+    def drift(self) -> float:
+        """Idle power may be higher by this part of it."""
+        return _DRIFT if self.origin == "cached" else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
     watts: float
     busy_cpus: float | None
+    length_ns: int
 
 
 class _Run:
@@ -58,7 +76,7 @@ class _Run:
         if self._length_ns < self._shortest_ns:
             return False
         busy_cpus = None if self._busy_ns is None else self._busy_ns / self._length_ns
-        self._samples.append(_Sample(self._energy_nj / self._length_ns, busy_cpus))
+        self._samples.append(_Sample(self._energy_nj / self._length_ns, busy_cpus, self._length_ns))
         self._start_again()
         return True
 
@@ -70,7 +88,8 @@ class IdleModel:
     """Learns P0 of one channel: the lower of the 10 % quantile and a fit of power against busy time.
 
     A quantile alone takes a constant background load for idle. So the slope of power against busy time is taken
-    from all samples, at work or not, and what it explains is subtracted from the claim-free ones.
+    from all samples, at work or not, and what it explains is subtracted from the claim-free ones. Until there are
+    enough of them, what an earlier run learned is better (`remember`), and without that the baseline is in doubt.
     """
 
     def __init__(self, known_watts: float | None = None, limit_watts: float | None = None) -> None:
@@ -83,6 +102,27 @@ class IdleModel:
         self._work_run = _Run(_SHORTEST_WORK_NS, self._work)
         self._run = _Run(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
+        self._remembered: IdlePower | None = None
+
+    def remember(self, idle: IdlePower) -> None:
+        """What an earlier run learned: used until this one knows better, or sees less power than that."""
+        self._remembered = idle
+        self._baseline = None
+
+    def forget(self) -> None:
+        """Learn anew, from now on."""
+        for samples in (self._idle, self._work, self._all):
+            samples.clear()
+        self.gap()
+        self._remembered = self._baseline = None
+
+    def learned(self, least_seconds: float = ENOUGH_SECONDS) -> IdlePower | None:
+        """What this run has learned, if from so much time; ``None`` for a figure that was given, or is in doubt."""
+        baseline = self.baseline()
+        seconds = _length_ns(self._idle) / NS_PER_SECOND
+        if baseline.watts is None or baseline.origin != "learned" or seconds < least_seconds:
+            return None
+        return IdlePower(baseline.watts, baseline.lowest_watts, seconds)
 
     @property
     def limit_is_hardware(self) -> bool:
@@ -125,16 +165,35 @@ class IdleModel:
         if highest is None and self._work:
             highest = _LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
         if self._known_watts is not None:
-            return Baseline(self._known_watts, self._known_watts, highest)
+            return Baseline(self._known_watts, self._known_watts, highest, "given")
+        live = self._live(highest)
+        if self._remembered is None or (live.origin == "learned" and _length_ns(self._idle) >= _ENOUGH_NS):
+            return live
+        point, lowest = self._remembered.watts, self._remembered.lowest_watts * (1 - _DRIFT)
+        least_seen = min((s.watts for s in self._all), default=point)
+        if least_seen < lowest:
+            self._remembered = None  # idle can be no more than what was drawn
+            return live
+        return Baseline(min(point, least_seen), lowest, highest, "cached")
+
+    def _live(self, highest: float | None) -> Baseline:
+        """What this run's samples say."""
         if len(self._idle) < _LEAST_SAMPLES:
-            return Baseline(None, 0.0, highest)
+            return Baseline(None, 0.0, highest, "unknown")
         watts = [s.watts for s in self._idle]
         point, lowest = quantile(watts, 0.10), quantile(watts, 0.02)
         without_load = self._without_load()
         if without_load:
             point = min(point, max(quantile(without_load, 0.5), 0.0))
             lowest = min(lowest, max(quantile(without_load, 0.02), 0.0))
+        if self._loaded() and not (without_load and _length_ns(self._all) >= _ENOUGH_NS):
+            return Baseline(point, 0.0, highest, "under-load")
         return Baseline(point, min(lowest, point), highest)
+
+    def _loaded(self) -> bool:
+        """Even the quietest time without calls was one of load, as far as that is known."""
+        busy_cpus = [s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+        return bool(busy_cpus) and quantile(busy_cpus, 0.10) > _LEAST_SPREAD_CPUS
 
     def _without_load(self) -> list[float]:
         """Claim-free samples less what their load explains; empty where the load varies too little to tell."""
@@ -143,6 +202,10 @@ class IdleModel:
         if slope is None:
             return []
         return [s.watts - slope * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+
+
+def _length_ns(samples: Iterable[_Sample]) -> int:
+    return sum([sample.length_ns for sample in samples])
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -15,10 +15,11 @@ from otel_llm_energy.ledger.bill import Window
 from otel_llm_energy.ledger.billing import bill_for, charge_nj
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
 from otel_llm_energy.ledger.slots import admit
 from otel_llm_energy.ledger.sweep import IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
-from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 
 _ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
 _KEEP_FREE_NS = 2 * NS_PER_SECOND
@@ -90,12 +91,17 @@ class Ledger:
     def channels(self) -> list[Channel]:
         return [account.sweep.channel for account in self._accounts.values()]
 
-    def add_channel(self, channel: Channel) -> None:
-        """From now on there are readings of this channel; one that was there before is interrupted."""
+    def add_channel(self, channel: Channel, remembered: IdlePower | None = None) -> None:
+        """From now on there are readings of this channel; one that was there before is interrupted.
+
+        ``remembered`` is what an earlier run learned of its idle power.
+        """
         if channel.id in self._accounts:
             self._accounts[channel.id].counter.interrupt("reopened")
             return
-        self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, self._idle))
+        account = self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, self._idle))
+        if remembered is not None:
+            account.sweep.idle_model.remember(remembered)
         self._activity.setdefault(channel.resource, ActivityLog())
         self._billed_nj[channel.id] = self._late_nj[channel.id] = 0
 
@@ -208,9 +214,19 @@ class Ledger:
         """Where each channel's energy went."""
         return {channel_id: self._balance(channel_id, account) for channel_id, account in self._accounts.items()}
 
-    def baseline_watts(self) -> dict[str, float | None]:
-        """The idle power of each channel; ``None`` while it is being learned."""
-        return {name: account.sweep.idle_model.baseline().watts for name, account in self._accounts.items()}
+    def baselines(self) -> dict[str, Baseline]:
+        """What is known of the idle power of each channel."""
+        return {name: account.sweep.idle_model.baseline() for name, account in self._accounts.items()}
+
+    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> dict[str, IdlePower]:
+        """The idle power of those channels of which this run has learned it, from so much time without calls."""
+        learned = {name: account.sweep.idle_model.learned(least_seconds) for name, account in self._accounts.items()}
+        return {name: idle for name, idle in learned.items() if idle is not None}
+
+    def forget_idle(self) -> None:
+        """Learn idle power anew, from now on."""
+        for account in self._accounts.values():
+            account.sweep.idle_model.forget()
 
     def _balance(self, channel_id: str, account: _Account) -> Balance:
         sweep = account.sweep

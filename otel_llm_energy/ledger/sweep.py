@@ -123,7 +123,7 @@ class Sweep:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle_model.gap()
             self._learned_ns = bucket.end_ns
-            self._remember(Swept(bucket, Baseline(None, 0.0, None), 0, {}, 0, 0, 0))
+            self._remember(Swept(bucket, Baseline(None, 0.0, None, "unknown"), 0, {}, 0, 0, 0))
         self._close(bucket)
 
     def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:

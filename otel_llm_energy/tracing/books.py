@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
 from otel_llm_energy.ledger.ledger import Balance, Ledger
 from otel_llm_energy.ledger.windows import CallTimes, work_windows
-from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 from otel_llm_energy.tracing.claims import Claim
 
 
@@ -84,6 +85,11 @@ class Books:
         return self._opened != self._settled
 
     @property
+    def opened(self) -> int:
+        """How many claims were ever opened."""
+        return self._opened
+
+    @property
     def all_settled(self) -> bool:
         """Every claim that was closed has its bill."""
         return self._closed == self._settled
@@ -107,10 +113,11 @@ class Books:
 
     # From the meters' threads
 
-    def add_channels(self, channels: Sequence[Channel]) -> None:
-        """From now on there are readings of these channels."""
+    def add_channels(self, channels: Sequence[Channel], remembered: Mapping[str, IdlePower] | None = None) -> None:
+        """From now on there are readings of these channels; of some, idle power is known from an earlier run."""
         self._reason = None
-        self._note(*[(self._ledger.add_channel, channel) for channel in channels])
+        known = remembered or {}
+        self._note(*[(self._ledger.add_channel, channel, known.get(channel.id)) for channel in channels])
 
     def without_meter(self, reason: str) -> None:
         """There is no channel; claims are unavailable for ``reason``."""
@@ -179,10 +186,19 @@ class Books:
             channels = {channel.id: channel for channel in self._ledger.channels}
             return {name: (channels[name], balance) for name, balance in self._ledger.balance().items()}
 
-    def baseline_watts(self) -> Mapping[str, float | None]:
-        """Idle power of each channel; ``None`` while it is being learned."""
+    def baselines(self) -> Mapping[str, Baseline]:
+        """What is known of the idle power of each channel."""
         with self._ledger_lock:
-            return self._ledger.baseline_watts()
+            return self._ledger.baselines()
+
+    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> Mapping[str, IdlePower]:
+        """Idle power that this run has learned, from so much time without calls."""
+        with self._ledger_lock:
+            return self._ledger.learned_idle(least_seconds)
+
+    def forget_idle(self) -> None:
+        """Learn idle power anew."""
+        self._note((self._ledger.forget_idle,))
 
     def _enter(self) -> int:
         with self._intake_lock:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from otel_llm_energy.idle_memory import IdleMemory, learning_channels
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
@@ -21,6 +23,7 @@ from otel_llm_energy.tracing.troubles import Troubles
 _ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 60.0
+_KEEP_IDLE_SECONDS = 60.0
 _SUSPENDED_NS = NS_PER_SECOND
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class Station:
         activity: samples the machine's servers.
         resolve: finds the server at an address.
         on_reading: told after each round of readings, in a meter's thread.
+        idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
         clock_ns: the monotonic clock.
     """
 
@@ -58,9 +62,11 @@ class Station:
         resolve: Callable[[str, int], Server],
         on_reading: Callable[[], None],
         *,
+        idle_memory: IdleMemory | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.books = books
+        self.idle_memory = idle_memory or IdleMemory(None, {})
         self.left_out: Sequence[LeftOut] = ()
         self.meters: list[MeterReader] = []
         self._discover = discover
@@ -70,6 +76,7 @@ class Station:
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._stopped = False
         self._stop_lock = threading.Lock()
+        self._idle_lock = threading.Lock()
         self._discovery = Poller("discovery", self._find_meters)
         self._look_up = Poller("servers", self._find_servers)
 
@@ -87,6 +94,7 @@ class Station:
         for reader in self.meters:
             reader.stop()
         self._servers.close()
+        self.keep_idle()
 
     def open(self, claim: Claim, host: str, port: int, route: str, *, reports: bool | None) -> None:
         """A call to a server of this machine begins, in the caller's thread."""
@@ -110,6 +118,15 @@ class Station:
         self._wake()
         self._look_up.wake()
 
+    def learning_channels(self) -> list[str]:
+        """The channels that are read and whose idle power is learned."""
+        return [channel.id for reader in self.meters for channel in learning_channels(reader.open_meter)]
+
+    def keep_idle(self, least_seconds: float = ENOUGH_SECONDS) -> None:
+        """Keep for the next run what was learned of idle power, if from so much time without calls."""
+        with self._idle_lock:
+            self.idle_memory.keep(self.books.learned_idle(least_seconds))
+
     @property
     def problem(self) -> MeterError | None:
         """Why a meter cannot be read just now."""
@@ -119,6 +136,11 @@ class Station:
     def period_seconds(self) -> float:
         """The longest time between two readings while calls are open."""
         return max((reader.open_meter.meter.pace.open_seconds for reader in self.meters), default=0.0)
+
+    @property
+    def idle_period_seconds(self) -> float:
+        """The longest time between two readings while no call is open."""
+        return max((reader.open_meter.meter.pace.idle_seconds for reader in self.meters), default=0.0)
 
     def servers(self) -> Mapping[str, Server]:
         """The servers that were found, by address."""
@@ -130,7 +152,8 @@ class Station:
 
     def _find_meters(self) -> float:
         if self.meters:
-            return _LONGEST_BACKOFF_SECONDS
+            self.keep_idle()
+            return _KEEP_IDLE_SECONDS
         found = self._discover()
         self.left_out = found.left_out
         if not found.meters:
@@ -144,10 +167,11 @@ class Station:
                     late.meter.close()
             else:
                 self._start_reading(found.meters)
-        return _LONGEST_BACKOFF_SECONDS
+        return _KEEP_IDLE_SECONDS
 
     def _start_reading(self, meters: Sequence[OpenMeter]) -> None:
-        self.books.add_channels([channel for meter in meters for channel in meter.channels])
+        remembered = self.idle_memory.recall(meters)
+        self.books.add_channels([channel for meter in meters for channel in meter.channels], remembered)
         self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in meters]
         for reader in self.meters:
             reader.start()

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from otel_llm_energy.ledger.idle import IdleModel, quantile
-from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
 
 IDLE_WATTS = 20.0
 WATTS_PER_CPU = 60.0
@@ -131,3 +131,118 @@ def test_old_samples_are_forgotten_when_the_machine_changes() -> None:
         for _ in range(300):
             free(model, watts, busy_cpus=None)
     assert model.baseline().watts == pytest.approx(20.0)
+
+
+# Idle power of an earlier run
+
+EARLIER = IdlePower(watts=20.0, lowest_watts=19.0, seconds=60.0)
+
+
+def test_idle_of_an_earlier_run_holds_until_this_one_knows_better() -> None:
+    """From the first call on; then a live figure of five seconds is better."""
+    model = IdleModel()
+    model.remember(EARLIER)
+    assert (model.baseline().watts, model.baseline().origin) == (20.0, "cached")
+    for _ in range(9):
+        free(model, 22)
+    assert (model.baseline().watts, model.baseline().origin) == (20.0, "cached")
+    free(model, 22)
+    assert (model.baseline().watts, model.baseline().origin) == (22.0, "learned")
+
+
+def test_idle_of_an_earlier_run_allows_for_drift_when_it_is_used() -> None:
+    """It may be ten per cent more or less by now."""
+    model = IdleModel()
+    model.remember(EARLIER)
+    baseline = model.baseline()
+    assert baseline.lowest_watts == pytest.approx(0.9 * 19)
+    assert baseline.drift == 0.1
+
+
+def test_idle_of_an_earlier_run_is_dropped_when_less_power_is_seen() -> None:
+    """Idle can be no more than what was drawn, be it with calls or without."""
+    for stretch in (free, working):
+        model = IdleModel()
+        model.remember(EARLIER)
+        stretch(model, 15)
+        assert (model.baseline().watts, model.baseline().origin) == (None, "unknown")
+        free(model, 15)
+        free(model, 15)
+        assert (model.baseline().watts, model.baseline().origin) == (15.0, "learned")
+
+
+def test_idle_of_an_earlier_run_gives_way_a_little_when_a_little_less_power_is_seen() -> None:
+    """Within the drift that is allowed for."""
+    model = IdleModel()
+    model.remember(EARLIER)
+    free(model, 18.5)
+    assert (model.baseline().watts, model.baseline().origin) == (18.5, "cached")
+
+
+def test_idle_of_an_earlier_run_holds_when_this_one_sees_nothing_but_load() -> None:
+    """A program that never pauses hides the idle power: what was learned on a quiet day is nearer to it."""
+    model = IdleModel()
+    model.remember(EARLIER)
+    for _ in range(40):
+        free(model, linear(2.0), busy_cpus=2.0)
+    assert (model.baseline().watts, model.baseline().origin) == (20.0, "cached")
+    assert model.learned() is None
+
+
+def test_idle_is_in_doubt_when_this_run_sees_nothing_but_load() -> None:
+    """Without an earlier run's: the figure says of itself that it may be anything below."""
+    model = IdleModel()
+    for _ in range(40):
+        free(model, linear(2.0), busy_cpus=2.0)
+    baseline = model.baseline()
+    assert (baseline.watts, baseline.lowest_watts, baseline.origin) == (linear(2.0), 0.0, "under-load")
+    assert model.learned() is None
+
+
+def test_idle_is_no_longer_in_doubt_when_load_has_varied_enough() -> None:
+    """The slope is known from then on, and with it what is left without load."""
+    model, chance = IdleModel(), random.Random(4)
+    for _ in range(3):
+        free(model, linear(1.0), busy_cpus=1.0)
+    assert model.baseline().origin == "under-load"
+    for _ in range(10):
+        busy_cpus = 1.0 + chance.uniform(0.5, 3.0)
+        working(model, linear(busy_cpus), busy_cpus=busy_cpus)
+    baseline = model.baseline()
+    assert baseline.origin == "learned"
+    assert baseline.watts == pytest.approx(IDLE_WATTS, rel=1e-6)
+
+
+@pytest.mark.parametrize("busy_cpus", [0.0, 0.25, None])
+def test_idle_is_not_in_doubt_when_the_machine_is_quiet_or_its_load_cannot_be_known(busy_cpus: float | None) -> None:
+    """A little load is always there, and a meter elsewhere comes without any figure of load."""
+    model = IdleModel()
+    for _ in range(4):
+        free(model, 20, busy_cpus=busy_cpus)
+    assert model.baseline().origin == "learned"
+
+
+def test_idle_is_worth_keeping_when_five_seconds_were_free() -> None:
+    """Less may be chance; what the user gave is the user's to keep."""
+    model, given = IdleModel(), IdleModel(known_watts=20)
+    for _ in range(9):
+        free(model, 20)
+        free(given, 20)
+    assert model.learned() is None
+    free(model, 20)
+    free(given, 20)
+    assert model.learned() == IdlePower(20.0, 20.0, 5.0)
+    assert given.learned() is None
+
+
+def test_idle_is_learned_anew_when_it_is_forgotten() -> None:
+    """Nothing of before counts, not even an earlier run's figure."""
+    model = IdleModel()
+    model.remember(EARLIER)
+    for _ in range(20):
+        free(model, 20)
+    model.forget()
+    assert model.baseline().watts is None
+    free(model, 30)
+    free(model, 30)
+    assert model.baseline().watts == 30.0
