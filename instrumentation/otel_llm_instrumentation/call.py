@@ -83,6 +83,7 @@ class Call:
         "context",
         "ended_ns",
         "error_type",
+        "evident_provider",
         "first_chunk_ns",
         "input_tokens",
         "operation",
@@ -106,6 +107,7 @@ class Call:
         self.ended_ns: int | None = None
         self.operation = request.route.operation
         self.provider = request.provider
+        self.evident_provider: str | None = None  # who the headers of the answer show
         self.request_model = request.model
         self.response_model: str | None = None
         self.server_address = request.address
@@ -233,6 +235,7 @@ class Call:
             self._payloads.clear()
 
     def _note(self, facts: Facts) -> None:
+        self.provider = self.evident_provider or facts.provider or self.provider
         self.response_model = facts.response_model
         self.input_tokens = facts.input_tokens
         self.output_tokens = facts.output_tokens
@@ -247,6 +250,8 @@ class Call:
             self._record_metrics()
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
+        if facts.provider is not None or self.evident_provider is not None:
+            attributes[semconv.PROVIDER_NAME] = self.provider
         if facts.response_model is not None:
             attributes[semconv.RESPONSE_MODEL] = facts.response_model
         if facts.response_id is not None:

@@ -24,9 +24,11 @@ class Facts:
     """What the server said about a call; ``None`` where it said nothing. Nothing is ever guessed.
 
     Attributes:
+        provider: who answered, where the answer shows it (`otel_llm_instrumentation.providers`).
         input_tokens: all tokens of the prompt, cached ones among them.
     """
 
+    provider: str | None = None
     response_model: str | None = None
     response_id: str | None = None
     finish_reasons: list[str] | None = None

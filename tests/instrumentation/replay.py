@@ -86,7 +86,7 @@ def replaying() -> Iterator[ReplayServer]:
                 self.close_connection = True  # the client went away first
 
         def _send(self, reply: Reply) -> None:
-            self.send_response(reply.status)
+            self.send_response_only(reply.status)  # its own Server header would be one too many
             self.send_header("content-type", reply.content_type)
             for name, value in reply.headers.items():
                 self.send_header(name, value)

@@ -37,7 +37,7 @@ def test_span_says_what_was_asked_and_answered_when_a_bare_chat_completes(
     assert span.name == "chat m"
     assert dict(span.attributes or {}) == {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "openai",
+        "gen_ai.provider.name": "llama.cpp",
         "gen_ai.request.model": "m",
         "server.address": "127.0.0.1",
         "server.port": server.port,

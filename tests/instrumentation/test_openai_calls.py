@@ -35,7 +35,7 @@ def test_span_says_what_was_asked_and_answered_when_a_chat_completes(server: Rep
     assert (span.name, span.kind) == ("chat m", SpanKind.CLIENT)
     assert dict(span.attributes or {}) == {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "openai",
+        "gen_ai.provider.name": "llama.cpp",
         "gen_ai.request.model": "m",
         "server.address": "127.0.0.1",
         "server.port": server.port,
@@ -60,7 +60,7 @@ def test_observers_get_the_facts_when_a_call_ends(server: ReplayServer, watched:
     server.reply = json_reply(payloads.chat())
     _client(server).chat.completions.create(**_ASK)
     [call] = watched.ended
-    assert (call.operation, call.provider, call.request_model) == ("chat", "openai", "m")
+    assert (call.operation, call.provider, call.request_model) == ("chat", "llama.cpp", "m")
     assert (call.response_model, call.server_address, call.server_port) == ("smollm2-135m", "127.0.0.1", server.port)
     assert (call.input_tokens, call.output_tokens, call.cached_input_tokens) == (38, 8, 20)
     assert call.timings == ServerTimings(prefill_seconds=0.0755, decode_seconds=0.09225)
@@ -199,7 +199,7 @@ class _House(openai.OpenAI):
 
 def test_kinds_of_client_are_watched_when_they_are_openai_clients(server: ReplayServer, watched: Watched) -> None:
     """Subclasses, copies with options, and Azure, which has a provider name of its own."""
-    server.reply = json_reply(payloads.chat())
+    server.reply = json_reply(payloads.chat(timings=...))
     _House(base_url=server.url, api_key="k").chat.completions.create(**_ASK)
     _client(server).with_options(timeout=7).chat.completions.create(**_ASK)
     azure = openai.AzureOpenAI(azure_endpoint=server.url, api_key="k", api_version="2024-10-21")
@@ -286,7 +286,7 @@ def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServe
     [duration] = metrics["gen_ai.client.operation.duration"].data.data_points
     assert dict(duration.attributes or {}) == {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "openai",
+        "gen_ai.provider.name": "llama.cpp",
         "gen_ai.request.model": "m",
         "gen_ai.response.model": "smollm2-135m",
         "server.address": "127.0.0.1",

@@ -11,6 +11,7 @@ from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.facts import Facts, Route, as_text, fields
 from otel_llm_instrumentation.ollama import routes as ollama
 from otel_llm_instrumentation.openai import routes as openai
+from otel_llm_instrumentation.providers import LLAMA_CPP, OLLAMA, OPENAI, provider_of_host
 
 
 def _read_llama(payloads: Sequence[object]) -> Facts:
@@ -56,17 +57,21 @@ class Endpoint:
         given = body if self.options is None else body.get(self.options)
         return given if isinstance(given, dict) else {}
 
+    def provider_at(self, host: str | None) -> str:
+        """Who answers at this host, as far as is known before the answer."""
+        return provider_of_host(host) if self.provider == OPENAI else self.provider
+
     def is_streaming(self, body: Mapping[str, Any]) -> bool:
         """Whether the request asks for a stream."""
         return body.get("stream", self.streams) is True
 
 
 def _openai(suffix: str, *needs: str, path: str | None = None) -> Endpoint:
-    return Endpoint(suffix, openai.ROUTES[path or suffix], "openai", needs)
+    return Endpoint(suffix, openai.ROUTES[path or suffix], OPENAI, needs)
 
 
 def _ollama(path: str, *needs: str, streams: bool = False) -> Endpoint:
-    return Endpoint(path, ollama.ROUTES[path], "ollama", ("model", *needs), "options", streams)
+    return Endpoint(path, ollama.ROUTES[path], OLLAMA, ("model", *needs), "options", streams)
 
 
 # The longer path first: an address that ends in the one also ends in the other.
@@ -80,8 +85,8 @@ ENDPOINTS: Final = (
     _openai("/responses", "model", "input"),
     _openai("/v1/embeddings", "input", path="/embeddings"),
     _openai("/embeddings", "model", "input"),
-    Endpoint("/completion", _LLAMA, "llama.cpp", ("prompt",)),
-    Endpoint("/infill", _LLAMA, "llama.cpp", ("input_prefix", "input_suffix")),
+    Endpoint("/completion", _LLAMA, LLAMA_CPP, ("prompt",)),
+    Endpoint("/infill", _LLAMA, LLAMA_CPP, ("input_prefix", "input_suffix")),
 )
 _SUFFIXES: Final = tuple(endpoint.suffix for endpoint in ENDPOINTS)
 

@@ -14,6 +14,7 @@ from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.http.answer import Answer, Bodies, see_payloads, tail_of
 from otel_llm_instrumentation.http.routes import endpoint_of, json_object
 from otel_llm_instrumentation.patching import Patch
+from otel_llm_instrumentation.providers import provider_in_headers
 from otel_llm_instrumentation.telemetry import Telemetry
 from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
 
@@ -42,7 +43,7 @@ class HTTPWatcher(Watcher):
             self.telemetry,
             Request(
                 endpoint.route,
-                endpoint.provider,
+                endpoint.provider_at(address),
                 as_text(body.get("model")),
                 address,
                 port,
@@ -55,6 +56,7 @@ class HTTPWatcher(Watcher):
         response: Any = result
         if response.status_code >= _FIRST_ERROR_STATUS:
             call.error_type = str(response.status_code)
+        call.evident_provider = provider_in_headers(response.headers)
         body = self._arrived(response)
         if body is not None:
             tail = tail_of(call, response.headers)

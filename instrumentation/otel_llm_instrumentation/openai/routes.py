@@ -20,6 +20,7 @@ from otel_llm_instrumentation.facts import (
     as_texts,
     fields,
 )
+from otel_llm_instrumentation.providers import provider_in_answer
 
 _MS_PER_SECOND = 1_000.0
 # Where input and output tokens stand, and the details of each.
@@ -37,6 +38,7 @@ def read_completion(payloads: Sequence[object]) -> Facts:
     reasons: dict[int, str] = {}
     for payload in reversed(payloads):
         answer = fields(payload)
+        facts.provider = facts.provider or provider_in_answer(answer)
         usage = usage or answer.get("usage")
         timings = timings or answer.get("timings")
         facts.response_model = facts.response_model or as_text(answer.get("model"))
@@ -63,6 +65,7 @@ def read_response(payloads: Sequence[object]) -> Facts:
         event = fields(payload)
         answer = fields(event.get("response", payload))
         if "output" in answer:
+            facts.provider = provider_in_answer(event) or provider_in_answer(answer)
             if (timings := event.get("timings")) is not None:
                 _add_timings(facts, fields(timings))
             facts.response_model = as_text(answer.get("model"))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from otel_llm_instrumentation.call import Call, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.openai.answers import PendingAnswer
 from otel_llm_instrumentation.openai.routes import route_of
 from otel_llm_instrumentation.patching import Patch
+from otel_llm_instrumentation.providers import AZURE_OPENAI, provider_in_headers, provider_of_host
 from otel_llm_instrumentation.telemetry import Telemetry
 from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
-
-_AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
 
 
 class _Options(Protocol):
@@ -64,17 +63,17 @@ class OpenAIWatcher(Watcher):
         return begin_call(self.telemetry, request)
 
     def _provider(self, client: object, address: str | None) -> str:
-        azure = isinstance(client, self._azure_types) or (address is not None and address.endswith(_AZURE_HOSTS))
-        return "azure.ai.openai" if azure else "openai"
+        return AZURE_OPENAI if isinstance(client, self._azure_types) else provider_of_host(address)
 
     def _deliver(self, call: Call, result: object) -> object:
-        if isinstance(result, self._stream_types):
-            PendingAnswer(call, getattr(result, "response", None)).watch_stream(result)
-            return result
-        response = None if isinstance(result, self._model_types) else getattr(result, "http_response", None)
+        response = self._response(result)
         if response is None:
             call.see(result)
             call.end()
+            return result
+        call.evident_provider = provider_in_headers(response.headers)
+        if isinstance(result, self._stream_types):
+            PendingAnswer(call, response).watch_stream(result)
         elif call.streaming:
             PendingAnswer(call, response).watch_parse(result, self._stream_types)
         elif response.is_closed:
@@ -83,6 +82,12 @@ class OpenAIWatcher(Watcher):
         else:
             PendingAnswer(call, response).watch_read(result)
         return result
+
+    def _response(self, result: object) -> Any:
+        """The HTTP response behind a stream or a raw answer; ``None`` behind a parsed one."""
+        if isinstance(result, self._model_types):
+            return None
+        return getattr(result, "response" if isinstance(result, self._stream_types) else "http_response", None)
 
 
 def _body(options: _Options) -> Mapping[str, object]:
