@@ -14,7 +14,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 
 from otel_llm_energy.conventions import Tier
-from otel_llm_energy.ledger.sweep import IdleSharing
+from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
 from otel_llm_energy.settings import SettingError, settings
@@ -87,6 +87,7 @@ def instrument(
     clients: Literal["auto"] | Sequence[str] | None = None,
     detail: Tier | None = None,
     idle: IdleSharing | None = None,
+    share: BatchSharing | None = None,
     max_hold: float | None = None,
     **options: Any,
 ) -> Instrumentation:
@@ -104,6 +105,7 @@ def instrument(
         clients: ``"auto"``, or which of ``"openai"``, ``"ollama"`` and ``"http"`` to instrument.
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
         idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
+        share: ``"equal-time"`` or ``"phase-tokens"``: how calls that are at work at once share what is above idle.
         max_hold: a finished span waits at most so long for its energy, s; 0 never holds one.
         options: ``idle_watts``, ``idle_cache``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
 
@@ -117,6 +119,7 @@ def instrument(
         "clients": clients,
         "detail": detail,
         "idle": idle,
+        "share": share,
         "max_hold": max_hold,
     }
     with _registry_lock:
@@ -185,6 +188,7 @@ class CallMeter:
         if claim is None:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
+        claim.cached_input_tokens = call.cached_input_tokens
         claim.attributes = _metric_attributes(call)
         self._runtime.desk.close(claim, call.timings)
 

@@ -342,7 +342,10 @@ class Runtime:
         self, find: Callable[[], Discovery], activity: CpuActivity | NoActivity, who: Callable[[str, int], Server]
     ) -> Station:
         ledger = Ledger(
-            time.monotonic_ns(), idle=self._options.idle, max_wait_ns=int(self._options.max_hold * NS_PER_SECOND)
+            time.monotonic_ns(),
+            idle=self._options.idle,
+            share=self._options.share,
+            max_wait_ns=int(self._options.max_hold * NS_PER_SECOND),
         )
         return Station(Books(ledger), find, activity, who, self._wake, idle_memory=_idle_memory(self._options))
 

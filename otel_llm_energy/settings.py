@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from otel_llm_energy.conventions import TIERS, Tier
-from otel_llm_energy.ledger.sweep import IDLE_SHARINGS, IdleSharing
+from otel_llm_energy.ledger.sweep import BATCH_SHARINGS, IDLE_SHARINGS, BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import BEST_FIRST
 
@@ -35,6 +35,7 @@ class Settings:
     clients: Sequence[str]
     detail: Tier
     idle: IdleSharing
+    share: BatchSharing
     max_hold: float
     idle_watts: Mapping[str, float]
     idle_cache: str
@@ -200,6 +201,14 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "How idle energy is shared: by time at work, by activity, or not at all.",
         _one_of(IDLE_SHARINGS),
         _one_of(IDLE_SHARINGS),
+    ),
+    Option(
+        "share",
+        "equal-time",
+        ", ".join(BATCH_SHARINGS),
+        "How calls at work at the same instant share what is above idle: equally, or by the tokens of their phase.",
+        _one_of(BATCH_SHARINGS),
+        _one_of(BATCH_SHARINGS),
     ),
     Option(
         "max_hold",

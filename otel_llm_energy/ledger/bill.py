@@ -22,11 +22,16 @@ class Quality(str, Enum):
 
 
 class Window(NamedTuple):
-    """A stretch of time in which a call was at work on its server (monotonic clock, ns)."""
+    """A stretch of time in which a call was at work on its server (monotonic clock, ns).
+
+    Attributes:
+        weight: what it weighs against others at the same instant, in tenths of a token per second; 0 if unknown.
+    """
 
     start_ns: int
     end_ns: int
     phase: Phase = "work"
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Bill:
         quality, reason: ``reason`` is a short slug, set for `UNAVAILABLE` and `DEGRADED`.
         meter: names of the meters, joined with ``+``.
         scope: what ``energy_nj`` covers.
-        method: how idle and overlap were shared, e.g. ``"above-idle/equal-time"``.
+        method: how idle and overlap were shared, e.g. ``"above-idle/equal-time"`` or ``"above-idle/phase-tokens"``.
         coverage: part of the work windows that lies inside buckets, 0 to 1.
         concurrency: mean number of calls at work on the same server during the work windows, >= 1.
         work_ns: length of the work windows.

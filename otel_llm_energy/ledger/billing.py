@@ -11,7 +11,7 @@ from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, una
 from otel_llm_energy.ledger.bounds import edge_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Origin
-from otel_llm_energy.ledger.sweep import IdleSharing, ServerClocks, Sweep, Swept
+from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, ServerClocks, Sweep, Swept
 from otel_llm_energy.ledger.timeline import Timeline
 
 _LEAST_COVERAGE = 0.9
@@ -22,12 +22,20 @@ _COARSE_WIDTH = 0.5
 _PARTED_WITHIN = 0.1
 
 
+class Sharing(NamedTuple):
+    """How calls share: idle energy, and what is above it with others that are at work at the same instant."""
+
+    idle: IdleSharing
+    batch: BatchSharing
+
+
 @dataclass(slots=True)
 class _Sums:
-    """What one call was given, over its stretches and over channels."""
+    """What one call was given, over its stretches and over channels; ``weighed_nj`` is the part by weight."""
 
     idle_nj: int = 0
     dyn_nj: int = 0
+    weighed_nj: int = 0
     lower_nj: float = 0.0
     upper_nj: float = 0.0
     known: bool = True
@@ -38,7 +46,7 @@ class _Sums:
 
 
 def bill_for(
-    entry: Entry, sweeps: Sequence[Sweep], timeline: Timeline, idle: IdleSharing, reason: str | None
+    entry: Entry, sweeps: Sequence[Sweep], timeline: Timeline, sharing: Sharing, reason: str | None
 ) -> tuple[Bill, dict[str, int]]:
     """The bill of a closed entry, and its energy by channel in nanojoules.
 
@@ -46,7 +54,7 @@ def bill_for(
         entry: closed.
         sweeps: of all channels that its server draws from.
         timeline: of its server.
-        idle: how idle is shared.
+        sharing: how calls share.
         reason: why it is billed ahead of the sweep; ``None`` if all is swept.
     """
     if not sweeps:
@@ -75,7 +83,7 @@ def bill_for(
         components_nj=sums.components_nj,
         meter="+".join(dict.fromkeys(sweep.channel.meter for sweep in sweeps)),
         scope=_scope(sums, sweeps),
-        method=_method(sums, idle),
+        method=_method(sums, sharing, concurrency),
         coverage=coverage,
         concurrency=concurrency,
         work_ns=work_ns,
@@ -87,7 +95,8 @@ def bill_for(
 def charge_nj(entry: Entry, sweep: Sweep) -> int:
     """All that the sweep charged for an entry on one channel, nanojoules, right or wrong."""
     clocks = sweep.clocks(entry.server)
-    return sum([clocks.dyn.between(s, e) + clocks.idle.between(s, e) for s, e in entry.charged])
+    charged_nj = sum([clocks.dyn.between(s, e) + clocks.idle.between(s, e) for s, e, _ in entry.charged])
+    return charged_nj + sum([weight * clocks.weighed.between(s, e) for s, e, weight in entry.charged if weight])
 
 
 def _add_channel(sums: _Sums, server: str, stretches: Sequence[Sequence[Window]], sweep: Sweep) -> int:
@@ -97,9 +106,12 @@ def _add_channel(sums: _Sums, server: str, stretches: Sequence[Sequence[Window]]
     total_nj = 0
     for windows in stretches:
         start_ns = windows[0].start_ns
+        if clocks.weighed.end_ns > start_ns and clocks.weighed.between(start_ns, windows[-1].end_ns):
+            total_nj += _add_weighed(sums, server, windows, sweep)
+            continue
         idle_start_nj, dyn_start_nj = idle_at(start_ns), dyn_at(start_ns)
         idle_nj, dyn_nj = idle_start_nj, dyn_start_nj
-        for _, end_ns, phase in windows:
+        for _, end_ns, phase, _ in windows:
             before_nj = idle_nj + dyn_nj
             idle_nj, dyn_nj = idle_at(end_ns), dyn_at(end_ns)
             phases_nj[phase] = phases_nj.get(phase, 0) + idle_nj + dyn_nj - before_nj
@@ -113,13 +125,29 @@ def _add_channel(sums: _Sums, server: str, stretches: Sequence[Sequence[Window]]
     return total_nj
 
 
+def _add_weighed(sums: _Sums, server: str, windows: Sequence[Window], sweep: Sweep) -> int:
+    """The same for a stretch of which some energy is shared by weight, one window at a time: each has its own."""
+    clocks = sweep.clocks(server)
+    total_nj = 0
+    for start_ns, end_ns, phase, weight in windows:
+        share = _part(clocks, start_ns, end_ns, weight)
+        sums.idle_nj += share.idle_nj
+        sums.dyn_nj += share.dyn_nj
+        sums.weighed_nj += weight * clocks.weighed.between(start_ns, end_ns)
+        sums.phases_nj[phase] = sums.phases_nj.get(phase, 0) + share.idle_nj + share.dyn_nj
+        total_nj += share.idle_nj + share.dyn_nj
+        _add_bounds(sums, server, sweep, share)
+    return total_nj
+
+
 class _Share(NamedTuple):
-    """What a call was given for a stretch of time, or a part of it."""
+    """What a call of some weight was given for a stretch of time, or a part of it."""
 
     start_ns: int
     end_ns: int
     idle_nj: int
     dyn_nj: int
+    weight: int = 0
 
 
 def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
@@ -152,19 +180,25 @@ def _spanning(server: str, sweep: Sweep, first: Swept, last: Swept, share: _Shar
     lower_nj = upper_nj = 0.0
     if first.bucket.start_ns < share.start_ns:
         inner_start_ns = first.bucket.end_ns
-        lower_nj, upper_nj = _edge(server, first, _part(clocks, share.start_ns, inner_start_ns))
+        lower_nj, upper_nj = _edge(server, first, _part(clocks, share.start_ns, inner_start_ns, share.weight))
     if last is not first and last.bucket.end_ns > share.end_ns:
         inner_end_ns = last.bucket.start_ns
-        lower, upper = _edge(server, last, _part(clocks, inner_end_ns, share.end_ns))
+        lower, upper = _edge(server, last, _part(clocks, inner_end_ns, share.end_ns, share.weight))
         lower_nj, upper_nj = lower_nj + lower, upper_nj + upper
     if inner_end_ns > inner_start_ns:
         lower_nj += clocks.lower.between(inner_start_ns, inner_end_ns)
         upper_nj += clocks.upper.between(inner_start_ns, inner_end_ns)
+        if share.weight:
+            lower_nj += share.weight * clocks.weighed_lower.between(inner_start_ns, inner_end_ns)
+            upper_nj += share.weight * clocks.weighed_upper.between(inner_start_ns, inner_end_ns)
     return lower_nj, upper_nj
 
 
-def _part(clocks: ServerClocks, start_ns: int, end_ns: int) -> _Share:
-    return _Share(start_ns, end_ns, clocks.idle.between(start_ns, end_ns), clocks.dyn.between(start_ns, end_ns))
+def _part(clocks: ServerClocks, start_ns: int, end_ns: int, weight: int) -> _Share:
+    dyn_nj = clocks.dyn.between(start_ns, end_ns)
+    if weight:
+        dyn_nj += weight * clocks.weighed.between(start_ns, end_ns)
+    return _Share(start_ns, end_ns, clocks.idle.between(start_ns, end_ns), dyn_nj, weight)
 
 
 def _edge(server: str, swept: Swept, share: _Share) -> tuple[float, float]:
@@ -288,9 +322,10 @@ def _scope(sums: _Sums, sweeps: Sequence[Sweep]) -> Scope:
     return "device" if all(sweep.channel.resource != "cpu" for sweep in sweeps) else "host"
 
 
-def _method(sums: _Sums, idle: IdleSharing) -> str:
+def _method(sums: _Sums, sharing: Sharing, concurrency: float) -> str:
     """How idle and overlap were shared."""
     if not sums.baseline:
         return "by-time/equal-time"
-    shared = "above-idle/equal-time" if idle == "time" else f"above-idle/equal-time/idle-{idle}"
+    batch = sharing.batch if sums.weighed_nj or concurrency <= 1 else "equal-time"
+    shared = f"above-idle/{batch}" if sharing.idle == "time" else f"above-idle/{batch}/idle-{sharing.idle}"
     return f"{shared}/cached-idle" if "cached" in sums.origins else shared

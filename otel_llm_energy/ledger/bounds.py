@@ -71,19 +71,27 @@ def spanning_bounds_nj(
         idle_share_nj: the call's share of that.
         dyn_nj: the server's energy above idle.
         dyn_share_nj: the call's share of that, where no window begins or ends inside; else ``None``.
-        steps: calls at work on the server.
+        steps: calls at work on the server. What is shared by weight is left out here: see `weighed_bounds_nj`.
     """
+    equal = [(step.end_ns - step.start_ns, step.calls) for step in steps if not step.weight]
     if dyn_share_nj is not None:
         lower_nj, upper_nj = dyn_share_nj, dyn_share_nj
     else:
-        most_watts = None
-        if baseline.highest_watts is not None and baseline.watts is not None:
-            most_watts = max(baseline.highest_watts - baseline.watts, 0.0)
-        lower_nj = _placed(dyn_nj, most_watts, sorted(steps, key=lambda step: -step.calls))
-        upper_nj = _placed(dyn_nj, most_watts, sorted(steps, key=lambda step: step.calls))
+        lower_nj = _least_placed(dyn_nj, baseline, equal) if len(equal) == len(steps) else 0
+        upper_nj = _most_placed(dyn_nj, baseline, equal)
     return idle_share_nj + lower_nj - _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, dyn_nj), (
         idle_share_nj + upper_nj
     )
+
+
+def weighed_bounds_nj(baseline: Baseline, dyn_nj: int, steps: Sequence[Step]) -> tuple[int, int]:
+    """The same, without idle, for each unit of weight.
+
+    Where some steps are shared by weight and some equally, all the energy may lie in the ones or in the others.
+    """
+    weighed = [(step.end_ns - step.start_ns, step.weight) for step in steps if step.weight]
+    lower_nj = _least_placed(dyn_nj, baseline, weighed) if len(weighed) == len(steps) else 0
+    return lower_nj, _most_placed(dyn_nj, baseline, weighed) + 1
 
 
 def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, dyn_nj: int) -> int:
@@ -96,13 +104,24 @@ def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj:
     return int(max(idle_nj - lower_idle_nj, 0.0) * (1 - part) * idle_share_nj / idle_nj)
 
 
-def _placed(energy_nj: int, most_watts: float | None, steps: Sequence[Step]) -> int:
-    """One call's share if the energy is placed into these steps in turn, as far as the power allows."""
+def _least_placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+    return _placed(energy_nj, baseline, sorted(steps, key=lambda step: -step[1]))
+
+
+def _most_placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+    return _placed(energy_nj, baseline, sorted(steps, key=lambda step: step[1]))
+
+
+def _placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+    """One part's share if the energy is placed into these steps (length, parts) in turn, as far as the power allows."""
+    most_watts = None
+    if baseline.highest_watts is not None and baseline.watts is not None:
+        most_watts = max(baseline.highest_watts - baseline.watts, 0.0)
     share = 0.0
     left = float(energy_nj)
-    for index, step in enumerate(steps):
-        room = left if most_watts is None or index == len(steps) - 1 else most_watts * (step.end_ns - step.start_ns)
+    for index, (length_ns, parts) in enumerate(steps):
+        room = left if most_watts is None or index == len(steps) - 1 else most_watts * length_ns
         placed = min(left, room)
-        share += placed / step.calls
+        share += placed / parts
         left -= placed
     return int(share)

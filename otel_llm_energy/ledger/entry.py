@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from otel_llm_energy.ledger.bill import Bill, Window
 
+Charged = tuple[int, int, int]  # start, end, weight
+
 
 class Entry:
     """A call that was opened, and what became of it.
@@ -16,8 +18,8 @@ class Entry:
         opened_ns: when it was opened.
         windows: its work windows, once it is closed.
         counted_from_ns: it was taken to be at work from here on before its windows were known; ``None`` if not.
-        charged: the stretches of time in which the timeline counts it, once it is closed. They are the windows
-            unless some of them was swept before it was known.
+        charged: the stretches of time in which the timeline counts it, and its weight there, once it is closed. They
+            are the windows unless some of them was swept before it was known.
         stretches: the parts of the windows for which the call is charged, adjoining ones together.
         work_ns, charged_ns, within_ns: lengths of the windows, of ``charged`` and of ``stretches``.
         caution: a reason that its server is not what it seems, e.g. ``"relay"``.
@@ -45,19 +47,19 @@ class Entry:
         self.opened_ns = opened_ns
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
-        self.charged: tuple[tuple[int, int], ...] = ()
+        self.charged: tuple[Charged, ...] = ()
         self.stretches: list[list[Window]] = []
         self.work_ns = self.charged_ns = self.within_ns = 0
         self.caution: str | None = None
         self.bill: Bill | None = None
 
-    def close(self, windows: tuple[Window, ...], charged: tuple[tuple[int, int], ...]) -> None:
+    def close(self, windows: tuple[Window, ...], charged: tuple[Charged, ...]) -> None:
         """The call has ended; see `windows` and `charged`."""
         self.windows = windows
         self.charged = charged
         self.stretches = _stretches(windows, charged)
         self.work_ns = sum([window.end_ns - window.start_ns for window in windows])
-        self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns in charged])
+        self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in charged])
         self.within_ns = sum([stretch[-1].end_ns - stretch[0].start_ns for stretch in self.stretches])
 
     @property
@@ -77,7 +79,7 @@ class Entry:
         return self.charged_ns == self.within_ns == self.work_ns
 
 
-def _stretches(windows: Sequence[Window], charged: Sequence[tuple[int, int]]) -> list[list[Window]]:
+def _stretches(windows: Sequence[Window], charged: Sequence[Charged]) -> list[list[Window]]:
     """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
     stretches: list[list[Window]] = []
     for window in windows:
@@ -89,11 +91,11 @@ def _stretches(windows: Sequence[Window], charged: Sequence[tuple[int, int]]) ->
     return stretches
 
 
-def _charged_within(window: Window, charged: Sequence[tuple[int, int]]) -> Iterator[Window]:
-    for charged_start_ns, charged_end_ns in charged:
+def _charged_within(window: Window, charged: Sequence[Charged]) -> Iterator[Window]:
+    for charged_start_ns, charged_end_ns, _ in charged:
         if charged_start_ns <= window.start_ns and window.end_ns <= charged_end_ns:
             yield window
             continue
         start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
         if end_ns > start_ns:
-            yield Window(start_ns, end_ns, window.phase)
+            yield window._replace(start_ns=start_ns, end_ns=end_ns)

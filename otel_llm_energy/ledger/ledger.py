@@ -12,12 +12,12 @@ from heapq import heappop, heappush
 
 from otel_llm_energy.ledger.activity import ActivityLog
 from otel_llm_energy.ledger.bill import Window
-from otel_llm_energy.ledger.billing import bill_for, charge_nj
+from otel_llm_energy.ledger.billing import Sharing, bill_for, charge_nj
 from otel_llm_energy.ledger.counter import Bucket, Counter
-from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.ledger.entry import Charged, Entry
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
 from otel_llm_energy.ledger.slots import admit
-from otel_llm_energy.ledger.sweep import IdleSharing, Sweep
+from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 
@@ -28,6 +28,7 @@ _KEEP_FREE_NS = 2 * NS_PER_SECOND
 @dataclass(slots=True)
 class _Server:
     timeline: Timeline
+    by_weight: bool = False  # what a call weighs is known at its end only
     slots: int | None = None
     caution: str | None = None
     reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
@@ -35,7 +36,7 @@ class _Server:
 
     def may_report(self, entry: Entry) -> bool:
         """The call's window is not known while it is open."""
-        return entry.counted_from_ns is None and self.reports.get(entry.route, True)
+        return entry.counted_from_ns is None and (self.by_weight or self.reports.get(entry.route, True))
 
     def slot_limit(self) -> int | None:
         if self.slots is not None:
@@ -69,12 +70,22 @@ class Ledger:
     Args:
         start_ns: nothing happened before (monotonic clock).
         idle: how idle energy is shared: ``"time"``, ``"activity"`` or ``"none"``.
+        share: how calls at work at the same instant share the rest: ``"equal-time"``, or by ``"phase-tokens"``, the
+            weight of their windows, where that is known of all of them.
         max_wait_ns: how long the sweep waits for a window that is not known yet.
     """
 
-    def __init__(self, start_ns: int, *, idle: IdleSharing = "time", max_wait_ns: int = 30 * NS_PER_SECOND) -> None:
+    def __init__(
+        self,
+        start_ns: int,
+        *,
+        idle: IdleSharing = "time",
+        share: BatchSharing = "equal-time",
+        max_wait_ns: int = 30 * NS_PER_SECOND,
+    ) -> None:
         self._start_ns = start_ns
         self._idle = idle
+        self._share = share
         self._max_wait_ns = max_wait_ns
         self._servers: dict[str, _Server] = {}
         self._accounts: dict[str, _Account] = {}
@@ -84,6 +95,11 @@ class Ledger:
         self._late_nj: dict[str, int] = {}
         self._forced: dict[Entry, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
         self._sequence = 0
+
+    @property
+    def by_weight(self) -> bool:
+        """Windows are to tell their weight, where it is known."""
+        return self._share == "phase-tokens"
 
     # Meters' side
 
@@ -136,7 +152,7 @@ class Ledger:
         """
         known = self._servers.get(server)
         if known is None:
-            known = self._servers[server] = _Server(Timeline(self._frozen_ns()))
+            known = self._servers[server] = _Server(Timeline(self._frozen_ns()), self.by_weight)
         if slots is not None:
             known.slots = slots
         if caution is not None:
@@ -163,6 +179,8 @@ class Ledger:
         """
         books = self._servers[entry.server]
         books.open.pop(entry, None)
+        if not books.by_weight:
+            windows = [window._replace(weight=0) if window.weight else window for window in windows]
         entry.close(tuple(windows), _place(entry, windows, books.timeline))
         if windows and books.reports.get(entry.route) is None:
             self._learn_route(books, entry.route, reported)
@@ -173,7 +191,7 @@ class Ledger:
 
     def _learn_route(self, books: _Server, route: str, reported: bool) -> None:
         books.reports[route] = reported
-        if not reported:
+        if not reported and not books.by_weight:
             for other in books.open:
                 if other.route == route and other.counted_from_ns is None:
                     self._count_from_start(other, books)
@@ -291,7 +309,8 @@ class Ledger:
         sweeps = [account.sweep for account in self._accounts.values()]
         books = self._servers[entry.server]
         entry.caution = books.caution
-        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, self._idle, reason)
+        sharing = Sharing(self._idle, self._share)
+        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, sharing, reason)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
         return by_channel
@@ -318,32 +337,32 @@ class Ledger:
             log.forget_before(steps_ns)
 
 
-def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int]]:
-    """Adjoining windows as one stretch of work: (start, end, slots held)."""
-    stretches: list[tuple[int, int, int]] = []
+def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
+    """Adjoining windows as one stretch of work: (start, end, slots held, weight)."""
+    stretches: list[tuple[int, int, int, int]] = []
     for window in windows:
-        slots = 0 if window.phase == "load" else 1
-        if stretches and stretches[-1][1] == window.start_ns and stretches[-1][2] == slots:
-            stretches[-1] = (stretches[-1][0], window.end_ns, slots)
+        holds = (0 if window.phase == "load" else 1, window.weight)
+        if stretches and stretches[-1][1] == window.start_ns and stretches[-1][2:] == holds:
+            stretches[-1] = (stretches[-1][0], window.end_ns, *holds)
         else:
-            stretches.append((window.start_ns, window.end_ns, slots))
+            stretches.append((window.start_ns, window.end_ns, *holds))
     return stretches
 
 
-def _place(entry: Entry, windows: Sequence[Window], timeline: Timeline) -> tuple[tuple[int, int], ...]:
+def _place(entry: Entry, windows: Sequence[Window], timeline: Timeline) -> tuple[Charged, ...]:
     """Enter the windows into the timeline, as far as it is still open, and end what was counted for the call.
 
     Returns the stretches of time in which the timeline counts it.
     """
     frozen_ns = timeline.frozen_ns
-    charged: list[tuple[int, int]] = []
+    charged: list[Charged] = []
     if entry.counted_from_ns is not None:
         counted_until_ns = max(frozen_ns, entry.counted_from_ns)
         timeline.end(counted_until_ns)
-        charged.append((entry.counted_from_ns, counted_until_ns))
+        charged.append((entry.counted_from_ns, counted_until_ns, 0))
         frozen_ns = counted_until_ns
-    for start_ns, end_ns, slots in _joined(windows):
+    for start_ns, end_ns, slots, weight in _joined(windows):
         if end_ns > frozen_ns:
-            timeline.add(max(start_ns, frozen_ns), end_ns, slots=slots)
-            charged.append((max(start_ns, frozen_ns), end_ns))
+            timeline.add(max(start_ns, frozen_ns), end_ns, slots=slots, weight=weight)
+            charged.append((max(start_ns, frozen_ns), end_ns, weight))
     return tuple(charged)

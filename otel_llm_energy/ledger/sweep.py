@@ -8,7 +8,8 @@ the activity and A_s the time in which it was at work:
                         and  idle / T        * integral of [at work] / n(t) dt     of idle
 
 Both integrals are differences of clocks that the sweep advances, so a bill costs two look-ups, however many
-buckets and other calls lie in between.
+buckets and other calls lie in between. Where calls share by weight there is a third clock, of energy per unit of
+weight: it advances where the second one stands still.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from otel_llm_energy.ledger.activity import ActivityLog, Parts
-from otel_llm_energy.ledger.bounds import spanning_bounds_nj
+from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline, IdleModel
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
@@ -29,15 +30,18 @@ from otel_llm_energy.quantities import Channel
 
 IdleSharing = Literal["time", "activity", "none"]
 IDLE_SHARINGS: tuple[IdleSharing, ...] = ("time", "activity", "none")
+BatchSharing = Literal["equal-time", "phase-tokens"]
+BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPart:
-    """A server's part of one bucket: its energy above idle, and how its part of the activity is known."""
+    """A server's part of one bucket: its energy above idle, those who share it, and whether its activity is known."""
 
     dyn_nj: int
     at_work_ns: int
     known: bool
+    steps: Sequence[Step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,25 @@ class Swept:
 
 
 class ServerClocks:
-    """What one call at work on a server has been given so far, on one channel, nanojoules."""
+    """What one call at work on a server has been given so far, on one channel, nanojoules.
 
-    __slots__ = ("dyn", "idle", "lower", "upper")
+    ``weighed``, ``weighed_lower`` and ``weighed_upper`` are that for each unit of a call's weight, besides the others.
+    """
+
+    __slots__ = ("dyn", "idle", "lower", "upper", "weighed", "weighed_lower", "weighed_upper")
 
     def __init__(self, idle: Track | None = None) -> None:
         self.dyn = Track()
         self.idle = idle if idle is not None else Track()
         self.lower = Track()  # bounds of a call that spans a bucket, known at the buckets' edges only
         self.upper = Track()
+        self.weighed = Track()
+        self.weighed_lower = Track()
+        self.weighed_upper = Track()
+
+    def tracks(self) -> tuple[Track, ...]:
+        """All of them."""
+        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Sweep:
@@ -109,7 +123,7 @@ class Sweep:
         self._metered.forget_before(self._learned_ns)
         self._idle_by_time.forget_before(time_ns)
         for clocks in self._clocks.values():
-            for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
+            for track in clocks.tracks():
                 track.forget_before(time_ns)
 
     def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
@@ -134,7 +148,7 @@ class Sweep:
         dyn_nj = bucket.energy_nj - idle_nj
         self._share_idle(idle_nj, bucket, steps, everyone, parts)
         shares = self._share_above_idle(dyn_nj, baseline, steps, parts)
-        self._bound(bucket, baseline, idle_nj, steps, everyone, shares)
+        self._bound(bucket, baseline, idle_nj, everyone, shares)
         busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
 
@@ -201,10 +215,13 @@ class Sweep:
             if not at_work_ns:
                 self.unattributed_nj["outside"] += portion_nj
                 continue
-            rest = self._distribute(portion_nj, at_work_ns, at_work, [self.clocks(n).dyn for n in names])
+            clocks = [self.clocks(name) for name in names]
+            rest = self._distribute(
+                portion_nj, at_work_ns, at_work, [each.dyn for each in clocks], [each.weighed for each in clocks]
+            )
             self.unattributed_nj["rounding"] += rest
             for name in names:
-                shares[name] = ServerPart(portion_nj, at_work_ns, known)
+                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work)
         self.unattributed_nj["other"] += other_nj
         return shares
 
@@ -215,17 +232,26 @@ class Sweep:
         most_watts = max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
         return min(dyn_nj, int(most_watts * at_work_ns))
 
-    def _distribute(self, energy_nj: int, over_ns: int, steps: Sequence[Step], tracks: Sequence[Track]) -> int:
+    def _distribute(
+        self,
+        energy_nj: int,
+        over_ns: int,
+        steps: Sequence[Step],
+        tracks: Sequence[Track],
+        weighed: Sequence[Track] = (),
+    ) -> int:
         """Spread energy evenly over ``over_ns``, each step's slice equally over its calls; what nobody got.
 
-        A remainder of a division is carried on to the next step, and what is left at the end is ``rounding``.
+        Where there are ``weighed`` tracks, and a weight, a slice is spread over the calls' weight instead. A remainder
+        of a division is carried on to the next step, and what is left at the end is ``rounding``.
         """
         rest, carry = energy_nj, 0
-        for start_ns, end_ns, count in steps:
+        for start_ns, end_ns, count, weight in steps:
             slice_nj = energy_nj * (end_ns - start_ns) // over_ns
             rest -= slice_nj
-            each_nj, carry = divmod(carry + slice_nj, count)
-            for track in tracks:
+            by_weight = weight and weighed
+            each_nj, carry = divmod(carry + slice_nj, weight if by_weight else count)
+            for track in weighed if by_weight else tracks:
                 track.grow(start_ns, end_ns, each_nj)
         self.unattributed_nj["rounding"] += carry
         self.charged_nj += energy_nj - rest - carry
@@ -236,22 +262,27 @@ class Sweep:
         bucket: Bucket,
         baseline: Baseline,
         idle_nj: int,
-        steps: Mapping[str, Sequence[Step]],
         everyone: Sequence[Step],
         shares: Mapping[str, ServerPart],
     ) -> None:
+        start_ns, end_ns = bucket.start_ns, bucket.end_ns
         for name, part in shares.items():
             if part.at_work_ns != bucket.length_ns:
                 continue
             clocks = self.clocks(name)
-            idle_share_nj = clocks.idle.between(bucket.start_ns, bucket.end_ns)
-            whole = len(steps[name]) == 1 and len(everyone) == 1
-            dyn_share_nj = clocks.dyn.between(bucket.start_ns, bucket.end_ns) if whole else None
+            idle_share_nj = clocks.idle.between(start_ns, end_ns)
+            equal = [step for step in part.steps if not step.weight]
+            whole = len(part.steps) == len(everyone) == len(equal) == 1
+            dyn_share_nj = clocks.dyn.between(start_ns, end_ns) if whole else None
             lower, upper = spanning_bounds_nj(
-                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, steps[name]
+                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, part.steps
             )
-            clocks.lower.grow(bucket.start_ns, bucket.end_ns, lower)
-            clocks.upper.grow(bucket.start_ns, bucket.end_ns, upper)
+            clocks.lower.grow(start_ns, end_ns, lower)
+            clocks.upper.grow(start_ns, end_ns, upper)
+            if len(equal) < len(part.steps):
+                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps)
+                clocks.weighed_lower.grow(start_ns, end_ns, lower)
+                clocks.weighed_upper.grow(start_ns, end_ns, upper)
 
     def _remember(self, swept: Swept) -> None:
         self._swept.append(swept)

@@ -11,11 +11,17 @@ from otel_llm_energy.ledger.tracks import Track
 
 
 class Step(NamedTuple):
-    """A stretch of time with the same number of calls at work."""
+    """A stretch of time with the same calls at work.
+
+    Attributes:
+        calls: how many.
+        weight: what they weigh together; 0 for one call alone, and where the weight of one is not known.
+    """
 
     start_ns: int
     end_ns: int
     calls: int
+    weight: int = 0
 
 
 # Windows of neighbours in a queue overlap, or stand apart, by some ms of latency: no second slot, and no free one.
@@ -23,16 +29,20 @@ _SLOT_OVERLAP_NS = 50_000_000
 
 
 class _Edge(NamedTuple):
-    """A change of the calls at work, of the slots that they hold, and of the windows among these that are known."""
+    """A change of the calls at work, of the slots that they hold, and of the windows among these that are known.
+
+    ``weight`` is that of the call, 0 if unknown.
+    """
 
     time_ns: int
     calls: int
     slots: int
     windows: int
+    weight: int = 0
 
 
 class Timeline:
-    """The number of calls at work as a step function: open to new edges after `frozen_ns`, final before it.
+    """The calls at work, and their weight, as a step function: open to new edges after `frozen_ns`, final before it.
 
     ``peak`` is the most windows that held a slot of the server at once: loading a model holds none, and a call that is
     only taken to be at work teaches nothing.
@@ -45,22 +55,25 @@ class Timeline:
         self.peak = 0
         self._slots = 0
         self._windows = 0
+        self._weighed = 0  # calls at work whose weight is known
+        self._weight = 0
         self._edges: list[_Edge] = []
         self._times_ns = [start_ns]
         self._counts = [0]
+        self._weights = [0]
 
     @property
     def count(self) -> int:
         """Calls at work at `frozen_ns`."""
         return self._counts[-1]
 
-    def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1) -> None:
+    def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1, weight: int = 0) -> None:
         """A call is at work from ``start_ns`` on, or until ``end_ns``; both not before `frozen_ns`."""
         if end_ns is None:
             heappush(self._edges, _Edge(start_ns, 1, slots, 0))
         else:
-            heappush(self._edges, _Edge(start_ns, 1, slots, slots))
-            heappush(self._edges, _Edge(end_ns, -1, -slots, -slots))
+            heappush(self._edges, _Edge(start_ns, 1, slots, slots, weight))
+            heappush(self._edges, _Edge(end_ns, -1, -slots, -slots, weight))
 
     def end(self, end_ns: int) -> None:
         """A call that was added without an end stops work at ``end_ns``, not before `frozen_ns`."""
@@ -90,8 +103,12 @@ class Timeline:
                 count += edge.calls
                 self._slots += edge.slots
                 self._windows += edge.windows
-            if count != self._counts[-1]:
-                self._set_count(time_ns, count)
+                if edge.weight:
+                    self._weighed += edge.calls
+                    self._weight += edge.calls * edge.weight
+            weight = self._weight if self._weighed == count > 1 else 0
+            if count != self._counts[-1] or weight != self._weights[-1]:
+                self._set_count(time_ns, count, weight)
         self._extend(until_ns)
 
     def _extend(self, to_ns: int) -> None:
@@ -103,13 +120,15 @@ class Timeline:
                 self.peak = max(self.peak, self._windows)
             self.frozen_ns = to_ns
 
-    def _set_count(self, time_ns: int, count: int) -> None:
+    def _set_count(self, time_ns: int, count: int, weight: int) -> None:
         if self._times_ns[-1] == time_ns:
             self._times_ns.pop()
             self._counts.pop()
-        if not self._counts or self._counts[-1] != count:
+            self._weights.pop()
+        if not self._counts or (self._counts[-1], self._weights[-1]) != (count, weight):
             self._times_ns.append(time_ns)
             self._counts.append(count)
+            self._weights.append(weight)
 
     def steps(self, start_ns: int, end_ns: int) -> list[Step]:
         """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
@@ -121,7 +140,7 @@ class Timeline:
                 following = times_ns[index + 1] if index + 1 < len(times_ns) else end_ns
                 first, last = max(times_ns[index], start_ns), min(following, end_ns)
                 if last > first:
-                    steps.append(Step(first, last, counts[index]))
+                    steps.append(Step(first, last, counts[index], self._weights[index]))
             index += 1
         return steps
 
@@ -131,12 +150,13 @@ class Timeline:
         if keep > 256:
             del self._times_ns[:keep]
             del self._counts[:keep]
+            del self._weights[:keep]
         self.busy.forget_before(look_ups_ns)
         self.load.forget_before(look_ups_ns)
 
 
 def merged(step_lists: Sequence[Sequence[Step]]) -> list[Step]:
-    """The steps of several servers taken as one."""
+    """The steps of several servers taken as one; weights of different servers cannot be compared."""
     at_work = [steps for steps in step_lists if steps]
     if len(at_work) == 1:
         return list(at_work[0])

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from otel_llm_energy.ledger.bill import Window
+from otel_llm_energy.quantities import NS_PER_SECOND
 
 # Ollama reports some ms of load_duration for a model that is loaded already.
 _LOADED_ALREADY_NS = 100_000_000
+# Weights are integers; decode may be as slow as some tokens a second.
+_WEIGHTS_PER_TOKEN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class CallTimes:
         first_chunk_ns: ``None`` if it was not streamed.
         prefill_ns, decode_ns, load_ns: from the server's own timings.
         server_end_ns: the server's own end time on the client's monotonic clock; only from the same host.
+        prefill_tokens, decode_tokens: tokens of the prompt that no cache held, and of the answer; ``None`` where they
+            are not known or not to count.
     """
 
     start_ns: int
@@ -29,6 +34,8 @@ class CallTimes:
     decode_ns: int | None = None
     load_ns: int | None = None
     server_end_ns: int | None = None
+    prefill_tokens: int | None = None
+    decode_tokens: int | None = None
 
     @property
     def reported(self) -> bool:
@@ -51,7 +58,10 @@ def work_windows(times: CallTimes) -> tuple[Window, ...]:
     first = times.first_chunk_ns
     if first is None or not times.start_ns < first < times.end_ns:
         return (Window(times.start_ns, times.end_ns),)
-    return (Window(times.start_ns, first, "prefill"), Window(first, times.end_ns, "decode"))
+    return (
+        Window(times.start_ns, first, "prefill", _weight(times.prefill_tokens, first - times.start_ns)),
+        Window(first, times.end_ns, "decode", _weight(times.decode_tokens, times.end_ns - first)),
+    )
 
 
 def _reported(times: CallTimes) -> tuple[Window, ...]:
@@ -59,8 +69,18 @@ def _reported(times: CallTimes) -> tuple[Window, ...]:
     end_ns = min(_ends(times))
     turn_ns = max(end_ns - decode_ns, times.start_ns)
     start_ns = max(turn_ns - prefill_ns, _load_end(times))
-    windows = (Window(start_ns, turn_ns, "prefill"), Window(max(turn_ns, start_ns), end_ns, "decode"))
+    windows = (
+        Window(start_ns, turn_ns, "prefill", _weight(times.prefill_tokens, prefill_ns)),
+        Window(max(turn_ns, start_ns), end_ns, "decode", _weight(times.decode_tokens, decode_ns)),
+    )
     return tuple(window for window in windows if window.end_ns > window.start_ns)
+
+
+def _weight(tokens: int | None, length_ns: int) -> int:
+    """The mean rate of a phase; 0 where it is not known."""
+    if not tokens or not length_ns:
+        return 0
+    return max(tokens * _WEIGHTS_PER_TOKEN * NS_PER_SECOND // length_ns, 1)
 
 
 def _ends(times: CallTimes) -> Sequence[int]:

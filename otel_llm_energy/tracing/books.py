@@ -224,8 +224,15 @@ class Books:
         self._ledger.close(entry, work_windows(times), reported=times.reported)
 
     def _times(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> CallTimes:
+        prefill_tokens, decode_tokens = _phase_tokens(claim) if self._ledger.by_weight else (None, None)
         if report is None:
-            return CallTimes(claim.opened_ns, ended_ns, claim.first_chunk_ns)
+            return CallTimes(
+                claim.opened_ns,
+                ended_ns,
+                claim.first_chunk_ns,
+                prefill_tokens=prefill_tokens,
+                decode_tokens=decode_tokens,
+            )
         server_end_ns = None
         if report.end_unix_ns is not None:
             server_end_ns = report.end_unix_ns - self._unix_clock_ns() + self._clock_ns()
@@ -237,6 +244,8 @@ class Books:
             decode_ns=_ns(report.decode_seconds),
             load_ns=_ns(report.load_seconds),
             server_end_ns=server_end_ns,
+            prefill_tokens=prefill_tokens,
+            decode_tokens=decode_tokens,
         )
 
     def _billed(self, entries: Iterable[Entry]) -> list[Claim]:
@@ -266,6 +275,13 @@ class _GivingWay:
         if time.perf_counter_ns() - self._since_ns > _KEEP_NS:
             time.sleep(0)
             self._since_ns = time.perf_counter_ns()
+
+
+def _phase_tokens(claim: Claim) -> tuple[int | None, int | None]:
+    """Tokens that the server had to work on: of the prompt, those that its cache did not hold; and of the answer."""
+    if claim.input_tokens is None:
+        return None, claim.output_tokens
+    return max(claim.input_tokens - (claim.cached_input_tokens or 0), 0), claim.output_tokens
 
 
 def _ns(seconds: float | None) -> int | None:

@@ -21,7 +21,7 @@ class Claim:
 
     Attributes:
         span_context: of the span that displays the bill; invalid if there is none.
-        input_tokens, output_tokens: as the server reported them, else ``None``.
+        input_tokens, cached_input_tokens, output_tokens: as the server reported them, else ``None``.
         attributes: of the metrics (operation, provider, models, server), and nothing else.
         opened_ns, first_chunk_ns: of the call, on the monotonic clock.
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
@@ -34,6 +34,7 @@ class Claim:
         "attributes",
         "bill",
         "books",
+        "cached_input_tokens",
         "entry",
         "first_chunk_ns",
         "input_tokens",
@@ -52,6 +53,7 @@ class Claim:
         self.reason: str | None = None
         self.attributes: dict[str, str | int] = {}
         self.input_tokens: int | None = None
+        self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
         self.bill: Bill | None = None
 

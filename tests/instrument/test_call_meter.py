@@ -42,6 +42,7 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
         server_address="127.0.0.1",
         server_port=8080,
         input_tokens=3,
+        cached_input_tokens=None,
         output_tokens=4,
         timings=None,
         error_type=None,

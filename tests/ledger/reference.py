@@ -19,9 +19,15 @@ class Call:
     server: str
     start_ns: int
     end_ns: int
+    turn_ns: int | None = None
+    weights: tuple[int, int] = (0, 0)
 
     def at_work(self, time_ns: Fraction) -> bool:
         return self.start_ns < time_ns < self.end_ns
+
+    def weight_at(self, time_ns: Fraction) -> int:
+        """What the call weighs, by its phase; 0 if that is not known."""
+        return 0 if self.turn_ns is None else self.weights[time_ns > self.turn_ns]
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,28 @@ class Shares:
     unattributed_nj: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
 
 
-def share(buckets: Sequence[RefBucket], cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int) -> Shares:
+def share(
+    buckets: Sequence[RefBucket],
+    cells: Sequence[RefCell],
+    calls: Sequence[Call],
+    idle_nw: int,
+    *,
+    by_weight: bool = False,
+) -> Shares:
     """Share every bucket; ``idle_nw`` is P0 in nJ per ns."""
     shares = Shares()
     for bucket in buckets:
-        _share_bucket(shares, bucket, cells, calls, idle_nw)
+        _share_bucket(shares, bucket, cells, calls, idle_nw, by_weight)
     return shares
 
 
 def _share_bucket(
-    shares: Shares, bucket: RefBucket, cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int
+    shares: Shares,
+    bucket: RefBucket,
+    cells: Sequence[RefCell],
+    calls: Sequence[Call],
+    idle_nw: int,
+    by_weight: bool,
 ) -> None:
     length = bucket.end_ns - bucket.start_ns
     idle = min(idle_nw * length, bucket.energy_nj)
@@ -75,19 +93,25 @@ def _share_bucket(
     if pool:
         groups.append((pool, dyn * others / total if total else Fraction(dyn)))
     for servers, energy in groups:
-        _share_group(shares, bucket, [c for c in calls if c.server in servers], energy)
+        _share_group(shares, bucket, [c for c in calls if c.server in servers], energy, by_weight)
 
 
-def _share_group(shares: Shares, bucket: RefBucket, calls: Sequence[Call], energy: Fraction) -> None:
+def _share_group(shares: Shares, bucket: RefBucket, calls: Sequence[Call], energy: Fraction, by_weight: bool) -> None:
     shares.unattributed_nj["other"] -= energy
     at_work = _time_at_work(bucket.start_ns, bucket.end_ns, calls)
     if not at_work:
         shares.unattributed_nj["outside"] += energy
         return
     for start, end in _intervals(bucket.start_ns, bucket.end_ns, calls):
-        working = [call for call in calls if call.at_work(Fraction(start + end, 2))]
-        for call in working:
-            shares.calls_nj[call.name] += energy * Fraction(end - start, at_work * len(working))
+        middle = Fraction(start + end, 2)
+        working = [call for call in calls if call.at_work(middle)]
+        weights = {call.name: call.weight_at(middle) if by_weight else 0 for call in working}
+        # Weights of calls of different servers cannot be compared.
+        if not all(weights.values()) or len({c.server for c in calls if _overlaps(c, bucket)}) > 1:
+            weights = dict.fromkeys(weights, 1)
+        for name, weight in weights.items():
+            part = Fraction(weight, sum(weights.values()))
+            shares.calls_nj[name] += energy * Fraction(end - start, at_work) * part
 
 
 def _activity(
@@ -145,6 +169,7 @@ def _time_at_work(start_ns: int, end_ns: int, calls: Sequence[Call]) -> int:
 def _intervals(start_ns: int, end_ns: int, calls: Sequence[Call]) -> list[tuple[int, int]]:
     cuts = {start_ns, end_ns}
     for call in calls:
-        cuts.update(t for t in (call.start_ns, call.end_ns) if start_ns < t < end_ns)
+        turn_ns = call.start_ns if call.turn_ns is None else call.turn_ns
+        cuts.update(t for t in (call.start_ns, turn_ns, call.end_ns) if start_ns < t < end_ns)
     ordered = sorted(cuts)
     return list(itertools.pairwise(ordered))

@@ -19,6 +19,7 @@ from tests.ledger.reference import Call, RefBucket, RefCell
 GRID_NS = 50_000_000
 SERVERS = ("alpha", "beta", "gamma")
 IDLE_WATTS = 5
+MOST_WEIGHT = 100
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,17 @@ def machines(draw: st.DrawFn, *, most_calls: int = 8, unknown: bool = True) -> M
     for index in range(draw(st.integers(0, most_calls))):
         start = draw(st.integers(0, length - 1))
         end = draw(st.integers(start + 1, length))
-        calls.append(Call(f"call-{index}", draw(st.sampled_from(SERVERS)), start * GRID_NS, end * GRID_NS))
+        server = draw(st.sampled_from(SERVERS))
+        calls.append(Call(f"call-{index}", server, start * GRID_NS, end * GRID_NS, *_phases(draw, start, end)))
     return Machine(readings, _samples(draw, length, unknown), calls)
+
+
+def _phases(draw: st.DrawFn, start: int, end: int) -> tuple[int | None, tuple[int, int]]:
+    """Where prefill ends, and what the phases weigh, as far as that is known."""
+    if end - start < 2 or draw(st.booleans()):
+        return None, (0, 0)
+    weights = draw(st.tuples(st.integers(0, MOST_WEIGHT), st.integers(0, MOST_WEIGHT)))
+    return draw(st.integers(start + 1, end - 1)) * GRID_NS, weights
 
 
 def _samples(draw: st.DrawFn, length: int, unknown: bool) -> list[tuple[int, int, dict[str, int | None]]]:
@@ -102,4 +112,15 @@ def sample(time_ns: int, total_ns: int, by_server_ns: dict[str, int | None]) -> 
 
 
 def close(ledger: Ledger, entry: Entry, call: Call, *, reported: bool = True) -> None:
-    ledger.close(entry, (Window(call.start_ns, call.end_ns),), reported=reported)
+    ledger.close(entry, windows_of(call), reported=reported)
+
+
+def windows_of(call: Call) -> tuple[Window, ...]:
+    """Prefill and decode, where they are known apart."""
+    if call.turn_ns is None:
+        return (Window(call.start_ns, call.end_ns),)
+    prefill, decode = call.weights
+    return (
+        Window(call.start_ns, call.turn_ns, "prefill", prefill),
+        Window(call.turn_ns, call.end_ns, "decode", decode),
+    )
