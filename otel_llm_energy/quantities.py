@@ -6,7 +6,7 @@ integer nanoseconds of the monotonic clock. Wall-clock time appears only where a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,3 +97,37 @@ class ActivitySample:
     capacity: int
     resolution_ns: int
     total_resolution_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPower:
+    """The mean power of one process, all its threads included, as a host's meter gives it.
+
+    Attributes:
+        pid: its number on that host.
+        exe: path or name of its program.
+        cmdline: its arguments run together, without the spaces between them.
+        labels: all that the meter says of it; among them the container it runs in, if that is known.
+        microwatts: its power.
+    """
+
+    pid: int
+    exe: str
+    cmdline: str
+    labels: Mapping[str, str]
+    microwatts: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostPower:
+    """The mean power of a host and its processes between a meter's last two refreshes.
+
+    Attributes:
+        at_ns: the later refresh (monotonic clock).
+        microwatts: of the whole host; ``None`` where the meter does not know it (its first answer, a wrapped counter).
+        processes: each process once.
+    """
+
+    at_ns: int
+    microwatts: float | None
+    processes: Sequence[ProcessPower]

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from opentelemetry.metrics import MeterProvider
 from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.ledger import Balance, Ledger
-from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.meters.base import Meter, ProcessMeter
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
-from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
 from otel_llm_energy.servers.activity import CpuActivity
+from otel_llm_energy.servers.figures import FigureActivity
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.settings import Settings
@@ -42,7 +43,7 @@ from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import Activity, Station
 
 _LOOK_AGAIN_SECONDS = 1.0
 _SCAPHANDRE_PERIOD_SECONDS = 2.5
@@ -326,21 +327,34 @@ class Runtime:
     def _named_stations(self, local: Station) -> dict[Address, Station]:
         """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
         stations: dict[Address, Station] = {}
-        by_meter: dict[int | str, Station] = {}
-        for address, spec in self._options.servers.items():
+        hosts: dict[Hashable, dict[Address, Meter]] = {}
+        for text, spec in self._options.servers.items():
+            address = Address.parse(text)
             if _names_process(spec):
-                stations[Address.parse(address)] = local
+                stations[address] = local
                 continue
-            key = spec if isinstance(spec, str) else id(spec)
-            if key not in by_meter:
-                meter = ScaphandreMeter(spec) if isinstance(spec, str) else spec
-                by_meter[key] = self._station(partial(discover, meter), NoActivity(), _elsewhere)
-            stations[Address.parse(address)] = by_meter[key]
+            meter = meter_at(spec) if isinstance(spec, str) else spec
+            source = meter.source if isinstance(meter, ProcessMeter) else id(meter)
+            hosts.setdefault(source, {})[address] = meter
+        for meters in hosts.values():
+            stations.update(dict.fromkeys(meters, self._station_elsewhere(meters)))
         return stations
 
-    def _station(
-        self, find: Callable[[], Discovery], activity: CpuActivity | NoActivity, who: Callable[[str, int], Server]
-    ) -> Station:
+    def _station_elsewhere(self, meters: Mapping[Address, Meter]) -> Station:
+        """The station of a host whose servers have these addresses, and meters that read one and the same source."""
+        processes = {address: getattr(meter, "process", None) for address, meter in meters.items()}
+        # One meter is read for all of them: one that takes in the figures of processes, if any is wanted.
+        meter = next((each for each in meters.values() if getattr(each, "process", None)), next(iter(meters.values())))
+        activity: FigureActivity | NoActivity = NoActivity()
+        if isinstance(meter, ProcessMeter) and meter.process is not None:
+            activity = FigureActivity(meter.host_powers, meter.cpus)
+        station = self._station(partial(discover, meter), activity, partial(_elsewhere, processes))
+        for address in meters:
+            if address.host and address.port is not None:
+                station.expect(address.host, address.port)
+        return station
+
+    def _station(self, find: Callable[[], Discovery], activity: Activity, who: Callable[[str, int], Server]) -> Station:
         ledger = Ledger(
             time.monotonic_ns(),
             idle=self._options.idle,
@@ -411,8 +425,8 @@ def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> 
 
 
 def _names_process(spec: str | Meter) -> TypeGuard[str]:
-    """``"pid:4711"`` or ``"name:ollama"``, not a meter and not the address of an exporter."""
-    return isinstance(spec, str) and not spec.startswith("http")
+    """``"pid:4711"`` or ``"name:ollama"``, not a meter and not the address of one."""
+    return isinstance(spec, str) and spec.startswith(("pid:", "name:"))
 
 
 def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
@@ -422,8 +436,16 @@ def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
     return resolve(host, port)
 
 
-def _elsewhere(host: str, port: int) -> Server:
-    return Server(f"remote:{host}:{port}", f"{host}:{port}", "remote", reason="remote")
+def _elsewhere(processes: Mapping[Address, str | None], host: str, port: int) -> Server:
+    address = f"{host}:{port}"
+    process = next((name for known, name in processes.items() if known.matches(host, port)), None)
+    if process is None:
+        message = (
+            f"{address}: all that its host draws above idle is billed to its calls. If anything else runs there, name"
+            " the server's process, as ScaphandreMeter(url=..., process='ollama') or at the end of the URL: '#ollama'."
+        )
+        return Server(f"remote:{address}", address, "remote", reason="remote", message=message)
+    return Server(f"process:{process}", f"{process} on {host}", "remote", process=process)
 
 
 def _channels(station: Station) -> Sequence[ChannelStatus]:

@@ -14,6 +14,8 @@ from otel_llm_energy.conventions import TIERS, Tier
 from otel_llm_energy.ledger.sweep import BATCH_SHARINGS, IDLE_SHARINGS, BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import BEST_FIRST
+from otel_llm_energy.meters.urls import meter_at
+from otel_llm_energy.servers.figures import Selector
 
 CLIENTS: Final = ("openai", "ollama", "http")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
@@ -86,16 +88,22 @@ def _servers(value: Any) -> Mapping[str, str | Meter]:
     servers = dict(value)
     for address, meter in servers.items():
         Address.parse(address)
-        if not (_names_server(meter) if isinstance(meter, str) else _is_meter(meter)):
+        if not (_names_server(meter) if isinstance(meter, str) else _meters_server(meter)):
             raise ValueError(meter)
     return servers
+
+
+def _meters_server(value: object) -> bool:
+    process = getattr(value, "process", None)
+    return _is_meter(value) and (process is None or bool(Selector.parse(process)))
 
 
 def _names_server(text: str) -> bool:
     kind, _, value = text.partition(":")
     if kind in ("pid", "name"):
         return value.isdecimal() if kind == "pid" else bool(value)
-    return bool(_url(text))
+    process = meter_at(text).process
+    return process is None or bool(Selector.parse(process))
 
 
 def _clients(value: Any) -> Sequence[str]:
@@ -163,7 +171,7 @@ def _list(text: str) -> list[str]:
 
 
 def _pairs(text: str) -> Mapping[str, str]:
-    """``ollama:11434=http://ollama:8080/metrics,localhost:8080=name:llama-server``."""
+    """``ollama:11434=http://ollama:8080/metrics#ollama,localhost:8080=name:llama-server``."""
     pairs = [pair.partition("=") for pair in _list(text)]
     return {address.strip(): server.strip() for address, _, server in pairs}
 
@@ -180,7 +188,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "servers",
         {},
-        "addresses ('host:port', 'host' or ':port') with a meter, 'pid:4711', 'name:ollama' or a Scaphandre URL",
+        "addresses ('host:port', 'host' or ':port') with a meter, 'pid:4711', 'name:ollama' or a Scaphandre URL and, "
+        "after a #, which of its processes is the server: http://host:8080/metrics#ollama",
         "Who answers at an address, where it is not the process that listens there on this machine.",
         _servers,
         lambda text: _servers(_pairs(text)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.quantities import Channel, HostPower, Reading
 
 
 class MeterError(Exception):
@@ -59,3 +59,24 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Give back descriptors and connections. Never raises."""
+
+
+@runtime_checkable
+class ProcessMeter(Meter, Protocol):
+    """A meter that also knows the power of single processes of its host, so that it can say what a server's part is.
+
+    Attributes:
+        process: which of them the metered server is, see `otel_llm_energy.servers.Selector`; ``None`` for no such
+            figures.
+        cpus: how many CPUs the host has; ``None`` if unknown.
+    """
+
+    process: str | None
+    cpus: int | None
+
+    @property
+    def source(self) -> Hashable:
+        """Equal for meters that read the same source: one of them is to be read for all."""
+
+    def host_powers(self) -> Sequence[HostPower]:
+        """The newest figures, oldest first; they come with the readings, at no request of their own."""

@@ -1,81 +1,35 @@
 """Scaphandre through its Prometheus exporter (checked against 1.0.2).
 
-The exporter refreshes its counters only when a request comes more than 2 s after the one before it, whoever sent that
-(src/exporters/prometheus.rs; https://github.com/hubblo-org/scaphandre/issues/434). So this meter polls slowly, works
-out which request refreshed what it reads, and notices when another client keeps the counters frozen.
+The exporter refreshes its counters only when a request comes more than 2 s after the one before it, whoever sent that:
+see `otel_llm_energy.meters.refresh`. So this meter polls slowly, works out which request refreshed what it reads, and
+notices when another client keeps the counters frozen. One answer holds the counters and the figures of processes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.meters.exposition import Sample
+from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, component, counters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
+from otel_llm_energy.meters.processes import PROCESS_FAMILIES, processes
+from otel_llm_energy.meters.refresh import Refreshes
 from otel_llm_energy.meters.scrape import Exporter, Scrape
-from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Component, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
 SCAPHANDRE_URL = "http://localhost:8080/metrics"
 MIN_INTERVAL_SECONDS = 2.2
 """The shortest poll that refreshed every time when tried on 1.0.2; 2 s and less freeze the exporter for everyone."""
 
-HOST_ENERGY = "scaph_host_energy_microjoules"
-HOST_POWER = "scaph_host_power_microwatts"
-SOCKET_ENERGY = "scaph_socket_energy_microjoules"
-DOMAIN_ENERGY = "scaph_domain_energy_microjoules"
-WANTED = frozenset({HOST_ENERGY, HOST_POWER, SOCKET_ENERGY, DOMAIN_ENERGY})
-
-_REFRESH_NS = 2 * NS_PER_SECOND
 _TIMER_SLACK_NS = 100_000_000  # a caller's timer that fires a little early must not cost a whole poll
 _LONGEST_PAUSE_NS = 10 * NS_PER_SECOND
 _FROZEN_POLLS = 3  # one stale answer is somebody's curl
-_SKEW_NS = 50_000_000  # the host's counter is read after the scan of all processes, some ms after the sockets'
-_PSYS_NEAR_UJ = 100_000_000  # the same counter, read 0.2 s apart at 500 W
+_REMEMBERED_POWERS = 16
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What one page says: the counters that do not overlap, by channel, and the host's own energy and power."""
-
-    by_channel_uj: Mapping[str, int]
-    host_uj: int | None
-    host_uw: float | None
-
-
-def counters(samples: Iterable[Sample]) -> Counters:
-    """Choose one cut through the page's overlapping counters: sockets and their DRAM, or else the host.
-
-    ``core`` and ``uncore`` are inside their socket, psys holds the sockets, the ``mmio`` families (not wanted at all)
-    repeat them. Where Scaphandre found no domains it exports psys as one more socket; it is known by its counter.
-    """
-    sockets: dict[str, int] = {}
-    drams: dict[str, int] = {}
-    host_uj, host_uw, host_is_psys = None, None, False
-    for name, labels, value in samples:
-        if value < 0:
-            continue
-        if name == SOCKET_ENERGY and "socket_id" in labels:
-            sockets[f"package-{labels['socket_id']}"] = int(value)
-        elif name == DOMAIN_ENERGY and labels.get("domain_name", "").strip() == "dram" and "socket_id" in labels:
-            drams[f"package-{labels['socket_id']}/dram"] = int(value)
-        elif name == HOST_ENERGY:
-            host_uj, host_is_psys = int(value), "psys" in labels.get("value_source", "")
-        elif name == HOST_POWER:
-            host_uw = float(value)
-    if host_is_psys and host_uj is not None:
-        sockets = _without_psys(sockets, host_uj)
-    if sockets:
-        return Counters({**sockets, **drams}, host_uj, host_uw)
-    return Counters({} if host_uj is None else {"host": host_uj}, host_uj, host_uw)
-
-
-def _without_psys(sockets: Mapping[str, int], psys_uj: int) -> dict[str, int]:
-    return {name: value for name, value in sockets.items() if abs(value - psys_uj) > _PSYS_NEAR_UJ}
 
 
 class ScaphandreMeter:
@@ -83,6 +37,11 @@ class ScaphandreMeter:
 
     Args:
         url: of the exporter's page. Credentials in it are sent, but never shown.
+        process: which of the host's processes are the server whose calls are metered, where it cannot be looked into
+            (another host or container): ``"ollama"``, ``"cmdline:vllm"``, ``"container:llm"``, ``"label:key=value"``;
+            see `otel_llm_energy.servers.Selector`. Without it the calls are billed for all that the host draws above
+            idle.
+        cpus: how many CPUs that host has. Then a load that is always there is not taken for idle power.
         interval_seconds: between two polls, s, >= 2.2.
         range_uj: where the counters wrap (``max_energy_range_uj`` of the host's powercap tree), µJ. Scaphandre does
             not tell; without it a wrap is a gap.
@@ -97,6 +56,8 @@ class ScaphandreMeter:
         self,
         url: str = SCAPHANDRE_URL,
         *,
+        process: str | None = None,
+        cpus: int | None = None,
         interval_seconds: float = MIN_INTERVAL_SECONDS,
         range_uj: int | None = None,
         scale_error: float = RAPL_SCALE_ERROR,
@@ -109,6 +70,8 @@ class ScaphandreMeter:
                 "polled faster, the exporter freezes for all its clients."
             )
         self.pace = Pace(interval_seconds, interval_seconds)
+        self.process = process
+        self.cpus = cpus
         self._exporter = Exporter(url, timeout_seconds, clock)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj
@@ -119,11 +82,9 @@ class ScaphandreMeter:
     def _forget(self) -> None:
         self._channel_ids: tuple[str, ...] = ()
         self._first_readings: list[Reading] = []
-        self._seen = Counters({}, None, None)
-        self._refreshed_ns: tuple[int, int] | None = None  # when the exporter last refreshed: earliest, latest
-        self._asked_ns: int | None = None
+        self._refreshes = Refreshes()
+        self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
         self._next_poll_ns = 0
-        self._stale_polls = 0
         self._warned = False
 
     def __repr__(self) -> str:
@@ -137,7 +98,16 @@ class ScaphandreMeter:
     @property
     def frozen(self) -> bool:
         """Another client keeps the counters from being refreshed."""
-        return self._stale_polls >= _FROZEN_POLLS
+        return self._refreshes.stale >= _FROZEN_POLLS
+
+    @property
+    def source(self) -> Hashable:
+        """Equal for meters that ask the same exporter: of such only one may be read."""
+        return self._exporter.source
+
+    def host_powers(self) -> Sequence[HostPower]:
+        """The newest figures of processes, oldest first; they came with the readings."""
+        return tuple(self._powers)
 
     def open(self) -> Sequence[Channel]:
         """Ask the exporter what it has; the first `read` returns what came with the answer.
@@ -162,11 +132,7 @@ class ScaphandreMeter:
             if self.frozen:
                 raise self._frozen_error()
             return first
-        scrape, found = self._poll()
-        seen_uj = self._seen.by_channel_uj
-        if all(seen_uj.get(channel_id) == energy_uj for channel_id, energy_uj in found.by_channel_uj.items()):
-            return self._stale(scrape)
-        return self._take(scrape, found)
+        return self._take(*self._poll())
 
     def close(self) -> None:
         """Forget the counters."""
@@ -174,30 +140,32 @@ class ScaphandreMeter:
 
     def _poll(self) -> tuple[Scrape, Counters]:
         self._next_poll_ns = self._clock() + self._interval_ns - _TIMER_SLACK_NS
-        scrape = self._exporter.scrape(WANTED)
+        wanted = COUNTER_FAMILIES if self.process is None else COUNTER_FAMILIES | PROCESS_FAMILIES
+        scrape = self._exporter.scrape(wanted)
         found = counters(scrape.samples)
         if not found.by_channel_uj:
             raise MeterError("meter-garbage", f"{self.url}: no energy counter of Scaphandre on this page.")
         return scrape, found
 
     def _take(self, scrape: Scrape, found: Counters) -> list[Reading]:
-        earliest_ns, latest_ns = self._refreshed_ns = self._refresh_time(scrape, found)
-        self._asked_ns = scrape.asked_ns
-        self._seen = found
-        self._stale_polls = 0
+        refreshed_ns = self._refreshes.date(scrape.asked_ns, scrape.answered_ns, found)
+        if refreshed_ns is None:
+            return self._stale(scrape.asked_ns)
+        earliest_ns, latest_ns = refreshed_ns
+        if self.process is not None:
+            at_ns = (earliest_ns + latest_ns) // 2
+            self._powers.append(HostPower(at_ns, found.host_uw, processes(scrape.samples)))
         return [
             Reading(channel_id, found.by_channel_uj[channel_id], earliest_ns, latest_ns)
             for channel_id in self._channel_ids
             if channel_id in found.by_channel_uj
         ]
 
-    def _stale(self, scrape: Scrape) -> list[Reading]:
-        self._asked_ns = scrape.asked_ns
-        self._stale_polls += 1
+    def _stale(self, asked_ns: int) -> list[Reading]:
         # Asking less often gives the other client's requests, or ours, a chance to be 2 s apart. The first pauses stay
         # below 4 s, so that the next refresh can still be dated.
-        pause_ns = min(int(self._interval_ns * 1.5 ** (self._stale_polls - 1)), _LONGEST_PAUSE_NS)
-        self._next_poll_ns = scrape.asked_ns + max(pause_ns, self._interval_ns)
+        pause_ns = min(int(self._interval_ns * 1.5 ** (self._refreshes.stale - 1)), _LONGEST_PAUSE_NS)
+        self._next_poll_ns = asked_ns + max(pause_ns, self._interval_ns)
         if not self.frozen:
             return []
         error = self._frozen_error()
@@ -213,43 +181,11 @@ class ScaphandreMeter:
             " then it answers with old values (scaphandre issue 434); scrape it less often.",
         )
 
-    def _refresh_time(self, scrape: Scrape, found: Counters) -> tuple[int, int]:
-        """When the counters had their values: our request refreshed them, or another client's since our last one.
-
-        The exporter's power is a mean over its last bucket, so host energy / host power is that bucket's length. Up to
-        4 s after our last request at most one refresh can have come between, and so the length tells when it was.
-        """
-        asked_ns, answered_ns = scrape.asked_ns, scrape.answered_ns
-        if self._asked_ns is None or self._refreshed_ns is None:
-            return asked_ns - _REFRESH_NS, answered_ns
-        waited_ns = asked_ns - self._asked_ns
-        bracket = self._asked_ns, answered_ns
-        bucket_ns = _bucket_ns(self._seen.host_uj, found)
-        if bucket_ns is not None and self._stale_polls == 0 and abs(bucket_ns - waited_ns) <= _SKEW_NS:
-            return asked_ns, answered_ns  # the bucket spans two requests of ours
-        if bucket_ns is None or waited_ns > 2 * _REFRESH_NS:
-            return bracket
-        earliest_ns = max(bracket[0], self._refreshed_ns[0] + bucket_ns - _SKEW_NS)
-        latest_ns = min(bracket[1], self._refreshed_ns[1] + bucket_ns + _SKEW_NS)
-        return (earliest_ns, latest_ns) if earliest_ns <= latest_ns else bracket
-
     def _channel(self, channel_id: str) -> Channel:
         return Channel(
             id=channel_id,
-            component=_component(channel_id),
+            component=component(channel_id),
             meter=self.name,
             range_uj=self._range_uj,
             scale_error=self._scale_error,
         )
-
-
-def _bucket_ns(before_uj: int | None, found: Counters) -> int | None:
-    if before_uj is None or found.host_uj is None or not found.host_uw or found.host_uj <= before_uj:
-        return None
-    return int((found.host_uj - before_uj) / found.host_uw * NS_PER_SECOND)
-
-
-def _component(channel_id: str) -> Component:
-    if channel_id == "host":
-        return "host"
-    return "memory" if channel_id.endswith("/dram") else "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from functools import partial
 from http.client import HTTPException
 from itertools import islice
@@ -46,6 +46,11 @@ class Exporter:
         self.shown_url = self._url.partition("?")[0]  # a query may hold a token
         self._timeout_seconds = timeout_seconds
         self._clock = clock
+
+    @property
+    def source(self) -> Hashable:
+        """Equal for exporters of the same address and credentials; not to be shown."""
+        return self._url, self._credentials
 
     def scrape(self, wanted: Collection[str]) -> Scrape:
         """Fetch and parse the page, in a context that no instrumentation traces.

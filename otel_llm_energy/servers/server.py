@@ -23,6 +23,7 @@ class Server:
             ``"ambiguous"``, ``"unsupported"``.
         message: the same in a sentence, with what to do.
         slots: how many calls it works on at once, where it says so; ``None`` if unknown.
+        process: which processes of another host it is, for `otel_llm_energy.servers.Selector`; ``None`` if not known.
     """
 
     id: str
@@ -33,3 +34,4 @@ class Server:
     reason: str | None = None
     message: str = ""
     slots: int | None = None
+    process: str | None = None

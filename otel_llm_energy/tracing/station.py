@@ -96,6 +96,10 @@ class Station:
         self._servers.close()
         self.keep_idle()
 
+    def expect(self, host: str, port: int) -> None:
+        """There is a server at this address: its part of the activity is of interest before its first call."""
+        self._servers.key(host, port)
+
     def open(self, claim: Claim, host: str, port: int, route: str, *, reports: bool | None) -> None:
         """A call to a server of this machine begins, in the caller's thread."""
         was_busy = self.books.busy

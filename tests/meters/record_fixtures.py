@@ -2,22 +2,28 @@
 
 Each set is the real exporter over a synthetic powercap tree whose counters rise at a known power. Of the processes only
 the first kernel threads and one with a hostile command line are kept: the others say what else ran on the machine.
+The set ``processes`` keeps two busy programs and the exporter too; beside it is the CPU time that the kernel gave them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import requests
 
-from tests.support.backends import running_scaphandre
+from otel_llm_energy.servers import process_cpu_ns
+from tests.support.backends import Scaphandre, running_scaphandre
+from tests.support.burner import burning
+from tools.backends import obtain
 
 FIXTURES = Path(__file__).with_name("fixtures")
 HOSTILE_ARGUMENT = 'a "quoted" {brace="1"} 42\nscaph_host_energy_microjoules 7\n'
@@ -96,6 +102,54 @@ def record(name: str, zones: Zones, instants: Sequence[float], folder: Path) -> 
             (FIXTURES / f"{name}-{index}.txt").write_bytes(b"\n".join(lines))
 
 
+SERVER, NEIGHBOUR = "llm_server.py", "neighbour.py"
+
+
+def record_processes(folder: Path) -> None:
+    """A server of three threads, Scaphandre's own threads, and a neighbour of one thread, busy between two requests."""
+    zones, _ = SETS["two-sockets"]
+    with (
+        _rising(folder / "processes", zones),
+        burning(SERVER, folder, threads=3) as server,
+        burning(NEIGHBOUR, folder, duty=0.4) as neighbour,
+    ):
+        time.sleep(1)  # Scaphandre knows the command lines of those processes only that were there before it
+        with running_scaphandre(folder / "processes", folder) as exporter:
+            _record_processes(exporter, server.pid, neighbour.pid, folder)
+
+
+def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int, folder: Path) -> None:
+    used_ns: list[dict[str, int | None]] = []
+    for index in range(3):
+        body = requests.get(exporter.url, timeout=10).content
+        used_ns.append({SERVER: process_cpu_ns(server_pid), NEIGHBOUR: process_cpu_ns(neighbour_pid)})
+        shown = (server_pid, neighbour_pid, exporter.pid)
+        lines = [line for line in body.split(b"\n") if _kept(line) or _of(line, shown)]
+        text = b"\n".join(lines).decode()
+        (FIXTURES / f"processes-{index}.txt").write_text(_anonymous(text, folder))
+        time.sleep(2.2)
+    (FIXTURES / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
+
+
+def _of(line: bytes, pids: Iterable[int]) -> bool:
+    """A line of one of these processes, or of a thread of theirs."""
+    threads = {task.name.encode() for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()}
+    return any(b'pid="%s"' % thread in line for thread in threads)
+
+
+def _anonymous(text: str, folder: Path) -> str:
+    """Without this machine's paths."""
+    python = Path(sys.executable)
+    for path, instead in (
+        (python, "/usr/bin/python3"),
+        (python.resolve(), "/usr/bin/python3.11"),
+        (folder, "/srv"),
+        (obtain("scaphandre"), "/usr/bin/scaphandre"),
+    ):
+        text = text.replace(str(path), instead)
+    return text
+
+
 def main() -> None:
     FIXTURES.mkdir(exist_ok=True)
     hostile = subprocess.Popen(["/bin/sh", "-c", "sleep 30; :", HOSTILE_ARGUMENT])
@@ -103,6 +157,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, (zones, instants) in SETS.items():
                 record(name, zones, instants, Path(folder))
+            record_processes(Path(folder))
     finally:
         hostile.kill()
         hostile.wait()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_llm_energy.meters.cut import COUNTER_FAMILIES
 from otel_llm_energy.meters.exposition import MAX_LINE_BYTES, Sample, parse
-from otel_llm_energy.meters.scaphandre import WANTED
 
 FIXTURES = Path(__file__).with_name("fixtures")
 PROCESS_POWER = "scaph_process_power_consumption_microwatts"
@@ -23,8 +23,8 @@ def chunked(body: bytes, size: int) -> list[bytes]:
 
 def test_only_wanted_samples_are_kept_when_the_page_is_real() -> None:
     """Of a real page just the counters asked for come out, exactly, in spite of blank lines and leading zeros."""
-    samples = list(parse([(FIXTURES / "two-sockets-1.txt").read_bytes()], WANTED))
-    assert {sample.name for sample in samples} == WANTED
+    samples = list(parse([(FIXTURES / "two-sockets-1.txt").read_bytes()], COUNTER_FAMILIES))
+    assert {sample.name for sample in samples} == COUNTER_FAMILIES
     assert len(samples) == 7
     assert all(isinstance(sample.value, int) and sample.value > 1_000_000 for sample in samples)
     assert {sample.labels.get("domain_name") for sample in samples} == {None, "dram", "core"}
@@ -43,7 +43,7 @@ def test_process_power_is_read_when_asked_for() -> None:
 def test_samples_are_the_same_when_chunks_cut_lines(size: int) -> None:
     """How the body was cut into chunks does not show."""
     body = (FIXTURES / "wrap-1.txt").read_bytes()
-    assert list(parse(chunked(body, size), WANTED)) == list(parse([body], WANTED))
+    assert list(parse(chunked(body, size), COUNTER_FAMILIES)) == list(parse([body], COUNTER_FAMILIES))
 
 
 @given(st.permutations([("domain_name", "dram"), ("domain_id", "0"), ("socket_id", "1")]), st.integers(0, 2**64 - 1))
@@ -72,7 +72,7 @@ def test_label_values_survive_when_they_are_escaped(labels: dict[str, str]) -> N
 @given(st.lists(st.binary(max_size=60)))
 def test_nothing_is_raised_when_the_page_is_noise(chunks: list[bytes]) -> None:
     """Noise gives no samples of other names and no exception."""
-    assert all(sample.name in WANTED for sample in parse(chunks, WANTED))
+    assert all(sample.name in COUNTER_FAMILIES for sample in parse(chunks, COUNTER_FAMILIES))
 
 
 @given(st.binary(max_size=60))
@@ -90,8 +90,8 @@ def test_no_value_is_cut_short_when_the_body_is_truncated(length: int) -> None:
         for line in (FIXTURES / "two-sockets-1.txt").read_bytes().split(b"\n")
         if line.startswith((b"scaph_socket", b"scaph_host"))
     )
-    whole = list(parse([body], WANTED))
-    part = list(parse([body[:length]], WANTED))
+    whole = list(parse([body], COUNTER_FAMILIES))
+    part = list(parse([body[:length]], COUNTER_FAMILIES))
     assert part == whole[: len(part)]
 
 

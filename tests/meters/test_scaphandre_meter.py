@@ -16,17 +16,17 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm_energy.meters.base import MeterError
-from otel_llm_energy.meters.exposition import Sample, parse
-from otel_llm_energy.meters.scaphandre import (
+from otel_llm_energy.meters.cut import (
+    COUNTER_FAMILIES,
     DOMAIN_ENERGY,
     HOST_ENERGY,
     HOST_POWER,
     SOCKET_ENERGY,
-    WANTED,
     Counters,
-    ScaphandreMeter,
     counters,
 )
+from otel_llm_energy.meters.exposition import Sample, parse
+from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
 from otel_llm_energy.quantities import Reading
 from tests.meters.exporters import ManualClock, exporter, page, say
@@ -90,7 +90,7 @@ def test_psys_is_no_socket_when_the_exporter_lists_it_as_one() -> None:
 def test_mmio_duplicates_are_not_read_when_the_page_has_them() -> None:
     """The mmio families repeat the same counters."""
     page_text = totals(5_000_000) + b'scaph_socket_rapl_mmio_energy_microjoules{socket_id="0"} 5000000\n'
-    assert dict(counters(parse([page_text], WANTED)).by_channel_uj) == {"package-0": 5_000_000}
+    assert dict(counters(parse([page_text], COUNTER_FAMILIES)).by_channel_uj) == {"package-0": 5_000_000}
 
 
 def test_the_host_is_the_channel_when_there_is_no_socket() -> None:
@@ -439,7 +439,7 @@ def test_an_error_is_a_meters_when_the_certificates_are_missing(monkeypatch: pyt
 def test_memory_is_bounded_when_the_page_repeats_one_counter() -> None:
     """Only so many samples are kept, however many the page holds."""
     with exporter(f"{HOST_ENERGY} 1\n".encode() * (MAX_SAMPLES * 2)) as served:
-        scrape = Exporter(served.url).scrape(WANTED)
+        scrape = Exporter(served.url).scrape(COUNTER_FAMILIES)
     assert len(scrape.samples) == MAX_SAMPLES
 
 

@@ -41,6 +41,7 @@ WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
         ({"ollama:11434": "pid:me"}, "ollama:11434=pid:me"),
         ({"ollama:11434": "name:"}, "ollama:11434=name:"),
         ({"ollama:11434": "http://"}, "ollama:11434=http://"),
+        ({"ollama:11434": "http://x:80/m#program:y"}, "ollama:11434=http://x:80/m#program:y"),
         ({"ollama:11434": 5}, "ollama:11434"),
     ),
     "clients": ((["anthropic"], "anthropic"), (5, "5")),

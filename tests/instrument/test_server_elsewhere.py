@@ -1,0 +1,114 @@
+"""A server that cannot be looked into: its part of the host's power comes from Scaphandre's figures of processes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from openai import OpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import ScaphandreMeter
+from otel_llm_energy import conventions as names
+from otel_llm_energy.quantities import Channel
+from otel_llm_energy.servers import process_cpu_ns
+from tests.conftest import LlamaServerFactory
+from tests.instrument.asking import until
+from tests.meters.exporters import exporter as serving
+from tests.support.backends import Scaphandre
+from tests.support.burner import burning
+from tests.support.powercap import PowerModel
+
+RECORDED = Path(__file__).parents[1] / "meters" / "fixtures"
+MODEL = PowerModel()
+CALLS = 5
+
+
+def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processes_apart(
+    llama_server: LlamaServerFactory,
+    client: OpenAI,
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    """The real exporter, a real model, and a program that keeps the other CPU busy.
+
+    The truth is what the server's own CPU time costs by the synthetic counters; a bill for all that the host drew above
+    idle would be about twice that.
+    """
+    server = llama_server()
+    scaphandre: Scaphandre = request.getfixturevalue("scaphandre")  # after the server, or it has no command line
+    address = urlsplit(server.base_url)
+    command = f"cmdline:{sys.executable} -m otel_llm_energy.cli.model_server"
+    handle = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters="rapl",
+        servers={f"{address.hostname}:{address.port}": IdleKnown(scaphandre.url, process=command)},
+        max_hold=60,
+    )
+    try:
+        await_first_reading(handle)
+        with burning("neighbour.py", tmp_path):
+            before_ns = process_cpu_ns(server.pid)
+            for _ in range(CALLS):
+                client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": "Describe the ocean."}], max_tokens=100
+                )
+            after_ns = process_cpu_ns(server.pid)
+            until(lambda: len(exporter.get_finished_spans()) == CALLS)
+    finally:
+        handle.uninstrument()
+    assert before_ns is not None
+    assert after_ns is not None
+    truth = MODEL.watts_per_cpu * (1 + MODEL.memory_part) * (after_ns - before_ns) / 1e9
+    said = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+    assert {(each[names.SCOPE], each[names.METER]) for each in said} == {("process", "scaphandre")}, said
+    assert sum(float(str(each[names.ABOVE_IDLE_JOULES])) for each in said) == pytest.approx(truth, rel=0.25), said
+
+
+class IdleKnown(ScaphandreMeter):
+    """On a machine that others use too, idle power cannot be learned in seconds."""
+
+    def open(self) -> Sequence[Channel]:
+        watts = {"cpu": MODEL.idle_watts, "memory": MODEL.idle_watts * MODEL.memory_part}
+        return [replace(channel, idle_watts=watts[channel.component]) for channel in super().open()]
+
+
+def await_first_reading(handle: otel_llm_energy.Instrumentation) -> None:
+    """Wait until two readings were taken, so that calls lie between readings."""
+    until(lambda: any(each.balance.metered_nj for each in handle.status().channels))
+
+
+def test_one_exporter_is_asked_once_when_it_serves_two_servers(
+    provider: TracerProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two pollers would freeze it. Who each server is shows before the first call; the password never does."""
+    pages = [(RECORDED / f"processes-{index}.txt").read_bytes() for index in range(3)]
+    with serving(*pages) as served, caplog.at_level(logging.DEBUG):
+        url = served.url.replace("//", "//joule:hush@")
+        handle = otel_llm_energy.instrument(
+            tracer_provider=provider,
+            meters="rapl",
+            servers={"ollama:11434": f"{url}#ollama", "vllm:8000": ScaphandreMeter(url, process="cmdline:vllm")},
+        )
+        try:
+            until(lambda: (len(handle.status().servers), len(handle.status().channels)) == (2, 4))
+            status = handle.status()
+        finally:
+            handle.uninstrument()
+        assert len(served.requests) == 1
+        assert b"ollama" not in served.requests[0], "what follows the # is ours"
+    assert {key: server.process for key, server in status.servers.items()} == {
+        "ollama:11434": "ollama",
+        "vllm:8000": "cmdline:vllm",
+    }
+    told = [str(status), *(record.getMessage() for record in caplog.records if record.name.startswith("otel_llm"))]
+    assert not [text for text in told if "hush" in text]

@@ -1,0 +1,203 @@
+"""A remote server's part of the activity, from its meter's figures of processes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, HostPower, ProcessPower
+from otel_llm_energy.servers import FigureActivity, Selector, Server
+
+BUCKET_NS = 2_200_000_000
+OLLAMA = Server("process:ollama", "ollama", "remote", process="ollama")
+VLLM = Server("process:vllm", "vllm", "remote", process="cmdline:vllm serve")
+
+
+def process(exe: str, microwatts: float, cmdline: str = "", **labels: str) -> ProcessPower:
+    """One process."""
+    return ProcessPower(pid=7, exe=exe, cmdline=cmdline, labels=labels, microwatts=microwatts)
+
+
+class Host:
+    """Figures of a host, given out as a meter does: the newest few, again and again."""
+
+    def __init__(self) -> None:
+        self.powers: list[HostPower] = []
+
+    def __call__(self) -> list[HostPower]:
+        return self.powers[-4:]
+
+    def refresh(self, *processes: ProcessPower, microwatts: float | None = 100e6) -> None:
+        """A bucket later."""
+        at_ns = self.powers[-1].at_ns + BUCKET_NS if self.powers else NS_PER_SECOND
+        self.powers.append(HostPower(at_ns, microwatts, processes))
+
+
+def part(before: ActivitySample | None, after: ActivitySample | None, server: Server) -> float | None:
+    """u_s between two samples; `None` where it is not known."""
+    assert before is not None
+    assert after is not None
+    then, now = before.by_server_ns.get(server.id), after.by_server_ns[server.id]
+    if then is None or now is None:
+        return None
+    return (now - then) / (after.total_ns - before.total_ns)
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("ollama", "serve runner"),
+        ("exe:Ollama", "serve runner"),
+        ("cmdline:ollama runner", "runner"),
+        ("cmdline:vllm.entrypoints", "vllm"),
+        ("container:llm", "vllm"),
+        ("container:llm-service", "vllm"),
+        ("container:0123456789ab", "vllm"),
+        ("container:0123", ""),
+        ("label:container_label_TIER=gpu", "vllm"),
+        ("exe:olla", ""),
+        ("gone", "gone"),
+    ],
+)
+def test_processes_are_chosen_when_they_match(text: str, chosen: str) -> None:
+    """By program, command line (run together, as Scaphandre writes it), container or any label."""
+    selector = Selector.parse(text)
+    candidates = {
+        "serve": process("/usr/local/bin/ollama", 1.0, "/usr/local/bin/ollamaserve"),
+        "runner": process("/usr/local/bin/ollama", 1.0, "/usr/local/bin/ollamarunner--model/x"),
+        "vllm": process(
+            "/usr/bin/python3.11",
+            1.0,
+            "python3-mvllm.entrypoints.openai.api_server",
+            container_names="/llm,/llm-alias",
+            container_id="0123456789abcdef0123456789abcdef",
+            container_label_com_docker_compose_service="llm-service",
+            container_label_tier="gpu",
+        ),
+        "gone": process("/opt/gone (deleted)", 1.0),
+    }
+    assert " ".join(name for name, each in candidates.items() if selector.matches(each)) == chosen
+
+
+@pytest.mark.parametrize("text", ["", "exe:", "program:x", "label:x", "  "])
+def test_a_wrong_selector_is_an_error_when_it_is_parsed(text: str) -> None:
+    """The message shows the value and how it should look."""
+    with pytest.raises(ValueError, match="cmdline:"):
+        Selector.parse(text)
+
+
+def test_the_part_is_of_the_activity_when_the_machine_has_64_cores() -> None:
+    """One busy core of 64 has a 64th of the host's power, and yet is all the activity there is."""
+    host, activity = Host(), None
+    activity = FigureActivity(host)
+    activity.watch(OLLAMA)
+    host.refresh(microwatts=None)
+    first = activity.sample()
+    host.refresh(process("/usr/bin/ollama", 100e6 / 64))
+    second = activity.sample()
+    assert part(first, second, OLLAMA) == 1.0
+    assert second is not None
+    assert second.total_ns == pytest.approx(BUCKET_NS / 64, abs=1)
+    host.refresh(process("/usr/bin/ollama", 100e6 / 64), process("/usr/bin/noise", 300e6 / 64))
+    assert part(second, activity.sample(), OLLAMA) == 0.25
+
+
+def test_busy_time_counts_in_cpus_when_their_number_is_known() -> None:
+    """So that idle power can be fitted against it as on this machine."""
+    host = Host()
+    activity = FigureActivity(host, cpus=64)
+    activity.watch(OLLAMA)
+    host.refresh(microwatts=None)
+    activity.sample()
+    host.refresh(process("/usr/bin/ollama", 100e6 / 64))
+    sample = activity.sample()
+    assert sample is not None
+    assert (sample.capacity, sample.total_ns) == (64, pytest.approx(BUCKET_NS, abs=1))
+    assert sample.resolution_ns == 10_000_000, "a tick"
+
+
+def test_figures_stand_for_the_whole_time_when_some_are_missing() -> None:
+    """Recorded on a wrap: for one refresh neither the host nor any process has a power."""
+    host = Host()
+    activity = FigureActivity(host)
+    activity.watch(OLLAMA)
+    for microwatts in (None, None, 100e6):
+        host.refresh(process("/usr/bin/ollama", 25e6), process("/bin/noise", 25e6), microwatts=microwatts)
+    samples = [activity.sample(), activity.sample()]
+    assert samples[1] is None, "nothing new"
+    assert samples[0] is not None
+    assert samples[0].total_ns == BUCKET_NS, "half of the machine for two buckets"
+    assert samples[0].at_ns == host.powers[-1].at_ns
+
+
+def test_a_part_is_unknown_when_no_process_matches(caplog: pytest.LogCaptureFixture) -> None:
+    """Never zero for what is not known. Said once, with the programs that there are; and once when it is there."""
+    host = Host()
+    activity = FigureActivity(host)
+    activity.watch(OLLAMA)
+    activity.watch(Server("remote:x:1", "x", "remote"))
+    host.refresh(microwatts=None)
+    samples = [activity.sample()]
+    with caplog.at_level(logging.INFO):
+        for present in (False, False, True, True):
+            host.refresh(process("/usr/bin/olama" if not present else "/usr/bin/ollama", 50e6))
+            samples.append(activity.sample())
+    parts = [part(before, after, OLLAMA) for before, after in itertools.pairwise(samples)]
+    assert parts == [None, None, None, 1.0]
+    assert samples[-1] is not None
+    assert samples[-1].by_server_ns["remote:x:1"] is None
+    assert [(record.levelname, "olama" in record.getMessage()) for record in caplog.records] == [
+        ("WARNING", True),
+        ("INFO", False),
+    ]
+
+
+def test_a_server_is_forgotten_when_it_is_not_watched_any_more() -> None:
+    """Nor is anything left after close."""
+    host = Host()
+    activity = FigureActivity(host)
+    activity.watch(OLLAMA)
+    activity.watch(VLLM)
+    activity.forget(OLLAMA.id)
+    host.refresh(microwatts=None)
+    sample = activity.sample()
+    assert sample is not None
+    assert set(sample.by_server_ns) == {VLLM.id}
+    activity.close()
+    host.refresh(process("/bin/a", 1.0))
+    sample = activity.sample()
+    assert sample is not None
+    assert dict(sample.by_server_ns) == {}
+
+
+POWERS = st.lists(
+    st.tuples(st.sampled_from(["/bin/ollama", "/bin/vllm", "/bin/noise"]), st.floats(0, 50e6, allow_subnormal=False)),
+    max_size=6,
+)
+
+
+@given(st.lists(st.tuples(POWERS, st.none() | st.floats(1e6, 1e9)), min_size=1, max_size=6))
+def test_parts_never_exceed_the_whole_whatever_the_figures_are(
+    pages: list[tuple[list[tuple[str, float]], float | None]],
+) -> None:
+    """All counters only grow, and the servers' sum to no more than the total, rounding apart."""
+    host = Host()
+    activity = FigureActivity(host)
+    servers = [OLLAMA, Server("process:vllm", "vllm", "remote", process="vllm")]
+    for server in servers:
+        activity.watch(server)
+    total_ns = 0
+    for powers, microwatts in pages:
+        host.refresh(*(process(exe, value) for exe, value in powers), microwatts=microwatts)
+        sample = activity.sample()
+        if sample is None:
+            continue
+        known = [sample.by_server_ns[server.id] or 0 for server in servers]
+        assert sum(known) <= sample.total_ns + len(pages) * len(servers)
+        assert sample.total_ns >= total_ns
+        assert sample.resolution_ns >= 0
+        total_ns = sample.total_ns
