@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_doctor(commands)
+    _add_study(commands)
     return parser
 
 
@@ -94,6 +95,12 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
         "measured, 1 if it is only estimated or not known at all.",
     )
     parser.set_defaults(command=_doctor, own_signals=False)
+
+
+def _add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from otel_llm_energy.cli.study_options import add_study
+
+    add_study(commands)
 
 
 # Each command is imported when it is asked for: the others' libraries need not be there.

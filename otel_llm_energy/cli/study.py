@@ -1,0 +1,201 @@
+"""``study``: collect a dataset of prompts and joules, import one, look at it, forecast from it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otel_llm_energy.cli import CommandError
+from otel_llm_energy.cli.metering import baseline_known, missing, status_once_discovered
+from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
+from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
+from otel_llm_energy.cli.progress import count_up, say
+from otel_llm_energy.instrument import Instrumentation
+from otel_llm_energy.study import StudyError
+
+if TYPE_CHECKING:
+    from otel_llm_energy.study.collect import Progress
+    from otel_llm_energy.study.plan import Plan
+
+_LEAST_BASELINE_SECONDS = 4.0
+_MOST_BASELINE_SECONDS = 15.0
+_SAY_SECONDS = 10.0
+
+
+@contextmanager
+def study_errors() -> Iterator[None]:
+    """A study's errors, and a missing library, as the command's."""
+    try:
+        yield
+    except StudyError as error:
+        raise CommandError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error.name} missing. Run: pip install 'otel-llm-energy[study]'") from error
+
+
+def run_collect(asked: argparse.Namespace) -> int:
+    """Collect what has not been collected yet; 0 once every planned call has its row.
+
+    Raises:
+        CommandError: something is wrong with the prompts, the plan, a server or the disk.
+    """
+    with study_errors():
+        from otel_llm_energy.study.collect import Options, collect
+
+        plan, folder = _plan(asked), _folder(asked)
+        with _embedded_servers(plan) as addresses, _shown_progress() as show:
+            options = Options(
+                content=not asked.no_content,
+                retry_failed=asked.retry_failed,
+                addresses=addresses,
+                energy=_energy_options(asked),
+            )
+            progress = collect(plan, folder, options, before_calls=_wait_for_baseline, on_progress=show)
+    failed = f", {progress.failed} of them failures" if progress.failed else ""
+    print(f"{folder}: {progress.done} of {progress.planned} calls, {progress.done_now} in this run{failed}.")
+    if progress.done < progress.planned:
+        raise CommandError(f"{progress.planned - progress.done} calls have no row yet. Run the same command again.")
+    return 0
+
+
+def _folder(asked: argparse.Namespace) -> Path:
+    if asked.out is not None:
+        return Path(asked.out)
+    return Path(f"study-{Path(asked.prompts or asked.plan).stem}")
+
+
+def _plan(asked: argparse.Namespace) -> Plan:
+    """From the plan's file and the options; options win."""
+    from otel_llm_energy.study.plan import make_plan, read_plan, with_changes
+
+    changes = {key: getattr(asked, key) for key in _PLAN_OPTIONS if getattr(asked, key) is not None}
+    if asked.prompts is not None:
+        path = Path(asked.prompts)
+        changes["prompts"] = str(path.resolve()) if path.exists() else asked.prompts
+    if asked.base_url or asked.model or asked.plan is None:
+        changes["servers"] = [_server(asked)]
+    if asked.plan is not None:
+        return with_changes(read_plan(Path(asked.plan)), **changes)
+    if asked.prompts is None:
+        raise CommandError("Name the prompts: a csv, jsonl, txt or Parquet file, or the built-in set: starter.")
+    return make_plan(changes, "the options")
+
+
+_PLAN_OPTIONS = (
+    "repeats",
+    "max_tokens",
+    "warm_up",
+    "seed",
+    "temperature",
+    "concurrency",
+    "rest_seconds",
+    "timeout_seconds",
+    "order",
+    "stream",
+    "tokenize",
+    "score",
+)
+
+
+def _server(asked: argparse.Namespace) -> dict[str, Any]:
+    from otel_llm_energy.study.plan import EMBEDDED
+
+    if asked.base_url is None:
+        # Without its cache each call reads its whole prompt, whatever was asked before.
+        return {"name": EMBEDDED, "base_url": EMBEDDED, "models": [MODEL_NAME], "extra": {"cache_prompt": False}}
+    if not asked.model:
+        raise CommandError("Name at least one model of that server: --model M.")
+    return {"base_url": asked.base_url, "models": asked.model, "api": asked.api}
+
+
+@contextmanager
+def _embedded_servers(plan: Plan) -> Iterator[Mapping[str, str]]:
+    """Our own model, for each server of the plan that is to be it; where they listen."""
+    from otel_llm_energy.study.plan import EMBEDDED
+
+    with ExitStack() as stack:
+        addresses = {}
+        for server in plan.servers:
+            if server.base_url == EMBEDDED:
+                try:
+                    options = ServerOptions(ensure_model(), slots=plan.concurrency)
+                    addresses[server.name] = stack.enter_context(ModelServer(options)).base_url
+                except ModelError as error:
+                    raise CommandError(str(error)) from error
+        yield addresses
+
+
+def _energy_options(asked: argparse.Namespace) -> dict[str, Any]:
+    if asked.powercap:
+        return {"meters": "rapl", "powercap_root": asked.powercap}
+    if asked.scaphandre:
+        return {"meters": "scaphandre", "scaphandre_url": asked.scaphandre}
+    return {}
+
+
+def _wait_for_baseline(energy: Instrumentation) -> None:
+    """Idle power is learned before the first call; joules above idle need it."""
+    status = status_once_discovered(energy.status)
+    for one in missing(status):
+        say(f"{one.name}: {one.message}")
+    if not status.channels:
+        say("No meter can be read: rows will have no joules. `otel-llm-energy doctor` says what would mend that.")
+        return
+    if all(each.channel.estimated for each in status.channels):
+        say("No power meter can be read: joules are estimates from CPU time, and say so.")
+    count_up(
+        "Idle baseline",
+        lambda: baseline_known(energy.status().channels),
+        at_least_seconds=_LEAST_BASELINE_SECONDS,
+        at_most_seconds=_MOST_BASELINE_SECONDS,
+    )
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines().show
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("calls"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None, facts="", visible=False)
+        yield lambda progress: bar.update(
+            task, total=progress.planned, completed=progress.done, facts=_facts(progress), visible=True
+        )
+
+
+class _Lines:
+    """One line of progress at most every few seconds of asking."""
+
+    def __init__(self) -> None:
+        self._said_at = 0.0
+
+    def show(self, progress: Progress) -> None:
+        if progress.seconds - self._said_at >= _SAY_SECONDS:
+            self._said_at = progress.seconds
+            say(f"{progress.done} of {progress.planned} calls, {_facts(progress)}")
+
+
+def _facts(progress: Progress) -> str:
+    parts = [f"{progress.joules:,.0f} J"]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if progress.rest_seconds is not None:
+        minutes, seconds = divmod(round(progress.rest_seconds), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to go")
+    return ", ".join(parts)

@@ -1,0 +1,66 @@
+"""The command line of ``study``; the commands themselves are imported when they are asked for."""
+
+from __future__ import annotations
+
+import argparse
+
+_Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+
+
+def add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """Add ``study`` and its own commands."""
+    parser = commands.add_parser(
+        "study",
+        help="collect prompts, answers and joules as a dataset; compare models; forecast energy",
+        description="From prompts to a forecast of energy. Needs: pip install 'otel-llm-energy[study]'.",
+    )
+    below = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_collect(below)
+
+
+def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "collect",
+        help="ask prompts and keep each call's row",
+        description="Asks each prompt and keeps one row a call, joules included. Broken off or killed, the "
+        "same command goes on where it was. Without --base-url a small model of our own is asked.",
+    )
+    parser.add_argument(
+        "prompts",
+        nargs="?",
+        metavar="PROMPTS",
+        help="csv (column prompt, perhaps type, id, conversation, expected, check), jsonl, txt, Parquet; or starter",
+    )
+    parser.add_argument("--plan", metavar="FILE", help="several servers and models: a plan in TOML, or a manifest.json")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1, or Ollama"
+    )
+    parser.add_argument("--model", metavar="M", nargs="+", help="models of that server")
+    parser.add_argument("--api", choices=("auto", "openai", "ollama"), default="auto", help="what the server speaks")
+    parser.add_argument("--out", metavar="DIR", help="folder of the rows; study-PROMPTS if left out")
+    parser.add_argument("--repeats", type=int, metavar="N", help="ask each prompt so often (1)")
+    parser.add_argument("--max-tokens", type=int, nargs="+", metavar="N", help="limits of an answer's length (256)")
+    parser.add_argument("--warm-up", type=int, metavar="N", help="calls to each model before, which make no rows (1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the order and of the answers (0)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 for the same answer each time (0)")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="calls at a time (1)")
+    parser.add_argument("--rest", type=float, dest="rest_seconds", metavar="S", help="pause after each call, s (0.5)")
+    parser.add_argument("--timeout", type=float, dest="timeout_seconds", metavar="S", help="of a call, s (300)")
+    parser.add_argument("--order", choices=("random", "by-model"), help="by-model where loading a model takes long")
+    parser.add_argument("--no-stream", dest="stream", action="store_const", const=False, help="take answers as a whole")
+    parser.add_argument(
+        "--no-tokenize", dest="tokenize", action="store_const", const=False, help="do not ask the server's tokenizer"
+    )
+    parser.add_argument("--score", metavar="FILE.py:FUNCTION", help="score(prompt, answer, expected) -> 0 to 1")
+    parser.add_argument("--no-content", action="store_true", help="keep hashes of prompts and answers, not their texts")
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed in an earlier run")
+    meter = parser.add_mutually_exclusive_group()
+    meter.add_argument("--scaphandre", metavar="URL", help="page of a Scaphandre exporter to read")
+    meter.add_argument("--powercap", metavar="DIR", help="folder that holds intel-rapl:0, to read")
+    parser.set_defaults(command=_collect, own_signals=False)
+
+
+def _collect(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study import run_collect
+
+    return run_collect(asked)

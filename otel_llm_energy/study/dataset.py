@@ -1,0 +1,104 @@
+"""What was collected, as one lazy table, whether its collection is complete, under way or was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.journal import ROWS, Journal, rows_in, sync_folder
+from otel_llm_energy.study.rows import schema
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TABLE: Final = "calls.parquet"
+MANIFEST: Final = "manifest.json"
+
+
+def scan(folders: Sequence[Path]) -> pl.LazyFrame:
+    """The calls of these folders, each once.
+
+    Raises:
+        StudyError: a folder holds no study.
+    """
+    import polars as pl
+
+    return pl.concat([_scan_one(folder) for folder in folders], how="vertical")
+
+
+def _scan_one(folder: Path) -> pl.LazyFrame:
+    import polars as pl
+
+    table, journal = folder / TABLE, folder / ROWS
+    written = table.exists()
+    noted = journal.exists() and journal.stat().st_size > 0
+    if not written and not noted:
+        raise StudyError(f"{folder}: no study in it. Collect one: otel-llm-energy study collect PROMPTS --out {folder}")
+    columns = schema()
+    parts = []
+    if written:
+        parts.append(_with_all_columns(pl.scan_parquet(table), columns))
+    if noted:
+        parts.append(_frame(list(rows_in(journal))).lazy())
+    if len(parts) == 1 and written:
+        return parts[0]  # a table holds each call once
+    return pl.concat(parts, how="vertical").unique("call_id", keep="last", maintain_order=True)
+
+
+def _with_all_columns(frame: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+    """A table of another version may lack columns, or have more."""
+    import polars as pl
+
+    there = set(frame.collect_schema().names())
+    return frame.select(
+        (pl.col(name) if name in there else pl.lit(None)).cast(kind).alias(name) for name, kind in columns.items()
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(rows, schema=schema(), orient="row", strict=False)
+
+
+def compact(folder: Path, journal: Journal) -> None:
+    """Move the journal's rows to the table.
+
+    The journal is emptied only when the table is in place: killed in between, a row is in both, and `scan` counts it
+    once.
+
+    Raises:
+        OSError: the disk is full; everything is as it was.
+    """
+    if journal.path.stat().st_size == 0:
+        return
+    partial = folder / (TABLE + ".partial")
+    try:
+        _scan_one(folder).sink_parquet(partial, compression="zstd")
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.replace(folder / TABLE)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    journal.clear()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What was planned and found out; ``None`` if there is none."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: cannot be read: {error}.") from error
+    return manifest

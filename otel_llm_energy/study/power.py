@@ -1,0 +1,126 @@
+"""The readings that the instrumentation takes, kept a while, so that a call's power over time can be drawn.
+
+The meter is read by `instrument` alone; a `RecordedMeter` passes its readings on and remembers them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from otel_llm_energy.meters.base import Meter
+from otel_llm_energy.meters.discovery import discover
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
+from otel_llm_energy.settings import Settings
+
+_KEPT_READINGS: Final = 20_000
+_MARGIN_NS: Final = NS_PER_SECOND // 4
+_MOST_POINTS: Final = 60
+_UJ_PER_NS_IN_WATTS: Final = 1_000  # 1 uJ / 1 ns = 1000 W
+
+
+class PowerLog:
+    """The last readings of all channels."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readings: dict[str, deque[tuple[int, int]]] = {}  # time and cumulative energy, uJ, without wraps
+        self._raw_uj: dict[str, int] = {}
+
+    def note(self, readings: Sequence[Reading]) -> None:
+        """Remember readings; the oldest are forgotten."""
+        with self._lock:
+            for reading in readings:
+                series = self._readings.setdefault(reading.channel_id, deque(maxlen=_KEPT_READINGS))
+                at_ns = (reading.earliest_ns + reading.latest_ns) // 2
+                if not series:
+                    series.append((at_ns, 0))
+                elif at_ns > series[-1][0]:
+                    # Where a counter wraps, or starts anew, the power of that moment is not known: it is drawn as 0.
+                    grown_uj = max(reading.energy_uj - self._raw_uj[reading.channel_id], 0)
+                    series.append((at_ns, series[-1][1] + grown_uj))
+                self._raw_uj[reading.channel_id] = reading.energy_uj
+
+    def watts(self, start_ns: int, end_ns: int) -> tuple[list[float], list[float]]:
+        """Power around a call, all channels together.
+
+        Args:
+            start_ns, end_ns: of the call, monotonic clock.
+
+        Returns:
+            the ends of the steps, s after the start, and the mean power of each, W.
+        """
+        with self._lock:
+            kept = [
+                [each for each in series if start_ns - _MARGIN_NS <= each[0] <= end_ns + _MARGIN_NS]
+                for series in self._readings.values()
+            ]
+        kept = [series for series in kept if len(series) > 1]
+        if not kept:
+            return [], []
+        first, last = max(series[0][0] for series in kept), min(series[-1][0] for series in kept)
+        edges = _thinned(sorted({at for series in kept for at, _ in series if first <= at <= last}))
+        energies = [sum(_at(series, edge) for series in kept) for edge in edges]
+        seconds, watts = [], []
+        for (since, before), (until, after) in itertools.pairwise(zip(edges, energies, strict=True)):
+            seconds.append(round((until - start_ns) / NS_PER_SECOND, 4))
+            watts.append(round((after - before) / (until - since) * _UJ_PER_NS_IN_WATTS, 3))
+        return seconds, watts
+
+
+def _thinned(edges: list[int]) -> list[int]:
+    """At most so many that a drawing can show them, evenly in time."""
+    if len(edges) <= _MOST_POINTS:
+        return edges
+    step_ns = (edges[-1] - edges[0]) / _MOST_POINTS
+    thin = [edges[0]]
+    for edge in edges[1:]:
+        if edge - thin[-1] >= step_ns:
+            thin.append(edge)
+    return thin
+
+
+def _at(series: Sequence[tuple[int, int]], time_ns: int) -> float:
+    """Energy at an instant between two readings, uJ."""
+    for (since, before), (until, after) in itertools.pairwise(series):
+        if since <= time_ns <= until:
+            return before + (after - before) * (time_ns - since) / (until - since)
+    return float(series[-1][1])
+
+
+class RecordedMeter:
+    """A meter that notes in a `PowerLog` what it passes on."""
+
+    def __init__(self, meter: Meter, log: PowerLog) -> None:
+        self._meter = meter
+        self._log = log
+        self.name = meter.name
+        self.pace = meter.pace
+
+    def open(self) -> Sequence[Channel]:
+        return self._meter.open()
+
+    def read(self) -> Sequence[Reading]:
+        readings = self._meter.read()
+        self._log.note(readings)
+        return readings
+
+    def close(self) -> None:
+        self._meter.close()
+
+
+def recorded_meters(options: Settings, log: PowerLog) -> Sequence[str | Meter]:
+    """The meters that `instrument` would read with these options, recorded; if it would find none, their names.
+
+    They are opened to find out which they are, and closed again.
+    """
+    found = discover(options.meters, scaphandre_url=options.scaphandre_url, powercap_root=options.powercap_root)
+    for each in found.meters:
+        each.meter.close()
+    if found.meters:
+        return [RecordedMeter(each.meter, log) for each in found.meters]
+    wanted = options.meters
+    return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]  # type: ignore[list-item]

@@ -1,0 +1,222 @@
+"""Collecting for real: the real llama.cpp server, counters that follow real CPU use, and processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+
+from otel_llm_energy.cli import main
+from otel_llm_energy.cli.model import MODEL_NAME
+from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
+from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.collect import Options, Progress, collect
+from otel_llm_energy.study.dataset import read_manifest, scan
+from otel_llm_energy.study.plan import Plan, calls_of, jobs, make_plan
+from otel_llm_energy.study.prompts import read_prompts
+from tests.support.powercap import PowercapTree
+
+if TYPE_CHECKING:
+    from tests.conftest import LlamaServerFactory
+    from tests.support.backends import Ollama
+
+_NO_METER = {"meters": "rapl", "powercap_root": "/nonexistent"}
+_KILLS = 10
+
+
+def _plan(folder: Path, base_url: str, prompts: list[dict[str, Any]], **entries: Any) -> Plan:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(prompt) for prompt in prompts))
+    server = {"name": "llama", "base_url": base_url, "models": [MODEL_NAME]}
+    quick = {"max_tokens": 4, "rest_seconds": 0.0, "warm_up": 0}
+    return make_plan({"prompts": str(path), "servers": [server], **quick, **entries}, "test")
+
+
+def _table(folder: Path) -> pl.DataFrame:
+    return scan([folder]).sort("position").collect()
+
+
+def _planned_ids(plan: Plan) -> list[str]:
+    return [call.id for call in calls_of(jobs(plan, read_prompts(plan.prompts)))]
+
+
+def test_each_call_is_a_row_with_its_joules_when_a_meter_is_there(
+    tmp_path: Path, llama_server: LlamaServerFactory, powercap: PowercapTree
+) -> None:
+    """Prompt, answer, tokens, joules, power over time, score and facts of client and server stand in one row."""
+    prompts = [{"prompt": "Count to ten.", "type": "list", "expected": ".", "check": "regex"}]
+    plan = _plan(tmp_path, llama_server().base_url, prompts, repeats=3, max_tokens=24, rest_seconds=0.3)
+    energy = {
+        "meters": "rapl",
+        "powercap_root": powercap.root,
+        "idle_watts": {"package-0": 20.0, "package-0/dram": 2.0},
+    }
+    seen: list[Progress] = []
+    collect(plan, tmp_path / "out", Options(energy=energy), on_progress=seen.append)
+    table = _table(tmp_path / "out")
+    assert table["call_id"].to_list() == _planned_ids(plan)
+    for row in table.iter_rows(named=True):
+        assert row["llm.energy.joules"] > row["llm.energy.above_idle_joules"] > 0
+        assert row["gen_ai.usage.output_tokens"] == 24
+        assert 0 < row["prompt_tokens"] < row["gen_ai.usage.input_tokens"]
+        assert row["response"].strip()
+        assert row["score"] == 1.0
+        assert row["server_model_parameters"] > 1e8
+        assert len(row["power_watts"]) == len(row["power_seconds"]) > 2
+        assert row["llm.server.decode_seconds"] > 0
+    assert seen[-1].joules == pytest.approx(table["llm.energy.joules"].sum())
+    assert seen[-1].done == seen[-1].planned == 3
+    (session,) = (tmp_path / "out" / "sessions").iterdir()
+    assert json.loads(session.read_text())["ended"]
+
+
+def test_empty_and_huge_prompts_are_failed_rows_when_they_are_asked(
+    tmp_path: Path, llama_server: LlamaServerFactory
+) -> None:
+    """Neither stops the collection, and neither is lost."""
+    prompts = [
+        {"prompt": "Hello.", "id": "fine"},
+        {"prompt": " ", "id": "empty"},
+        {"prompt": "x " * 500_000, "id": "huge"},
+    ]
+    plan = _plan(tmp_path, llama_server().base_url, prompts)
+    progress = collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    assert (progress.done, progress.failed) == (3, 2)
+    errors = dict(_table(tmp_path / "out").select("prompt_id", "error_type").rows())
+    assert errors == {"fine": None, "empty": "empty_prompt", "huge": "BadRequestError"}
+
+
+def test_texts_are_not_kept_when_content_is_unwanted(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
+    """Hashes tell equal prompts and answers; no text is anywhere in the folder, and turns still follow one another."""
+    secret = "Xylophonist Quillfeather"
+    prompts = [{"prompt": f"Greet {secret}.", "conversation": "c"}, {"prompt": "Again.", "conversation": "c"}]
+    plan = _plan(tmp_path, llama_server().base_url, prompts)
+    collect(plan, tmp_path / "out", Options(content=False, energy=_NO_METER))
+    table = _table(tmp_path / "out")
+    assert table["prompt"].null_count() == table["response"].null_count() == 2
+    assert table["prompt_sha256"].n_unique() == 2
+    first, second = table["gen_ai.usage.input_tokens"]
+    assert second > first  # the second turn carries the first
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert secret.encode() not in kept
+
+
+def test_nothing_is_asked_again_when_every_call_has_its_row(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
+    """Taking up a complete study changes nothing."""
+    plan = _plan(tmp_path, llama_server().base_url, [{"prompt": "Hello."}])
+    collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    before = (tmp_path / "out" / "calls.parquet").read_bytes()
+    assert collect(plan, tmp_path / "out", Options(energy=_NO_METER)).done_now == 0
+    assert (tmp_path / "out" / "calls.parquet").read_bytes() == before
+
+
+def test_another_plan_is_refused_when_a_folder_holds_a_study(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
+    """Rows of two plans in one folder could not be told apart; the manifest tells what differs."""
+    plan = _plan(tmp_path, llama_server().base_url, [{"prompt": "Hello."}])
+    collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest["plan"]["max_tokens"] == [4]
+    other = _plan(tmp_path, llama_server().base_url, [{"prompt": "Hello."}], max_tokens=5)
+    with pytest.raises(StudyError, match="another plan"):
+        collect(other, tmp_path / "out", Options(energy=_NO_METER))
+
+
+def test_failed_calls_are_rows_and_can_be_asked_again_when_the_server_dies(tmp_path: Path, model_path: Path) -> None:
+    """The collection stops with one error; started again it goes on, and on demand asks the failed calls anew."""
+    prompts = [{"prompt": f"Say {number}."} for number in range(6)]
+    with ModelServer(ServerOptions(model_path)) as server:
+        plan = _plan(tmp_path, server.base_url, prompts)
+
+        def end_after_two(progress: Progress) -> None:
+            if progress.done >= 1:
+                server.stop()
+
+        slow = _plan(tmp_path, server.base_url, prompts, rest_seconds=0.5)
+        options = Options(energy=_NO_METER, patience_seconds=0.1)
+        with pytest.raises(StudyError, match=r"the server is gone.*--retry-failed"):
+            collect(slow, tmp_path / "out", options, on_progress=end_after_two)
+    rows = _table(tmp_path / "out")
+    assert 0 < rows["error_type"].null_count() < 6
+    assert rows["error_type"].drop_nulls().len() == 1
+    with ModelServer(ServerOptions(model_path)) as server:
+        again = Options(energy=_NO_METER, retry_failed=True, addresses={"llama": server.base_url})
+        collect(plan, tmp_path / "out", again)
+    rows = _table(tmp_path / "out")
+    assert rows["call_id"].to_list() == _planned_ids(plan)
+    assert rows["error_type"].null_count() == 6
+
+
+def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no folder full of failures."""
+    (tmp_path / "p.txt").write_text("Hello?\n")
+    arguments = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--out", str(tmp_path / "out")]
+    assert main(["study", "collect", str(tmp_path / "p.txt"), *arguments]) == 1
+    assert capsys.readouterr().err == (
+        "otel-llm-energy: http://127.0.0.1:9/v1: nobody answers. Start the server, or correct base_url.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(1, id="once"),
+        pytest.param(_KILLS, id="ten-times", marks=[pytest.mark.e2e, pytest.mark.timeout(600)]),
+    ],
+)
+def test_each_planned_call_is_a_row_once_when_the_collector_is_killed(
+    tmp_path: Path, llama_server: LlamaServerFactory, kills: int
+) -> None:
+    """Killed with -9 at random moments, then let be: the union of all runs is the plan."""
+    count = 20 if kills == 1 else 80
+    prompts = [{"prompt": f"Say {number}.", "conversation": f"c{number // 2}"} for number in range(count)]
+    plan = _plan(tmp_path, llama_server(slots=2).base_url, prompts, max_tokens=1, concurrency=2)
+    (tmp_path / "plan.json").write_text(json.dumps({"plan": plan.as_dict()}))
+    drawn = random.Random(kills)
+    for _ in range(kills):
+        _kill_while_asking(tmp_path, drawn.uniform(0.0, 0.5))
+    with _collector(tmp_path) as process:
+        said = process.communicate(timeout=100)[0]
+    assert process.returncode == 0
+    assert int(said.split()[-1]) > 0  # a kill came in time
+    table = _table(tmp_path / "out")
+    assert table["call_id"].to_list() == _planned_ids(plan)
+    assert table["error_type"].null_count() == count
+
+
+def _collector(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.study.collecting", str(folder / "plan.json"), str(folder / "out")]
+    repository = Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _kill_while_asking(folder: Path, after_seconds: float) -> None:
+    """Let it begin to ask, then kill it after so long."""
+    with _collector(folder) as process:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 60)[0]
+        time.sleep(after_seconds)  # a kill at a random moment is the point
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.e2e
+def test_ollamas_own_timings_are_in_the_row_when_it_is_asked_natively(tmp_path: Path, ollama: Ollama) -> None:
+    """Found out by itself from the address; facts of the model come from its own pages."""
+    prompts = [{"prompt": "Count to five."}]
+    plan = _plan(tmp_path, ollama.host, prompts, servers=[{"base_url": ollama.host, "models": [ollama.model]}])
+    collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    (row,) = _table(tmp_path / "out").iter_rows(named=True)
+    assert row["gen_ai.provider.name"] == "ollama"
+    assert row["llm.server.decode_seconds"] > 0
+    assert row["gen_ai.usage.output_tokens"] == 4
+    assert row["server_software"].startswith("ollama ")
+    assert row["server_model_parameters"] > 1e8

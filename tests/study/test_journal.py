@@ -1,0 +1,133 @@
+"""Rows outlive whatever kills the process: none lost, none doubled, none half."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.dataset import TABLE, compact, scan
+from otel_llm_energy.study.journal import ROWS, Journal, rows_in
+
+_FILL_THE_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from otel_llm_energy.study.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Journal(Path(sys.argv[1])) as journal:
+    for number in range(100):
+        try:
+            journal.append({"call_id": str(number), "text": "x" * 100})
+        except OSError:
+            print(number)
+            break
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+"""
+
+
+def _row(number: int, **more: object) -> dict[str, object]:
+    return {"call_id": f"call-{number}", "attempt": 1, "error_type": None, **more}
+
+
+def _ids(folder: Path) -> list[str]:
+    return scan([folder]).select("call_id").collect()["call_id"].to_list()
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(0, 5), lost_bytes=st.integers(0, 400))
+def test_whole_rows_stay_when_the_file_ends_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, lost_bytes: int
+) -> None:
+    """What a kill or a power cut leaves is a beginning of the file: the rows that are whole in it are rows."""
+    folder = tmp_path_factory.mktemp("cut")
+    with Journal(folder) as journal:
+        for number in range(rows):
+            journal.append(_row(number, text="é\n" * number))
+    content = (folder / ROWS).read_bytes()
+    kept = content[: max(len(content) - lost_bytes, 0)]
+    (folder / ROWS).write_bytes(kept)
+    with Journal(folder) as journal:
+        journal.append(_row(99))
+    read = [row["call_id"] for row in rows_in(folder / ROWS)]
+    assert read == [f"call-{number}" for number in range(kept.count(b"\n"))] + ["call-99"]
+
+
+def test_no_half_row_stays_when_the_disk_is_full(tmp_path: Path) -> None:
+    """The kernel refuses more than 1000 bytes, in the middle of a row: it is taken back, and those before it stay."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _FILL_THE_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    refused = int(ended.stdout)
+    assert 0 < refused < 10
+    assert [row["call_id"] for row in rows_in(tmp_path / ROWS)] == [str(number) for number in range(refused)]
+    assert (tmp_path / ROWS).read_bytes().endswith(b"\n")
+
+
+def test_second_collector_is_refused_when_the_first_is_at_work(tmp_path: Path) -> None:
+    """Two would double rows."""
+    with Journal(tmp_path), pytest.raises(StudyError, match="another process collects into it"):
+        Journal(tmp_path)
+    Journal(tmp_path).close()
+
+
+def test_each_row_counts_once_when_killed_between_table_and_journal(tmp_path: Path) -> None:
+    """Rows are in the table already and in the journal still."""
+    with Journal(tmp_path) as journal:
+        for number in range(3):
+            journal.append(_row(number))
+        content = journal.path.read_bytes()
+        compact(tmp_path, journal)
+        assert journal.path.read_bytes() == b""
+    (tmp_path / ROWS).write_bytes(content)
+    assert sorted(_ids(tmp_path)) == ["call-0", "call-1", "call-2"]
+
+
+def test_later_attempt_counts_when_a_failed_call_was_asked_again(tmp_path: Path) -> None:
+    """One row a call: the last."""
+    with Journal(tmp_path) as journal:
+        journal.append(_row(0, error_type="APIConnectionError"))
+        compact(tmp_path, journal)
+        journal.append({**_row(0), "attempt": 2})
+        compact(tmp_path, journal)
+    table = scan([tmp_path]).collect()
+    assert table.select("call_id", "attempt", "error_type").rows() == [("call-0", 2, None)]
+
+
+def test_table_holds_every_column_when_rows_lack_some(tmp_path: Path) -> None:
+    """What is not known is null, not absent."""
+    with Journal(tmp_path) as journal:
+        journal.append({**_row(0), "llm.energy.joules": 1.5, "power_watts": [1.0, 2.0]})
+        compact(tmp_path, journal)
+    row = scan([tmp_path]).collect().row(0, named=True)
+    assert (row["llm.energy.joules"], row["power_watts"], row["prompt"]) == (1.5, [1.0, 2.0], None)
+
+
+def test_error_says_how_to_collect_when_a_folder_holds_no_study(tmp_path: Path) -> None:
+    """Rather than an empty report."""
+    with pytest.raises(StudyError, match="study collect PROMPTS"):
+        scan([tmp_path])
+
+
+def test_error_names_the_line_when_a_journal_was_edited(tmp_path: Path) -> None:
+    """Only the last line can be torn by a kill; anything else is somebody's doing."""
+    (tmp_path / ROWS).write_text(json.dumps(_row(0)) + "\n{broken\n" + json.dumps(_row(1)) + "\n")
+    with pytest.raises(StudyError, match="line 2: not a row"):
+        list(rows_in(tmp_path / ROWS))
+
+
+def test_old_table_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
+    """A folder in the place of the temporary file stands for a disk that refuses it."""
+    with Journal(tmp_path) as journal:
+        journal.append(_row(0))
+        compact(tmp_path, journal)
+        journal.append(_row(1))
+        (tmp_path / f"{TABLE}.partial").mkdir()
+        with pytest.raises(OSError):
+            compact(tmp_path, journal)
+        assert sorted(_ids(tmp_path)) == ["call-0", "call-1"]

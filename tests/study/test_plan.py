@@ -1,0 +1,93 @@
+"""A plan is one fixed list of calls, wherever it is made; what is wrong in it is named."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.plan import calls_of, jobs, make_plan, read_plan, with_changes
+from otel_llm_energy.study.prompts import read_prompts
+
+_ENTRIES: dict[str, Any] = {
+    "prompts": "starter",
+    "repeats": 2,
+    "max_tokens": [8, 16],
+    "servers": [
+        {"name": "here", "base_url": "http://localhost:8000/v1", "models": ["a", "b"]},
+        {"name": "there", "base_url": "http://elsewhere:8000/v1", "models": ["a"]},
+    ],
+}
+
+
+def test_each_combination_is_planned_once_when_there_are_several_of_everything() -> None:
+    """50 prompts x 3 deployments x 2 repeats x 2 limits, each with an id of its own, in positions 0 to 599."""
+    calls = list(calls_of(jobs(make_plan(_ENTRIES, "test"), read_prompts("starter"))))
+    assert len({call.id for call in calls}) == len(calls) == 50 * 3 * 2 * 2
+    assert [call.position for call in calls] == list(range(600))
+
+
+def test_order_is_the_same_when_a_plan_is_made_again_and_another_with_another_seed() -> None:
+    """Resuming depends on the first, randomising on the second."""
+    plan, prompts = make_plan(_ENTRIES, "test"), read_prompts("starter")
+
+    def order(of: Any) -> list[str]:
+        return [call.id for call in calls_of(jobs(of, prompts))]
+
+    other = with_changes(plan, seed=1)
+    assert order(plan) == order(plan)
+    assert order(other) != order(plan)
+    assert set(order(other)) == set(order(plan))
+
+
+def test_turns_follow_one_another_when_the_order_is_random() -> None:
+    """A conversation is one job, in its own order."""
+    made = jobs(make_plan(_ENTRIES, "test"), read_prompts("starter"))
+    conversations = [job for job in made if job[0].prompt.conversation]
+    assert all([call.prompt.turn for call in job] == list(range(len(job))) for job in conversations)
+    assert len(conversations) == 3 * 12
+
+
+def test_models_follow_one_another_when_the_order_is_by_model() -> None:
+    """A model is loaded once."""
+    made = jobs(with_changes(make_plan(_ENTRIES, "test"), order="by-model"), read_prompts("starter"))
+    deployments = [job[0].deployment for job in made]
+    changes = sum(one != two for one, two in pairwise(deployments))
+    assert changes == 2
+
+
+def test_plan_is_the_same_when_it_is_read_from_toml_or_from_its_manifest(tmp_path: Path) -> None:
+    """A manifest makes the study repeatable."""
+    (tmp_path / "plan.toml").write_text(
+        'prompts = "starter"\nrepeats = 2\nmax_tokens = [8, 16]\n'
+        '[[servers]]\nname = "here"\nbase_url = "http://localhost:8000/v1"\nmodels = ["a", "b"]\n'
+        '[[servers]]\nname = "there"\nbase_url = "http://elsewhere:8000/v1"\nmodels = ["a"]\n'
+    )
+    plan = read_plan(tmp_path / "plan.toml")
+    (tmp_path / "manifest.json").write_text(json.dumps({"plan": plan.as_dict()}))
+    assert plan == read_plan(tmp_path / "manifest.json") == make_plan(_ENTRIES, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"repeat": 2}, "unknown: repeat"),
+        ({"repeats": 0}, "repeats cannot be 0"),
+        ({"order": "as-is"}, "order cannot be 'as-is'"),
+        ({"servers": []}, "no server"),
+        ({"servers": [{"base_url": "localhost", "models": ["a"]}]}, "base_url cannot be 'localhost'"),
+        ({"servers": [{"base_url": "http://u:secret@h/v1", "models": ["a"]}]}, "holds credentials"),
+        ({"servers": [{"base_url": "http://h/v1"}]}, "models missing"),
+        ({"servers": [{"base_url": "http://h/v1", "models": []}]}, "models is empty"),
+        ({"max_tokens": [0]}, "max_tokens cannot be"),
+    ],
+)
+def test_error_names_the_entry_when_it_is_wrong(change: dict[str, Any], words: str) -> None:
+    """One sentence, and no secret in it."""
+    with pytest.raises(StudyError, match=words) as caught:
+        make_plan({**_ENTRIES, **change}, "plan.toml")
+    assert "secret" not in str(caught.value)
