@@ -1,8 +1,8 @@
 """What does a call cost more with energy on? Against no instrumentation and against a bare span, in one run.
 
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take
-turns, and the median over all turns counts. Counters are real files of a synthetic powercap tree, read at the calls'
-edges as on a real machine.
+turns, and the median over all turns counts. A median hides what our own threads take now and then; mean and p99 do
+not. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a real machine.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def _turn(child: subprocess.Popen[str]) -> dict[str, float] | None:
 
 
 def _print(results: dict[str, list[dict[str, float]]]) -> None:
-    print(f"{'':16} {'call us':>9} {'added':>8} {'CPU added':>10} {'100 chunks us':>14} {'added':>8} {'per chunk':>10}")
+    print(
+        f"{'':16} {'call us':>9} {'added':>8} {'mean added':>11} {'p99 added':>10} {'CPU added':>10}"
+        f" {'100 chunks us':>14} {'added':>8} {'per chunk':>10}"
+    )
     base = _medians(results["none"])
     for name, turns in results.items():
         if not turns:
@@ -92,7 +95,8 @@ def _print(results: dict[str, list[dict[str, float]]]) -> None:
             continue
         mine = _medians(turns)
         print(
-            f"{name:16} {mine['call']:9.0f} {mine['call'] - base['call']:8.1f} {mine['cpu'] - base['cpu']:10.1f}"
+            f"{name:16} {mine['call']:9.0f} {mine['call'] - base['call']:8.1f} {mine['mean'] - base['mean']:11.1f}"
+            f" {mine['p99'] - base['p99']:10.0f} {mine['cpu'] - base['cpu']:10.1f}"
             f" {mine['stream']:14.0f} {mine['stream'] - base['stream']:8.0f}"
             f" {(mine['stream'] - base['stream'] - (mine['call'] - base['call'])) / 100:10.2f}"
         )
@@ -121,20 +125,25 @@ def _child(name: str, calls: int, streams: int) -> int:
                     pass
 
         for _ in sys.stdin:
-            call_us, cpu_us = _time(call, calls)
-            stream_us, _ = _time(stream, streams)
-            print(json.dumps({"call": call_us, "cpu": cpu_us, "stream": stream_us}), flush=True)
+            figures = _time(call, calls)
+            figures["stream"] = _time(stream, streams)["call"]
+            print(json.dumps(figures), flush=True)
     return 0
 
 
-def _time(what: Callable[[], None], times: int) -> tuple[float, float]:
-    """Median wall time and mean CPU time of the whole process, both in microseconds."""
+def _time(what: Callable[[], None], times: int) -> dict[str, float]:
+    """Wall time of a call, its median, mean and 99th percentile, and mean CPU time of the whole process, in us."""
     walls, cpu_ns = [], time.process_time_ns()
     for _ in range(times):
         start_ns = time.perf_counter_ns()
         what()
         walls.append(time.perf_counter_ns() - start_ns)
-    return statistics.median(walls) / 1e3, (time.process_time_ns() - cpu_ns) / times / 1e3
+    return {
+        "call": statistics.median(walls) / 1e3,
+        "mean": statistics.fmean(walls) / 1e3,
+        "p99": sorted(walls)[int(0.99 * (times - 1))] / 1e3,
+        "cpu": (time.process_time_ns() - cpu_ns) / times / 1e3,
+    }
 
 
 def _client() -> Any:
