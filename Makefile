@@ -49,7 +49,7 @@ bench: fetch
 	$(RUN) benchmarks $(ARGS)
 
 lock:
-	uv pip compile pyproject.toml --group dev --extra demo --extra ollama --extra study --universal --python-version 3.10 \
+	uv pip compile pyproject.toml --group dev --extra demo --extra ollama --extra nvidia --extra study --universal --python-version 3.10 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-dev.txt
 	uv pip compile --group docs --universal --python-version 3.10 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-docs.txt

@@ -175,7 +175,7 @@ def _key(meter: OpenMeter, channel: Channel) -> str:
     Only a hash says where, since a meter may show an address with a password.
     """
     where = repr(meter.meter) if type(meter.meter).__repr__ is not object.__repr__ else ""
-    return f"{meter.meter.name} {channel.id} {hashlib.sha256(where.encode()).hexdigest()[:12]}"
+    return f"{meter.meter.name} {channel.id} {hashlib.sha256(f'{where} {channel.resource}'.encode()).hexdigest()[:12]}"
 
 
 def _part(document: dict[str, Any], name: str) -> dict[str, Any]:

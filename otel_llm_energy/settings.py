@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from otel_llm_energy.conventions import TIERS, Tier
 from otel_llm_energy.ledger.sweep import BATCH_SHARINGS, IDLE_SHARINGS, BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter
-from otel_llm_energy.meters.discovery import BEST_FIRST
+from otel_llm_energy.meters.discovery import NAMES as METER_NAMES
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.servers.figures import Selector
 
@@ -73,7 +73,7 @@ class Option(Generic[_T]):
 
 def _meters(value: Any) -> str | Meter | Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-    if not given or not all(one in (*BEST_FIRST, "auto") if isinstance(one, str) else _is_meter(one) for one in given):
+    if not given or not all(one in (*METER_NAMES, "auto") if isinstance(one, str) else _is_meter(one) for one in given):
         raise ValueError(value)
     return given
 
@@ -180,7 +180,7 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "meters",
         ["auto"],
-        f"auto, one of {', '.join(BEST_FIRST)}, a meter such as ScaphandreMeter(url=...), or a list of these",
+        f"auto, one of {', '.join(METER_NAMES)}, a meter such as ScaphandreMeter(url=...), or a list of these",
         "Where joules come from. auto takes the best that works on this machine.",
         _meters,
         lambda text: _meters(_list(text)),

@@ -33,6 +33,12 @@ REASONS: Final[Mapping[str, str]] = {
     "meter-truncated": "the exporter's answer broke off",
     "meter-garbage": "what answers is not the exporter",
     "meter-too-large": "the exporter's answer is too large",
+    "nvml-not-installed": "GPUs are read through nvidia-ml-py, which is not installed",
+    "gpu-no-driver": "NVIDIA's driver is not there, or does not match its library",
+    "gpu-mig": "the GPU is split into instances (MIG), whose energy is not counted apart",
+    "gpu-lost": "a GPU does not answer any more",
+    "gpu-unsupported": "the GPU tells neither its energy nor its power",
+    "gpu-error": "the GPU's driver answers with an error",
     "meter-frozen": "the exporter's figures stand still: something else asks it too often",
 }
 """Values of ``llm.energy.reason``."""
@@ -55,6 +61,9 @@ MENDING: Final[Mapping[str, str]] = {
     "meter-refused": "scaphandre prometheus --port 8080 &   or   export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...",
     "meter-timeout": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...   (an exporter that answers)",
     "meter-garbage": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://host:port/metrics   (Scaphandre's own page)",
+    "nvml-not-installed": "pip install 'otel-llm-energy[nvidia]'",
+    "gpu-no-driver": "nvidia-smi   (it shows what is wrong with the driver; in a container: docker run --gpus all ...)",
+    "gpu-lost": "nvidia-smi   (then restart the machine, or reset the GPU)",
     "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
 }
 """For a meter that is left out, by reason: the line that would bring it back."""

@@ -3,6 +3,7 @@
 from otel_llm_energy.meters.base import Meter, MeterError, Pace
 from otel_llm_energy.meters.cpu_estimate import CpuEstimate
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover, in_guest
+from otel_llm_energy.meters.nvml import NvmlMeter
 from otel_llm_energy.meters.powercap import RaplMeter
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 
@@ -12,6 +13,7 @@ __all__ = [
     "LeftOut",
     "Meter",
     "MeterError",
+    "NvmlMeter",
     "OpenMeter",
     "Pace",
     "RaplMeter",

@@ -6,17 +6,23 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from otel_llm_energy.machine import PROC
 from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.meters.cpu_estimate import CpuEstimate
+from otel_llm_energy.meters.nvml import NvmlMeter, nvidia_driver_is_there
 from otel_llm_energy.meters.powercap import POWERCAP_ROOT, RaplMeter
 from otel_llm_energy.meters.scaphandre import SCAPHANDRE_URL, ScaphandreMeter
 from otel_llm_energy.quantities import Channel
 
 AUTO = "auto"
-BEST_FIRST = ("rapl", "scaphandre", "cpu-estimate")
-"""Of these ``auto`` takes the first that works; they all cover the CPU. A meter of GPUs will stand beside them."""
+NAMES = ("rapl", "scaphandre", "nvml", "cpu-estimate")
+"""The meters that can be named."""
+
+_CPU_BEST_FIRST = ("rapl", "scaphandre")
+_GPU = ("nvml",)
+_LAST_RESORT = ("cpu-estimate",)
 
 _log = logging.getLogger(__name__)
 
@@ -57,16 +63,19 @@ def discover(
     scaphandre_url: str | None = None,
     powercap_root: str | Path | None = None,
     proc: Path = PROC,
+    dev: Path = Path("/dev"),
     default_powercap_root: Path = POWERCAP_ROOT,
 ) -> Discovery:
     """Open the wanted meters, best first, each only where it measures what no earlier one does.
 
     Args:
-        meters: names (``rapl``, ``scaphandre``, ``cpu-estimate``, ``auto``) or meters, in the order of preference.
+        meters: names (``rapl``, ``scaphandre``, ``nvml``, ``cpu-estimate``, ``auto``) or meters, in the order of
+            preference. ``auto`` is the first of ``rapl`` and ``scaphandre`` that works, and ``nvml`` beside it where
+            there is an NVIDIA driver; ``cpu-estimate`` only where nothing measures.
         scaphandre_url: of the exporter's page, for the name ``scaphandre``.
         powercap_root: the folder that holds ``intel-rapl:0``, for the name ``rapl``. One that the user names is trusted
             in a guest too.
-        proc, default_powercap_root: roots of the kernel's file systems.
+        proc, dev, default_powercap_root: roots of the kernel's file systems.
 
     Raises:
         ValueError: an unknown name. What cannot be opened raises nothing: see `Discovery.left_out`.
@@ -75,13 +84,17 @@ def discover(
     makers: dict[str, Callable[[], Meter]] = {
         "rapl": lambda: RaplMeter(powercap_root, default_root=default_powercap_root),
         "scaphandre": lambda: ScaphandreMeter(scaphandre_url or SCAPHANDRE_URL),
+        "nvml": NvmlMeter,
         "cpu-estimate": CpuEstimate,
     }
     opened: list[OpenMeter] = []
     left_out: list[LeftOut] = []
     guest = in_guest(proc)
-    for alternatives in [_alternatives(name_or_meter, makers) for name_or_meter in wanted]:
-        for meter in alternatives:
+    steps = [step for name_or_meter in wanted for step in _steps(name_or_meter, makers, nvidia_driver_is_there(dev))]
+    for alternatives in steps:
+        if alternatives.unless_measured and opened:
+            continue
+        for meter in alternatives.meters:
             try:
                 opened.append(_open(meter, opened, guest))
                 break
@@ -101,16 +114,25 @@ def in_guest(proc: Path = PROC) -> bool:
     return any(line.startswith("flags") and "hypervisor" in line.split() for line in flags) or any(mounts)
 
 
-def _alternatives(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]]) -> list[Meter]:
-    """The meters of which the first that works is taken."""
+class _Alternatives(NamedTuple):
+    """Meters of which the first that works is taken."""
+
+    meters: Sequence[Meter]
+    unless_measured: bool = False
+
+
+def _steps(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]], nvidia: bool) -> list[_Alternatives]:
+    """What to open, one after another, for one of the user's wishes."""
     if not isinstance(name_or_meter, str):
-        return [name_or_meter]
-    names = BEST_FIRST if name_or_meter == AUTO else (name_or_meter,)
-    try:
-        return [makers[name]() for name in names]
-    except KeyError:
-        choices = ", ".join((AUTO, *BEST_FIRST))
-        raise ValueError(f"meters: {name_or_meter!r} is no meter. Choose from {choices}.") from None
+        return [_Alternatives([name_or_meter])]
+    if name_or_meter != AUTO and name_or_meter not in makers:
+        choices = ", ".join((AUTO, *NAMES))
+        raise ValueError(f"meters: {name_or_meter!r} is no meter. Choose from {choices}.")
+    if name_or_meter != AUTO:
+        return [_Alternatives([makers[name_or_meter]()])]
+    steps = [_CPU_BEST_FIRST, _GPU] if nvidia else [_CPU_BEST_FIRST]
+    measuring = [_Alternatives([makers[name]() for name in names]) for names in steps]
+    return [*measuring, _Alternatives([makers[name]() for name in _LAST_RESORT], unless_measured=True)]
 
 
 def _open(meter: Meter, opened: Sequence[OpenMeter], guest: bool) -> OpenMeter:

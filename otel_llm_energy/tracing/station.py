@@ -189,9 +189,11 @@ class Station:
     def _read(self, reader: MeterReader) -> None:
         """A meter was read. Activity is sampled at the same time, so that cells end where buckets do.
 
-        Claims settle when a cell is complete, so that is when settling is worth the trouble.
+        Claims settle when a cell is complete, so that is when settling is worth the trouble; not fifty times a second,
+        as often as GPUs are read.
         """
-        if reader is not self.meters[0] or self._servers.sample() or reader.problem is not None:
+        worth_it = self._servers.sample() if reader is self.meters[0] else reader.is_slow
+        if worth_it or reader.problem is not None:
             self._on_reading()
 
 
@@ -221,6 +223,11 @@ class MeterReader:
 
     def start(self) -> None:
         self._poller.start()
+
+    @property
+    def is_slow(self) -> bool:
+        """It is read no more often than activity is sampled."""
+        return self.open_meter.meter.pace.open_seconds * NS_PER_SECOND >= _ACTIVITY_GAP_NS
 
     def wake(self) -> None:
         """Read now, if this meter may be read at any time."""

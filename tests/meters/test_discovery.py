@@ -140,5 +140,7 @@ def test_no_meter_is_a_result_when_none_is_named(proc: Path) -> None:
 
 def test_an_unknown_name_is_an_error_when_given() -> None:
     """It names the value and the choices, before anything is opened."""
-    with pytest.raises(ValueError, match=r"'raple' is no meter\. Choose from auto, rapl, scaphandre, cpu-estimate"):
+    with pytest.raises(
+        ValueError, match=r"'raple' is no meter\. Choose from auto, rapl, scaphandre, nvml, cpu-estimate"
+    ):
         discover(["rapl", "raple"])

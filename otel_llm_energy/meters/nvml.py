@@ -1,0 +1,199 @@
+"""NVIDIA GPUs: the energy counter of each card, or its power, integrated, where it has no counter.
+
+``nvmlDeviceGetTotalEnergyConsumption`` counts mJ since the driver was loaded, on Volta and later. The driver refreshes
+it about every 100 ms (ML.ENERGY's blog says 100 ms, CodeCarbon's maintainers 20 ms on V100 to 100 ms on A100 and H100),
+so a reading says what was drawn up to some instant since the last poll that still saw the old value. Not tried on a GPU
+by this project: it was written to the API's reference, and tested on a library that plays the driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.nvml import Gpu, Nvml, NvmlError
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
+
+REFRESH_NS = NS_PER_SECOND // 10
+"""The counter's longest refresh interval, ns; see the module's text for its source."""
+
+POWER_SCALE_ERROR = 0.1
+"""Relative error of integrated power. NVIDIA gives +-5 % for the sensor of cards that have no counter (nvidia-smi(1),
+"Power Draw", Fermi and Kepler); as much again is assumed for what happens between two samples."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Card(Protocol):
+    """One GPU that is read."""
+
+    gpu: Gpu
+
+    def read(self) -> Reading | None:
+        """A reading, if there is a new one. Raises `NvmlError`."""
+
+
+class NvmlMeter:
+    """Reads every NVIDIA GPU that this process can see: one channel each. Read from one thread.
+
+    Args:
+        scale_error: relative error of the energy counters that bounds allow for, 0.05 for 5 %. None is assumed.
+        power_scale_error: the same for cards without a counter.
+        open_nvml: opens the library.
+        clock: the monotonic clock, ns.
+    """
+
+    name = "nvml"
+    pace = Pace(idle_seconds=1.0, open_seconds=0.02)
+
+    def __init__(
+        self,
+        *,
+        scale_error: float = 0.0,
+        power_scale_error: float = POWER_SCALE_ERROR,
+        open_nvml: Callable[[], Nvml] = Nvml,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._scale_error = scale_error
+        self._power_scale_error = power_scale_error
+        self._open_nvml = open_nvml
+        self._clock = clock
+        self._nvml: Nvml | None = None
+        self._cards: list[_Card] = []
+
+    def __repr__(self) -> str:
+        return "NvmlMeter()"
+
+    def open(self) -> Sequence[Channel]:
+        """Find the GPUs whose energy can be read; those that cannot are named in the log.
+
+        Raises:
+            MeterError: ``nvml-not-installed``, ``gpu-no-driver``, ``gpu-mig``, ``gpu-lost``, ``gpu-unsupported``,
+                ``meter-permission`` or ``gpu-error``, if there is none.
+        """
+        self.close()
+        try:
+            self._nvml = self._open_nvml()
+            channels = self._find(self._nvml)
+        except NvmlError as error:
+            self.close()
+            raise MeterError(error.reason, str(error)) from error
+        return channels
+
+    def _find(self, nvml: Nvml) -> list[Channel]:
+        channels: list[Channel] = []
+        problem = NvmlError("meter-not-found", "The driver knows no GPU.")
+        for gpu in nvml.gpus():
+            try:
+                card, scale_error = self._card(nvml, gpu)
+            except NvmlError as error:
+                problem = error
+                _log.info("GPU %d is not read: %s", gpu.index, error)
+                continue
+            self._cards.append(card)
+            channels.append(
+                Channel(
+                    id=_channel_id(gpu),
+                    component="gpu",
+                    meter=self.name,
+                    resource=f"gpu:{gpu.uuid}",
+                    limit_watts=nvml.limit_watts(gpu),
+                    scale_error=scale_error,
+                )
+            )
+        if not channels:
+            raise problem
+        return channels
+
+    def _card(self, nvml: Nvml, gpu: Gpu) -> tuple[_Card, float]:
+        """How to read a GPU, and the relative error of that."""
+        if nvml.has_instances(gpu):
+            raise NvmlError(
+                "gpu-mig",
+                f"GPU {gpu.index} ({gpu.name}) is split into instances (MIG). It counts the energy of all of them"
+                " together, and an instance cannot see its neighbours.",
+            )
+        try:
+            nvml.energy_mj(gpu)
+        except NvmlError as error:
+            if error.reason != "gpu-unsupported":
+                raise
+            nvml.power_mw(gpu)
+            return _PowerCard(nvml, gpu, self._clock), self._power_scale_error
+        return _CounterCard(nvml, gpu, self._clock), self._scale_error
+
+    def read(self) -> Sequence[Reading]:
+        """Readings of those GPUs whose counter has moved since the last time.
+
+        Raises:
+            MeterError: ``meter-closed``, or why a GPU does not answer, e.g. ``gpu-lost``.
+        """
+        if self._nvml is None:
+            raise MeterError("meter-closed", "NvmlMeter: the meter is not open.")
+        try:
+            readings = [card.read() for card in self._cards]
+        except NvmlError as error:
+            raise MeterError(error.reason, str(error)) from error
+        return [reading for reading in readings if reading is not None]
+
+    def close(self) -> None:
+        """Give the library back."""
+        nvml, self._nvml, self._cards = self._nvml, None, []
+        if nvml is not None:
+            nvml.close()
+
+
+class _CounterCard:
+    """A GPU with an energy counter."""
+
+    def __init__(self, nvml: Nvml, gpu: Gpu, clock: Callable[[], int]) -> None:
+        self.gpu = gpu
+        self._nvml = nvml
+        self._clock = clock
+        self._energy_mj: int | None = None
+        self._unchanged_ns = 0  # at this instant it still had the value before
+
+    def read(self) -> Reading | None:
+        before_ns = self._clock()
+        energy_mj = self._nvml.energy_mj(self.gpu)
+        after_ns = self._clock()
+        earliest_ns, self._unchanged_ns = max(self._unchanged_ns, before_ns - REFRESH_NS), before_ns
+        if energy_mj == self._energy_mj:
+            return None
+        self._energy_mj = energy_mj
+        return Reading(_channel_id(self.gpu), energy_mj * 1000, earliest_ns, after_ns)
+
+
+class _PowerCard:
+    """A GPU without one: the integral of its power, by the trapezoidal rule."""
+
+    def __init__(self, nvml: Nvml, gpu: Gpu, clock: Callable[[], int]) -> None:
+        self.gpu = gpu
+        self._nvml = nvml
+        self._clock = clock
+        self._last: tuple[int, int] | None = None
+        self._energy_pj = 0  # 1 mW for 1 ns is 1 pJ
+
+    def read(self) -> Reading | None:
+        before_ns = self._clock()
+        power_mw = self._nvml.power_mw(self.gpu)
+        after_ns = self._clock()
+        at_ns = (before_ns + after_ns) // 2
+        if self._last is not None:
+            last_ns, last_mw = self._last
+            self._energy_pj += (last_mw + power_mw) * (at_ns - last_ns) // 2
+        self._last = (at_ns, power_mw)
+        return Reading(_channel_id(self.gpu), self._energy_pj // 1_000_000, before_ns, after_ns)
+
+
+def nvidia_driver_is_there(dev: Path = Path("/dev")) -> bool:
+    """Whether it is worth asking: the driver's device, or that of Windows' GPUs in WSL."""
+    return (dev / "nvidiactl").exists() or (dev / "dxg").exists()
+
+
+def _channel_id(gpu: Gpu) -> str:
+    return f"gpu-{gpu.index}"
