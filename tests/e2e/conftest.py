@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.backends import Jaeger, running_scaphandre
+from tests.e2e import stack
+from tests.e2e import whole_way as way
+from tests.support.backends import Jaeger, Ollama, running_scaphandre
+from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
+
+if TYPE_CHECKING:
+    from tests.conftest import LlamaServerFactory
 
 RunApp = Callable[[str, str, Mapping[str, str]], None]
 
@@ -45,3 +53,22 @@ def run_app(
         assert done.returncode == 0, done.stdout + done.stderr
 
     yield run
+
+
+@pytest.fixture(scope="session")
+def whole_way(
+    tmp_path_factory: pytest.TempPathFactory, llama_server: LlamaServerFactory, ollama: Ollama, powercap: PowercapTree
+) -> Iterator[way.WholeWay]:
+    """A service has asked both servers, and everything has arrived behind agent and gateway."""
+    env = {
+        "OPENAI_BASE_URL": llama_server().base_url,
+        "OLLAMA_HOST": ollama.host,
+        "APP_MODEL": ollama.model,
+        "APP_QUESTIONS": str(way.QUESTIONS),
+        "APP_NOBODY": f"http://127.0.0.1:{free_port()}/v1",
+        "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",  # as the synthetic counters have it
+        "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(powercap.root),
+    }
+    with stack.running_stack(tmp_path_factory.mktemp("whole")) as behind, behind.jaeger() as jaeger:
+        last_line = stack.run_app("whole_way.py", way.SERVICE, behind.agent.otlp_http, env)
+        yield way.WholeWay(behind, jaeger, json.loads(last_line))

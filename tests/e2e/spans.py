@@ -11,8 +11,10 @@ from otel_llm_energy import conventions as names
 
 @dataclass(frozen=True, slots=True)
 class JaegerSpan:
-    """One span: its name, its parent's id (``None`` for a root), its length and its attributes."""
+    """One span: its ids, its name, its parent's id (``None`` for a root), its length and its attributes."""
 
+    trace_id: str
+    span_id: str
     name: str
     parent_id: str | None
     seconds: float
@@ -37,6 +39,8 @@ def spans_of(traces: Iterable[Mapping[str, Any]]) -> list[JaegerSpan]:
 def _span(span: Mapping[str, Any]) -> JaegerSpan:
     parents = [reference["spanID"] for reference in span["references"] if reference["refType"] == "CHILD_OF"]
     return JaegerSpan(
+        trace_id=span["traceID"],
+        span_id=span["spanID"],
         name=span["operationName"],
         parent_id=parents[0] if parents else None,
         seconds=span["duration"] / 1e6,

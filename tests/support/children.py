@@ -44,8 +44,11 @@ def running(
     log: Path,
     env: Mapping[str, str] | None = None,
     timeout_seconds: float = 60,
+    kill: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of the block, which begins once ``ready()``; its words go to ``log``.
+
+    ``kill`` ends it without asking: for one that takes long to say goodbye.
 
     Raises:
         RuntimeError: it ended, or was not ready in time; with the end of its log.
@@ -63,6 +66,8 @@ def running(
         _wait_until_ready(process, ready, log, timeout_seconds)
         yield process
     finally:
+        if kill:
+            process.kill()
         stop(process)
 
 

@@ -1,0 +1,69 @@
+"""One real run through it all: its joules are the same in Tempo, in Prometheus, in Jaeger and in the ledger."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from otel_llm_energy import conventions as names
+from tests.e2e.whole_way import CALLS, QUESTIONS, SERVICE, WholeWay
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+SECRET = "the secret of the ocean"  # as in the app
+
+_SAME = 1e-3
+_ROUNDING = 1e-5  # attributes are rounded to six digits
+
+
+def test_ledger_adds_up_when_the_run_is_over(whole_way: WholeWay) -> None:
+    """What was metered is what calls were billed and what is nobody's."""
+    ledger = whole_way.ledger
+    assert ledger["billed"] > 0
+    assert ledger["billed"] + ledger["unattributed"] == pytest.approx(ledger["metered"], rel=1e-6)
+
+
+def test_spans_sum_up_to_the_ledger_when_tempo_adds_them(whole_way: WholeWay) -> None:
+    """Tempo's own sum over the spans is what the ledger billed."""
+    have_joules = f'{{ resource.service.name = "{SERVICE}" && span.{names.JOULES} != nil }}'
+    (total,) = whole_way.tempo.totals(f"{have_joules} | sum_over_time(span.{names.JOULES})").values()
+    assert total == pytest.approx(whole_way.ledger["billed"], rel=_SAME)
+
+
+def test_counters_are_the_ledger_when_prometheus_has_them(whole_way: WholeWay) -> None:
+    """The counters in Prometheus stand where the ledger does, for calls, for nobody and in all."""
+    for metric, share in (("consumption", "billed"), ("unattributed", "unattributed"), ("metered", "metered")):
+        (sample,) = whole_way.prometheus.query(f'sum(llm_energy_{metric}_joules_total{{job="{SERVICE}"}})')
+        assert float(sample["value"][1]) == pytest.approx(whole_way.ledger[share], rel=_SAME), metric
+
+
+def test_root_holds_the_sum_of_its_calls_when_it_is_looked_up_in_jaeger(whole_way: WholeWay) -> None:
+    """Jaeger cannot add; each root's total is what the calls below it took."""
+    assert sum(span.is_llm_call for span in whole_way.spans) == CALLS
+    roots = [span for span in whole_way.spans if span.parent_id is None]
+    assert len(roots) == QUESTIONS
+    for root in roots:
+        below = sum(call.joules() for call in whole_way.calls if call.trace_id == root.trace_id)
+        assert root.joules(names.SUBTREE_JOULES) == pytest.approx(below, rel=_ROUNDING)
+
+
+def test_content_is_gone_when_the_app_sent_it(whole_way: WholeWay) -> None:
+    """What the app put on spans and their events as content is in no back end; the event itself is."""
+    text = json.dumps(whole_way.raw_traces)
+    assert "gen_ai.client.inference.operation.details" in text
+    assert SECRET not in text
+    assert "gen_ai.input.messages" not in text
+    assert whole_way.tempo.search(f'{{ resource.service.name = "{SERVICE}" }}')
+    assert not whole_way.tempo.search("{ span.gen_ai.input.messages != nil }")
+
+
+def test_exemplar_leads_to_the_span_when_a_bucket_has_one(whole_way: WholeWay) -> None:
+    """From a bucket of the histogram in Prometheus to one call's span in Jaeger, which took what the exemplar says."""
+    found = whole_way.prometheus.exemplars(f'llm_energy_operation_joules_bucket{{job="{SERVICE}"}}')
+    assert found
+    calls = {(call.trace_id, call.span_id): call for call in whole_way.calls}
+    for exemplar in found:
+        labels = exemplar["labels"]
+        call = calls[labels["trace_id"], labels["span_id"]]
+        assert float(exemplar["value"]) == pytest.approx(call.joules(), rel=_ROUNDING)
