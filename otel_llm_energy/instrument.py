@@ -6,12 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
@@ -19,8 +21,16 @@ from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.enrich import Tokens
+from otel_llm_energy.tracing.foreign import Told
+from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
+from otel_llm_instrumentation.conversations import conversation_in
+from otel_llm_instrumentation.langchain import LangChainInstrumentor
+from otel_llm_instrumentation.standing import sight
+
+_CONVERSATION: Final = "gen_ai.conversation.id"
 
 _logger = logging.getLogger(__name__)
 
@@ -32,8 +42,8 @@ class Instrumentation:
         self._runtime = runtime
         self._undo: list[Callable[[], None]] = []
         if runtime is not None:
+            observer = runtime.watch = CallMeter(runtime)
             runtime.start()
-            observer = CallMeter(runtime)
             add_observer(observer)
             self._undo = [lambda: remove_observer(observer), *_instrument_clients(clients, runtime)]
 
@@ -102,7 +112,7 @@ def instrument(
         meter_provider: records the metrics; ``None``: the global one.
         meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"cpu-estimate"``, a meter, or a list of these.
         servers: who answers at an address, where it is not the process that listens there on this machine.
-        clients: ``"auto"``, or which of ``"openai"``, ``"ollama"`` and ``"http"`` to instrument.
+        clients: ``"auto"``, or which of ``"openai"``, ``"ollama"``, ``"http"`` and ``"langchain"`` to instrument.
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
         idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
         share: ``"equal-time"`` or ``"phase-tokens"``: how calls that are at work at once share what is above idle.
@@ -165,7 +175,10 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
 
 
 class CallMeter:
-    """Opens a claim for every call that the client instrumentors observe, sampled or not."""
+    """Opens a claim for every call that the client instrumentors observe, sampled or not.
+
+    It also looks at the spans that other libraries start: the instrumentors step aside for those that stand for a call.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -173,10 +186,14 @@ class CallMeter:
 
     def call_started(self, call: CallView) -> None:
         self._runtime.call_started()
-        claim = self._claims[id(call)] = Claim(call.span.get_span_context())
-        for gate in self._runtime.gates:
-            gate.bind(call.span, claim, call.context)
-        self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
+        span_context = call.span.get_span_context()
+        claim = None if call.owns_span else self._runtime.unobserved.adopt(span_context.span_id)
+        if claim is None:
+            claim = Claim(span_context)
+            for gate in self._runtime.gates:
+                gate.bind(call.span, claim, call.context)
+            self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
+        self._claims[id(call)] = claim
 
     def first_chunk(self, call: CallView) -> None:
         claim = self._claims.get(id(call))
@@ -191,6 +208,28 @@ class CallMeter:
         claim.cached_input_tokens = call.cached_input_tokens
         claim.attributes = _metric_attributes(call)
         self._runtime.desk.close(claim, call.timings)
+        if call.ended_ns is not None:
+            tokens = Tokens(call.input_tokens, call.output_tokens)
+            self._runtime.unobserved.tell(Told(call.response_id, call.started_ns, call.ended_ns, tokens))
+
+    # What the gates tell of spans
+
+    def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
+        if not sight(span):
+            return
+        LangChainInstrumentor().give_way_to(span.instrumentation_scope.name if span.instrumentation_scope else "")
+        conversation = conversation_in(parent_context)
+        if conversation is not None and _CONVERSATION not in (span.attributes or {}):
+            span.set_attribute(_CONVERSATION, conversation)
+        claim = self._runtime.unobserved.started(span)
+        if claim is not None:
+            gate.bind(span, claim, parent_context)
+
+    def ended(self, span: ReadableSpan) -> None:
+        self._runtime.unobserved.ended(span)
+
+    def told_elsewhere(self, span: ReadableSpan) -> bool:
+        return self._runtime.unobserved.told_elsewhere(span)
 
 
 def _metric_attributes(call: CallView) -> dict[str, str | int]:
@@ -213,7 +252,9 @@ def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callab
     for name in clients:
         instrumentor = _instrumentor(name)
         if not instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
+            instrumentor.instrument(
+                tracer_provider=provider, meter_provider=runtime.meter_provider, skip_dep_check=True
+            )
             undo.append(instrumentor.uninstrument)
     return undo
 
@@ -227,9 +268,11 @@ def _instrumentor(name: str) -> Any:
         from otel_llm_instrumentation.ollama import OllamaInstrumentor
 
         return OllamaInstrumentor()
-    from otel_llm_instrumentation.http import HTTPInstrumentor
+    if name == "http":
+        from otel_llm_instrumentation.http import HTTPInstrumentor
 
-    return HTTPInstrumentor()
+        return HTTPInstrumentor()
+    return LangChainInstrumentor()
 
 
 class EnergyInstrumentor(BaseInstrumentor):  # type: ignore[misc]

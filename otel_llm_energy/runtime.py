@@ -34,9 +34,10 @@ from otel_llm_energy.tracing.claims import ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream
-from otel_llm_energy.tracing.gate import Gate, Health
+from otel_llm_energy.tracing.gate import Gate, Health, SpanWatch
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.measuring import measure_idle
 from otel_llm_energy.tracing.metrics import EnergyMetrics
@@ -137,6 +138,7 @@ class Runtime:
         self._hooked_exit = False
         self._tracing = "waiting for a tracer provider"
         self.gates: tuple[Gate, ...] = ()  # all that hold spans
+        self.watch: SpanWatch | None = None
         self._stopped = False
         self._build()
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
@@ -151,6 +153,7 @@ class Runtime:
             balance_listener=self._metrics,
             max_hold_seconds=options.max_hold,
         )
+        self.unobserved = UnobservedCalls(self.desk)
         self._joiner = Poller("joining", self._look_again)
 
     def start(self) -> None:
@@ -178,9 +181,14 @@ class Runtime:
         for processor in wired_processors():
             if processor.gate.desk is self.desk:
                 processor.gate.force_flush()
-                processor.gate.desk = NoDesk()
+                processor.gate.desk, processor.gate.watch = NoDesk(), None
         self.desk.report_balance()
         self.desk.stop()
+
+    @property
+    def meter_provider(self) -> MeterProvider | None:
+        """What the user gave; ``None`` for the global one."""
+        return self._meter_provider
 
     def provider(self) -> trace.TracerProvider:
         """The tracer provider that is right now; the API's proxy if there is none."""
@@ -226,6 +234,7 @@ class Runtime:
             max_hold_seconds=self._options.max_hold,
             meter_period_seconds=_SCAPHANDRE_PERIOD_SECONDS,
         )
+        gate.watch = self.watch
         self.gates = (*self.gates, gate)
         return gate
 
@@ -291,7 +300,7 @@ class Runtime:
         for processor in processors:
             gate = processor.gate
             if isinstance(gate.desk, NoDesk) and gate not in self.gates:
-                gate.desk = self.desk
+                gate.desk, gate.watch = self.desk, self.watch
                 self.gates = (*self.gates, gate)
         try:
             members = members_of(pipeline_of(provider)) if processors else ()

@@ -17,7 +17,7 @@ from otel_llm_energy.meters.discovery import NAMES as METER_NAMES
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.servers.figures import Selector
 
-CLIENTS: Final = ("openai", "ollama", "http")
+CLIENTS: Final = ("openai", "ollama", "http", "langchain")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 
 _logger = logging.getLogger(__name__)

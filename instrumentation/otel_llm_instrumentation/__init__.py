@@ -7,5 +7,6 @@ from otel_llm_instrumentation.calls import (
     add_observer,
     remove_observer,
 )
+from otel_llm_instrumentation.conversations import conversation
 
-__all__ = ["CallObserver", "CallView", "ServerTimings", "add_observer", "remove_observer"]
+__all__ = ["CallObserver", "CallView", "ServerTimings", "add_observer", "conversation", "remove_observer"]

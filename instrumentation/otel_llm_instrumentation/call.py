@@ -20,21 +20,21 @@ from opentelemetry.context import (
     get_current,
     set_value,
 )
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
+from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.facts import Facts, Request
+from otel_llm_instrumentation.standing import standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
 
 _T = TypeVar("_T")
 
 _OUR_CALL = create_key("otel_llm_instrumentation.call")
-# Set by opentelemetry-util-genai while a span of its own stands for the inference.
-_GENAI_INFERENCE = "opentelemetry.genai.client.inference.context"
 # What says that a call is not to be observed: the keys of `is_instrumentation_enabled`, which looks them up one by
-# one in the current context, and OpenLLMetry's, set while a span of its own stands for the call.
+# one in the current context, and OpenLLMetry's. Libraries also set them below a span of theirs that stands for a call.
 _SUPPRESSION_KEYS = (
     _SUPPRESS_INSTRUMENTATION_KEY,
     "suppress_instrumentation",
@@ -47,9 +47,17 @@ _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
 
 
 def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
-    """Start a call, or say ``None`` where another call of ours, or the user's wish, leaves nothing to observe."""
+    """Start a call, or say ``None`` where another call of ours, or the user's wish, leaves nothing to observe.
+
+    Where a span of another instrumentation stands for the call, it is observed without a span of ours.
+    """
     context = get_current()
-    return Call(telemetry, request, context) if is_observed(context) else None
+    if _OUR_CALL in context:
+        return None
+    standing = standing_span(request.route.operation, context)
+    if standing is None and not is_observed(context):
+        return None
+    return Call(telemetry, request, context, standing)
 
 
 def is_observed(context: Context | None = None) -> bool:
@@ -91,6 +99,7 @@ class Call:
         "owns_span",
         "provider",
         "request_model",
+        "response_id",
         "response_model",
         "see",
         "server_address",
@@ -101,7 +110,7 @@ class Call:
         "timings",
     )
 
-    def __init__(self, telemetry: Telemetry, request: Request, context: Context) -> None:
+    def __init__(self, telemetry: Telemetry, request: Request, context: Context, standing: Span | None = None) -> None:
         self.started_ns = time.monotonic_ns()
         self.first_chunk_ns: int | None = None
         self.ended_ns: int | None = None
@@ -110,6 +119,7 @@ class Call:
         self.evident_provider: str | None = None  # who the headers of the answer show
         self.request_model = request.model
         self.response_model: str | None = None
+        self.response_id: str | None = None
         self.server_address = request.address
         self.server_port = request.port
         self.input_tokens: int | None = None
@@ -126,9 +136,13 @@ class Call:
         self._read = request.route.read
         self._outer_error = sys.exc_info()[1]
         self._once = threading.Lock()
-        self.owns_span = _GENAI_INFERENCE not in context
-        self.span = self._start_span(request, context) if self.owns_span else get_current_span(context)
-        self.context = set_value(_OUR_CALL, True, set_span_in_context(self.span, context))
+        self.owns_span = standing is None
+        if standing is None:
+            self.span = self._start_span(request, context)
+            context = set_span_in_context(self.span, context)
+        else:
+            self.span = standing
+        self.context = set_value(_OUR_CALL, True, context)
         self._observers = observers()
         for observer in self._observers:
             self._tell(observer, "call_started", observer.call_started)
@@ -213,6 +227,8 @@ class Call:
                 attributes[semconv.SERVER_PORT] = self.server_port
         if self.streaming:
             attributes[semconv.REQUEST_STREAM] = True
+        if semconv.CONVERSATION_ID not in attributes and (conversation := conversation_in(context)) is not None:
+            attributes[semconv.CONVERSATION_ID] = conversation
         try:
             return self._telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes)
         except Exception:  # noqa: BLE001 - a sampler or processor that raises must not cost the app its call
@@ -237,6 +253,7 @@ class Call:
     def _note(self, facts: Facts) -> None:
         self.provider = self.evident_provider or facts.provider or self.provider
         self.response_model = facts.response_model
+        self.response_id = facts.response_id
         self.input_tokens = facts.input_tokens
         self.output_tokens = facts.output_tokens
         self.cached_input_tokens = facts.cached_input_tokens

@@ -46,6 +46,7 @@ class CallView(Protocol):
     provider: str
     request_model: str | None
     response_model: str | None
+    response_id: str | None
     server_address: str | None
     server_port: int | None
     input_tokens: int | None

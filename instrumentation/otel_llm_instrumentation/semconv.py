@@ -16,6 +16,8 @@ SERVER_PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
 OUTPUT_TYPE: Final = "gen_ai.output.type"
 
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+
 REQUEST_MODEL: Final = "gen_ai.request.model"
 REQUEST_STREAM: Final = "gen_ai.request.stream"
 REQUEST_CHOICE_COUNT: Final = "gen_ai.request.choice.count"

@@ -50,6 +50,19 @@ _CALL_MARKS: Final[Mapping[str, tuple[str, ...]]] = {
     "openinference.span.kind": ("LLM", "EMBEDDING"),
     "llm.request.type": ("chat", "completion", "embedding"),
 }
+# Current names first, then those of before, and those of OpenInference and OpenLLMetry.
+_INPUT_TOKEN_KEYS: Final = (
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.prompt_tokens",
+    "llm.token_count.prompt",
+    "llm.usage.prompt_tokens",
+)
+_OUTPUT_TOKEN_KEYS: Final = (
+    "gen_ai.usage.output_tokens",
+    "gen_ai.usage.completion_tokens",
+    "llm.token_count.completion",
+    "llm.usage.completion_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +229,34 @@ def combined_tokens(claims: Iterable[Claim]) -> Tokens:
 
 
 def is_call_of_another_library(span: ReadableSpan) -> bool:
-    """Whether the span says of itself that it is one LLM call, and says nothing of energy yet."""
-    attributes = _raw_attributes(span)
-    if _CALL_MARKS.keys().isdisjoint(attributes) or conventions.QUALITY in attributes:
+    """Whether the span says of itself that it is one LLM call, and says nothing of energy yet.
+
+    A span of no length is a note of a call that another span stands for (logfire's, at the end of a stream).
+    """
+    attributes = raw_attributes(span)
+    if not marks_a_call(attributes) or conventions.QUALITY in attributes:
+        return False
+    return span.start_time != span.end_time
+
+
+def marks_a_call(attributes: Mapping[str, object]) -> bool:
+    """Whether these are the attributes of one LLM call's span, by whichever library."""
+    if _CALL_MARKS.keys().isdisjoint(attributes):
         return False
     return any(attributes.get(mark) in values for mark, values in _CALL_MARKS.items())
+
+
+def tokens_said(attributes: Mapping[str, object]) -> Tokens:
+    """The token counts on a span of another library."""
+    return Tokens(_count(attributes, _INPUT_TOKEN_KEYS), _count(attributes, _OUTPUT_TOKEN_KEYS))
+
+
+def _count(attributes: Mapping[str, object], keys: Iterable[str]) -> int | None:
+    for key in keys:
+        value = attributes.get(key)
+        if isinstance(value, int) and value >= 0:
+            return int(value)
+    return None
 
 
 def enriched_copy(span: ReadableSpan, values: Mapping[str, Value]) -> ReadableSpan:
@@ -229,7 +265,7 @@ def enriched_copy(span: ReadableSpan, values: Mapping[str, Value]) -> ReadableSp
     The user's attributes all stay, as do the counts of dropped ones; of ours those are left out that exceed the
     provider's limit, the last ones in the order of `conventions.ATTRIBUTES`.
     """
-    attributes = _raw_attributes(span)
+    attributes = raw_attributes(span)
     bounds = span._attributes
     limit = bounds.maxlen if isinstance(bounds, BoundedAttributes) else None
     value_limit = bounds.max_value_len if isinstance(bounds, BoundedAttributes) else None
@@ -267,7 +303,7 @@ def _cut(value: Value, length: int) -> Value:
     return value[:length] if isinstance(value, str) else value
 
 
-def _raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:
+def raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:
     """A new dict of the attributes; the public view of the SDK would cost a Python call for each of them."""
     attributes = span._attributes
     if isinstance(attributes, BoundedAttributes):

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -30,6 +30,18 @@ _SHUTDOWN_SECONDS: Final = 30.0  # as long as the SDK's own batch processor may 
 _SHORTEST_WAIT_SECONDS: Final = 0.01
 
 _logger = logging.getLogger(__name__)
+
+
+class SpanWatch(Protocol):
+    """Told of every span that starts and ends, in the app's thread; must not block."""
+
+    def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None: ...
+
+    def ended(self, span: ReadableSpan) -> None:
+        """The span is about to be held or handed on."""
+
+    def told_elsewhere(self, span: ReadableSpan) -> bool:
+        """Whether the bill of this LLM span's call stands on another span."""
 
 
 class Health:
@@ -143,6 +155,7 @@ class Gate:
         self.health = Health()
         self.desk = desk
         self.meter_period_seconds = meter_period_seconds
+        self.watch: SpanWatch | None = None
         self._next = downstream
         self._style = style or enrich.Style()
         self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
@@ -166,6 +179,8 @@ class Gate:
         if self._active:
             try:
                 self._tree.started(span)
+                if self.watch is not None:
+                    self.watch.started(self, span, parent_context)
             except Exception:  # noqa: BLE001 - nothing of ours raises into the app
                 self._failed("start", "A span's start was not noted.")
         self._next.on_start(span, parent_context)
@@ -249,12 +264,14 @@ class Gate:
     def _sift(self, span: ReadableSpan) -> ReadableSpan | None:
         """Take the span in, or return what is to be handed on at once: the span or an enriched copy."""
         try:
+            if self.watch is not None:
+                self.watch.ended(span)
             node = self._tree.find(span.get_span_context())
             if node is not None and node.marked:
                 return self._admit(node, span)
             if node is not None:
                 node.left = True
-            return self._without_server(span) if enrich.is_call_of_another_library(span) else span
+            return self._without_server(span) if self._is_unexplained_call(span) else span
         except Exception:  # noqa: BLE001 - nothing of ours raises into the app
             self._failed("end", "A span goes on without its energy.")
             return span
@@ -269,6 +286,11 @@ class Gate:
         if self._errands:
             self._run_errands()
         return None
+
+    def _is_unexplained_call(self, span: ReadableSpan) -> bool:
+        if not enrich.is_call_of_another_library(span):
+            return False
+        return self.watch is None or not self.watch.told_elsewhere(span)
 
     def _without_server(self, span: ReadableSpan) -> ReadableSpan:
         """A call of another library that nobody observed: nothing says what answered it."""

@@ -34,6 +34,8 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
     runtime: Any = _Runtime()
     call: Any = SimpleNamespace(
         span=INVALID_SPAN,
+        owns_span=True,
+        ended_ns=None,
         context=Context(),
         operation="chat",
         provider="openai",

@@ -163,7 +163,7 @@ def test_meters_may_be_a_name_a_meter_or_a_list() -> None:
 def test_clients_may_be_none_at_all() -> None:
     """Who instruments by hand needs no second wrapper."""
     assert list(settings({}, clients=[]).clients) == []
-    assert list(settings({"OTEL_LLM_ENERGY_CLIENTS": "auto"}).clients) == ["openai", "ollama", "http"]
+    assert list(settings({"OTEL_LLM_ENERGY_CLIENTS": "auto"}).clients) == ["openai", "ollama", "http", "langchain"]
 
 
 def test_idle_watts_may_be_one_number() -> None:

@@ -22,8 +22,8 @@ class OllamaWatcher(Watcher):
         # Before 0.4 the requests that may stream had a method of their own.
         name = "_request_stream" if hasattr(module.Client, "_request_stream") else "_request"
         return (
-            Patch(module.Client, name, lambda original: watch(original, self)),
-            Patch(module.AsyncClient, name, lambda original: watch_async(original, self)),
+            Patch(module.Client, name, lambda original: watch(original, self), beneath=True),
+            Patch(module.AsyncClient, name, lambda original: watch_async(original, self), beneath=True),
         )
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:

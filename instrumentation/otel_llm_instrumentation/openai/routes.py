@@ -117,6 +117,11 @@ def _output_type(value: object) -> str | None:
     return None
 
 
+def _conversation(value: object) -> str | None:
+    """The Responses API's own: an id, or an object that holds it."""
+    return as_text(value) or as_text(fields(value).get("id"))
+
+
 def _several(value: object) -> int | None:
     count = as_count(value)
     return count if count is not None and count > 1 else None
@@ -147,6 +152,7 @@ LLAMA_COMPLETION: Final[Mapping[str, Parameter]] = {
 _RESPONSES: Final[Mapping[str, Parameter]] = {
     **_SAMPLING,
     "max_output_tokens": Parameter(semconv.REQUEST_MAX_TOKENS, as_count),
+    "conversation": Parameter(semconv.CONVERSATION_ID, _conversation),
 }
 _EMBEDDINGS: Final[Mapping[str, Parameter]] = {
     "dimensions": Parameter(semconv.EMBEDDINGS_DIMENSION_COUNT, as_count),

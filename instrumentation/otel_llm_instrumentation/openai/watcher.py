@@ -40,8 +40,8 @@ class OpenAIWatcher(Watcher):
         self._model_types = (module.BaseModel,)
         self._azure_types = (module.AzureOpenAI, module.AsyncAzureOpenAI)
         return (
-            Patch(module.OpenAI, "request", lambda original: watch(original, self)),
-            Patch(module.AsyncOpenAI, "request", lambda original: watch_async(original, self)),
+            Patch(module.OpenAI, "request", lambda original: watch(original, self), beneath=True),
+            Patch(module.AsyncOpenAI, "request", lambda original: watch_async(original, self), beneath=True),
         )
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:

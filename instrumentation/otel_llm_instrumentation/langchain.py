@@ -1,0 +1,117 @@
+"""LangChain and LangGraph, by the official ``opentelemetry-instrumentation-genai-langchain`` where it is installed.
+
+Its spans stand for the calls; the client wrappers step aside for them. Without it the clients' own spans do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Collection
+from types import ModuleType
+from typing import Any, Final
+
+import wrapt
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+
+_OFFICIAL: Final = "opentelemetry.instrumentation.genai.langchain"
+_LIBRARY: Final = "langchain_core"
+# The official instrumentor imports it, which fails within an import of it that is under way.
+_GRAPHS: Final = "langgraph.pregel"
+
+# Instrumentations of LangChain by others, each with its instrumentor.
+_OTHERS: Final = {
+    "opentelemetry.instrumentation.langchain": "LangchainInstrumentor",
+    "openinference.instrumentation.langchain": "LangChainInstrumentor",
+}
+
+_logger = logging.getLogger("otel_llm_instrumentation")
+
+
+class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
+    """Turns the official instrumentor on as soon as the app imports LangChain; never imports it before.
+
+    Does nothing if that is not installed, if the app has turned it on already, or if another one makes the spans.
+    """
+
+    _options: dict[str, Any] | None = None
+    _official: Any = None
+    _wrapper: object = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        if not _is_installed(_OFFICIAL):
+            return
+        self._options = kwargs
+        if _is_imported(_LIBRARY) and not _is_being_imported("langgraph"):
+            self._turn_on()
+        else:
+            wrapt.register_post_import_hook(self._imported, _LIBRARY)
+
+    def give_way_to(self, scope: str) -> None:
+        """A span of ``scope`` starts: if that is another instrumentation of LangChain, one of the two is too many."""
+        if scope in _OTHERS and self._official is not None:
+            _logger.info("%s makes the spans of LangChain; the official instrumentation is silent now.", scope)
+            self._uninstrument()
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        self._options = None
+        official, self._official = self._official, None
+        if official is None:
+            return
+        if _outermost() is self._wrapper:
+            official.uninstrument()
+        else:
+            # It would take off the outermost wrapper, which is somebody else's. This silences its own.
+            official._callback_handler._enabled = False
+        self._wrapper = None
+
+    def _imported(self, module: ModuleType) -> None:
+        if _is_being_imported("langgraph") and module.__name__ != _GRAPHS:
+            wrapt.register_post_import_hook(self._imported, _GRAPHS)
+        else:
+            self._turn_on()
+
+    def _turn_on(self) -> None:
+        if self._options is None or self._official is not None or _another_is_on():
+            return  # perhaps undone before the app imported the library; import hooks cannot be taken back
+        try:
+            official = importlib.import_module(_OFFICIAL).LangChainInstrumentor()
+            if not official.is_instrumented_by_opentelemetry:
+                official.instrument(**self._options)
+                self._official, self._wrapper = official, _outermost()
+        except Exception:
+            _logger.warning("LangChain is not instrumented; its calls are, by their clients.", exc_info=True)
+
+
+def _outermost() -> object:
+    """What stands where instrumentations of LangChain put their callbacks in."""
+    manager = sys.modules[f"{_LIBRARY}.callbacks"].BaseCallbackManager
+    return vars(manager)["__init__"]
+
+
+def _another_is_on() -> bool:
+    # The one instance there is: to ask the class for it may reset its options.
+    instances = [getattr(getattr(sys.modules.get(name), of, None), "_instance", None) for name, of in _OTHERS.items()]
+    return any(getattr(instance, "is_instrumented_by_opentelemetry", False) for instance in instances)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent
+        return False
+
+
+def _is_imported(module: str) -> bool:
+    return module in sys.modules and not _is_being_imported(module)
+
+
+def _is_being_imported(package: str) -> bool:
+    """Whether ``package`` or a module of it is in the middle of its import."""
+    modules = [module for name, module in sys.modules.copy().items() if name.partition(".")[0] == package]
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)

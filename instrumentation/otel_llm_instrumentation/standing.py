@@ -1,0 +1,133 @@
+"""Spans of other instrumentations that stand for a call already: ours then steps aside.
+
+Most of them make theirs the current span, marked as a call from its start. Some do not make it current; those are
+found if somebody who hears of every span that starts, a span processor, tells `sight` of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, get_current_span
+
+from otel_llm_instrumentation import semconv
+
+_Marks = Mapping[str, frozenset[str]]
+
+_GENERATION: Final[_Marks] = {
+    "gen_ai.operation.name": frozenset({"chat", "text_completion", "generate_content"}),
+    "openinference.span.kind": frozenset({"LLM"}),
+    "llm.request.type": frozenset({"chat", "completion"}),
+}
+_EMBEDDINGS: Final[_Marks] = {
+    "gen_ai.operation.name": frozenset({"embeddings"}),
+    "openinference.span.kind": frozenset({"EMBEDDING"}),
+    "llm.request.type": frozenset({"embedding"}),
+}
+_OPERATION_NAMES: Final = ("chat", "text_completion", "generate_content", "embeddings")
+# Set by opentelemetry-util-genai while a span of its own stands for the call; ``None`` once that has ended.
+_INFERENCE_KEY: Final = "opentelemetry.genai.client.inference.context"
+_EMBEDDING_KEY: Final = "opentelemetry.genai.client.embedding.context"
+# These say what a span is only after it was started, so all their spans are worth a second look.
+_OPENINFERENCE_LANGCHAIN: Final = "openinference.instrumentation.langchain"
+_SILENT_SCOPES: Final = frozenset({_OPENINFERENCE_LANGCHAIN, "opentelemetry.instrumentation.langchain"})
+_CHAT_ONLY_SCOPE: Final = "openinference.instrumentation.ollama"
+_OUR_SCOPES: Final = "otel_llm_instrumentation."
+
+
+class _Sighting:
+    """A span that was started in this context, for the one call that may be its own."""
+
+    __slots__ = ("_span", "_untaken")
+
+    def __init__(self, span: Span) -> None:
+        self._span = weakref.ref(span)
+        self._untaken = threading.Lock()
+
+    def take(self, operation: str) -> Span | None:
+        """The span, if it is open, stands for a call of this operation, and was not taken yet."""
+        span = self._span()
+        if span is None or not stands_for(span, operation):
+            return None
+        return span if self._untaken.acquire(blocking=False) else None
+
+
+_sighting: ContextVar[_Sighting | None] = ContextVar("otel_llm_instrumentation.sighting", default=None)
+
+
+def sight(span: Span) -> bool:
+    """Note a span that starts in this context; whether it is, or may turn out to be, another library's LLM span."""
+    attributes, scope = _attributes_of(span), _scope_of(span)
+    marked = _is_marked(attributes, _GENERATION) or _is_marked(attributes, _EMBEDDINGS)
+    if scope.startswith(_OUR_SCOPES) or not (marked or scope in _SILENT_SCOPES):
+        return False
+    _sighting.set(_Sighting(span))
+    return True
+
+
+def standing_span(operation: str, context: Context) -> Span | None:
+    """The span of another instrumentation that stands for a call of this operation, made in this context."""
+    if context:
+        key = _EMBEDDING_KEY if operation == semconv.EMBEDDINGS else _INFERENCE_KEY
+        current = get_current_span(context)
+        if context.get(key) is not None or stands_for(current, operation):
+            return current
+    sighting = _sighting.get()
+    return sighting.take(operation) if sighting is not None else None
+
+
+def stands_for(span: Span, operation: str) -> bool:
+    """Whether an open span says of itself that it is one call of this operation."""
+    if not span.is_recording():
+        return False
+    if _is_marked(_attributes_of(span), _EMBEDDINGS if operation == semconv.EMBEDDINGS else _GENERATION):
+        return True
+    scope = _scope_of(span)
+    if scope == _CHAT_ONLY_SCOPE:
+        return operation == semconv.CHAT
+    if scope == _OPENINFERENCE_LANGCHAIN:
+        return operation != semconv.EMBEDDINGS and _is_model_run(span)
+    return _is_named_for(span, operation)
+
+
+def _attributes_of(span: Span) -> Mapping[str, object]:
+    """As a plain dict: to look one up in the SDK's own view costs ten times as much."""
+    attributes: Any = getattr(span, "attributes", None)
+    return attributes.copy() if attributes else {}
+
+
+def _is_marked(attributes: Mapping[str, object], marks: _Marks) -> bool:
+    return any(attributes.get(mark) in values for mark, values in marks.items())
+
+
+def _is_named_for(span: Span, operation: str) -> bool:
+    """OpenLIT's spans have the conventional name and kind at once, and their attributes when they end."""
+    if getattr(span, "kind", None) is not SpanKind.CLIENT:
+        return False
+    name = str(getattr(span, "name", "")).partition(" ")[0]
+    return name in _OPERATION_NAMES and (name == semconv.EMBEDDINGS) == (operation == semconv.EMBEDDINGS)
+
+
+def _scope_of(span: Span) -> str:
+    return getattr(getattr(span, "instrumentation_scope", None), "name", None) or ""
+
+
+def _is_model_run(span: Span) -> bool:
+    """OpenInference's LangChain tracer knows a span's run from the start, and says its kind on it at the end."""
+    module = sys.modules.get(_OPENINFERENCE_LANGCHAIN)
+    instrumentor = getattr(getattr(module, "LangChainInstrumentor", None), "_instance", None)
+    tracer: Any = getattr(instrumentor, "_tracer", None)
+    if tracer is None:
+        return False
+    span_id = span.get_span_context().span_id
+    for run_id, run in list(tracer.run_map.items()):
+        known = tracer.get_span(run.id)
+        if known is not None and known.get_span_context().span_id == span_id:
+            return getattr(tracer.run_map.get(run_id), "run_type", None) in ("llm", "chat_model")
+    return False

@@ -1,0 +1,164 @@
+"""LLM spans of other libraries whose calls nobody observes: each is a call of its own, if its server is known."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.util.types import AttributeValue
+
+from otel_llm_energy import conventions
+from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.tracing import enrich
+from otel_llm_energy.tracing.books import ServerReport
+from otel_llm_energy.tracing.claims import Claim
+
+_Attributes = Mapping[str, AttributeValue]
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_MOST_OPEN: Final = 4096  # spans that never end must not fill the memory
+_MOST_TOLD: Final = 256
+_CLOCKS_APART_NS: Final = 1_000_000
+_PROVIDER_KEYS: Final = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
+_OPERATION_KEYS: Final = ("gen_ai.operation.name", "llm.request.type", "openinference.span.kind")
+_MODEL_KEYS: Final = ("gen_ai.request.model", "llm.model_name")
+
+
+class CallDesk(Protocol):
+    """Where calls are opened and closed (`otel_llm_energy.tracing.desk.SettlingDesk`)."""
+
+    def open(self, claim: Claim, host: str | None, port: int | None, provider: str, operation: str) -> None: ...
+
+    def close(self, claim: Claim, report: ServerReport | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """The server's own timings, as a span tells them (``llm.server.*``)."""
+
+    prefill_seconds: float | None
+    decode_seconds: float | None
+    load_seconds: float | None
+    end_unix_ns: int | None
+
+
+class Told(NamedTuple):
+    """A call that has its bill on a span; times on the monotonic clock."""
+
+    response_id: str | None
+    started_ns: int
+    ended_ns: int
+    tokens: enrich.Tokens
+
+
+class UnobservedCalls:
+    """Opens a claim for each LLM span that names its server when it starts, and closes it when the span ends.
+
+    A client wrapper that sees the call itself adopts the claim: there is one bill, and it is the better informed one.
+
+    Args:
+        desk: where the claims are opened and closed.
+    """
+
+    def __init__(self, desk: CallDesk) -> None:
+        self._desk = desk
+        self._open: dict[int, Claim] = {}  # by span id
+        self._told: deque[Told] = deque(maxlen=_MOST_TOLD)
+        self.tell = self._told.append
+
+    def started(self, span: Span) -> Claim | None:
+        """The claim of an LLM span, opened if the span says who answers."""
+        attributes = enrich.raw_attributes(span)
+        host, port = _server(attributes)
+        if host is None or not enrich.marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
+            return None
+        claim = Claim(span.get_span_context())
+        self._desk.open(claim, host, port, _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS))
+        self._open[claim.span_context.span_id] = claim
+        return claim
+
+    def adopt(self, span_id: int) -> Claim | None:
+        """The open claim of a span, for somebody who will close it; ``None`` if there is none (any more)."""
+        return self._open.pop(span_id, None) if self._open else None
+
+    def ended(self, span: ReadableSpan) -> None:
+        """Close the claim of a span that is about to end, if it is still ours."""
+        claim = self.adopt(span.context.span_id) if self._open and span.context is not None else None
+        if claim is None:
+            return
+        attributes = enrich.raw_attributes(span)
+        tokens = enrich.tokens_said(attributes)
+        claim.input_tokens, claim.output_tokens = tokens.input, tokens.output
+        claim.attributes = _metric_attributes(attributes)
+        self._desk.close(claim, _report(attributes))
+
+    def told_elsewhere(self, span: ReadableSpan) -> bool:
+        """Whether this LLM span describes a call that has its bill on another span.
+
+        Some libraries make their span when the call is over, or where nothing links it to the call. It is the same
+        call if the server gave it the same id, or if it took place within the span and took as many tokens.
+        """
+        attributes = enrich.raw_attributes(span)
+        response_id, tokens = attributes.get("gen_ai.response.id"), enrich.tokens_said(attributes)
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        start_ns, end_ns = (span.start_time or 0) - offset_ns, (span.end_time or 0) - offset_ns
+        for told in reversed(self._told):
+            if response_id is not None and told.response_id == response_id:
+                return True
+            within = start_ns - _CLOCKS_APART_NS <= told.started_ns and told.ended_ns <= end_ns + _CLOCKS_APART_NS
+            if within and tokens.output is not None and told.tokens == tokens:
+                return True
+        return False
+
+
+def _server(attributes: _Attributes) -> tuple[str | None, int | None]:
+    """Who answers, by ``server.address`` or by the address that OpenLLMetry gives."""
+    address, port = attributes.get("server.address"), attributes.get("server.port")
+    if isinstance(address, str) and "://" not in address:
+        return address or None, port if isinstance(port, int) else None
+    url = address or attributes.get("gen_ai.openai.api_base")
+    if not isinstance(url, str):
+        return None, None
+    try:
+        parts = urlsplit(url)
+        return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return None, None
+
+
+def _report(attributes: _Attributes) -> _Report | None:
+    prefill = _seconds(attributes, conventions.SERVER_PREFILL_SECONDS)
+    decode = _seconds(attributes, conventions.SERVER_DECODE_SECONDS)
+    load = _seconds(attributes, conventions.SERVER_LOAD_SECONDS)
+    if prefill is None and decode is None and load is None:
+        return None
+    end = _seconds(attributes, conventions.SERVER_END_TIME)
+    return _Report(prefill, decode, load, None if end is None else int(end * NS_PER_SECOND))
+
+
+def _seconds(attributes: _Attributes, key: str) -> float | None:
+    value = attributes.get(key)
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else None
+
+
+def _first(attributes: _Attributes, keys: tuple[str, ...]) -> str:
+    return next((value for key in keys if isinstance(value := attributes.get(key), str)), "")
+
+
+def _metric_attributes(attributes: _Attributes) -> dict[str, str | int]:
+    host, port = _server(attributes)
+    known: dict[str, str | int | None] = {
+        "gen_ai.operation.name": _first(attributes, _OPERATION_KEYS).lower() or None,
+        "gen_ai.provider.name": _first(attributes, _PROVIDER_KEYS) or None,
+        "gen_ai.request.model": _first(attributes, _MODEL_KEYS) or None,
+        "gen_ai.response.model": _first(attributes, ("gen_ai.response.model",)) or None,
+        "server.address": host,
+        "server.port": port,
+        "error.type": _first(attributes, ("error.type",)) or None,
+    }
+    return {key: value for key, value in known.items() if value is not None}
