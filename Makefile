@@ -6,12 +6,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo test e2e backends fetch lint format bench lock clean
+.PHONY: help demo test e2e peers backends fetch lint format bench lock clean
 
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
 	@echo "make test      all tests that need no compiled back end"
 	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
+	@echo "make peers     the tests beside other people's instrumentations, in environments of their own"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
 	@echo "make bench     a benchmark: make bench ARGS=accuracy; without ARGS it lists them"
 	@echo "make backends  only build the back ends; make fetch only fetches the model, Scaphandre and Prometheus"
@@ -25,6 +26,20 @@ test: fetch
 
 e2e: fetch backends
 	$(RUN) pytest -m e2e $(ARGS)
+
+# Each row: the environment's requirements, and whose instrumentations are tested in it.
+peers: fetch .venv-peers/stamp .venv-peers-openlit/stamp
+	OTEL_LLM_ENERGY_TEST_PEERS="genai-openai genai-langchain openllmetry-openai openllmetry-ollama \
+	  openllmetry-langchain openinference-openai openinference-ollama openinference-langchain logfire" \
+	  .venv-peers/bin/python -m pytest tests/peers $(ARGS)
+	OTEL_LLM_ENERGY_TEST_PEERS="openlit-openai openlit-ollama" \
+	  .venv-peers-openlit/bin/python -m pytest tests/peers/test_foreign_spans.py $(ARGS)
+
+.venv-%/stamp: requirements-%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-$*.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
 
 backends: $(VENV)/dev.stamp
 	$(RUN) tools.backends
@@ -48,14 +63,18 @@ format: $(VENV)/dev.stamp
 bench: fetch
 	$(RUN) benchmarks $(ARGS)
 
+LOCK := uv pip compile --universal --python-version 3.10 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --quiet
+
 lock:
-	uv pip compile pyproject.toml --group dev --extra demo --extra ollama --extra nvidia --extra study --universal --python-version 3.10 \
-	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-dev.txt
-	uv pip compile --group docs --universal --python-version 3.10 \
-	  --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements-docs.txt
+	$(LOCK) pyproject.toml --group dev --extra demo --extra ollama --extra nvidia --extra study -o requirements-dev.txt
+	$(LOCK) --group docs -o requirements-docs.txt
+	$(LOCK) pyproject.toml --group peers --extra demo --extra ollama --extra langchain -o requirements-peers.txt
+	$(LOCK) pyproject.toml --group peers-openlit --extra demo --extra ollama -o requirements-peers-openlit.txt
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peers .venv-peers-openlit dist build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
