@@ -1,127 +1,337 @@
-"""How right are the joules of one call at a time? Real llama.cpp, real Scaphandre, truth from the server's CPU time.
+"""How right are the joules? Real llama.cpp, RAPL files and the real Scaphandre, truth from the server's own CPU time.
 
-The counters follow the machine's real CPU use. The truth of a call is the idle energy of its work window (the
-server's own prefill and decode time) + the server's own CPU seconds in it x the known watts.
+The counters are synthetic and follow the machine's real CPU use, in several shapes. The process that moves them knows
+what each joule was for. The truth of a call is the idle energy of its work and what its server added; of calls that
+overlap, an equal part of that at each instant. Beside ours: what other methods say on the very same readings.
+
+All of it takes about 25 minutes; --shape, --meter and --calls choose parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 from openai import OpenAI
-from opentelemetry.sdk.trace import ReadableSpan
 
-from benchmarks.bench import Session, baseline_summary, relative_errors, session, summary
+from benchmarks.bench import Call, Session, baseline_summary, lone_truth, relative_errors, rms, session, shared_truths
+from benchmarks.loads import background, noisy_neighbour
+from benchmarks.replay import replayed, without_activity, without_windows
 from otel_llm_energy import conventions
 from otel_llm_energy.cli.model import ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
-from tests.support.cpu_time import tree_cpu_ns
+from tests.support.powercap import PowerModel
 
 _TOKENS_PER_SECOND = 80
 _PROMPT = "Tell a story about a lighthouse keeper, number {number}."
+_SEED = 1
+_TINY_CALLS_TOGETHER = 20
+_LONG_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One call by the client's clock, and the server's CPU time in it."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a row should reach: relative errors; ``None`` where nothing is asked."""
 
-    start_ns: int
-    end_ns: int
-    server_cpu_ns: int
-    streamed: bool
+    bias: float | None = None
+    rms: float | None = None
+
+    def met(self, bias: float, rms_error: float) -> bool:
+        return (self.bias is None or abs(bias) <= self.bias) and (self.rms is None or rms_error <= self.rms)
+
+    def __str__(self) -> str:
+        parts = [("bias", self.bias), ("rms", self.rms)]
+        return ", ".join(f"{name} <= {100 * value:g} %" for name, value in parts if value is not None)
+
+
+class Asker:
+    """Asks the model server, in one of several ways."""
+
+    def __init__(self, server: ModelServer, running: Session, rng: random.Random) -> None:
+        self._client = OpenAI(base_url=server.base_url, api_key="none", timeout=300)
+        self._running = running
+        self._rng = rng
+        self._numbers = itertools.count()
+
+    def one_at_a_time(self, calls: int) -> None:
+        """Of 0.3 to 3 s on a quiet machine; every third streamed."""
+        for _ in range(calls):
+            number = next(self._numbers)
+            self._ask(number, streamed=number % 3 == 2)
+            time.sleep(self._rng.uniform(0.1, 1.0))
+
+    def marked_prefills(self, calls: int) -> None:
+        """The same with long prompts, all streamed: the first chunk says that the prompt has been read."""
+        for _ in range(calls):
+            number = next(self._numbers)
+            with self._running.prefilling():
+                stream = self._stream(number, words=self._rng.randrange(10, 150))
+                next(stream)
+            for _ in stream:
+                pass
+            time.sleep(self._rng.uniform(0.1, 1.0))
+
+    def overlapping(self, calls: int) -> None:
+        """Two clients."""
+        clients = [threading.Thread(target=self.one_at_a_time, args=(calls // 2,)) for _ in range(2)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+
+    def tiny(self, calls: int) -> None:
+        """One token each, as fast as it goes: some 50 calls a second."""
+        for number in range(calls * _TINY_CALLS_TOGETHER):
+            messages: Any = [{"role": "user", "content": "Hi."}]
+            self._client.chat.completions.create(
+                model="smollm2", messages=messages, max_tokens=1, extra_body={"cache_prompt": True}
+            )
+            if number % _TINY_CALLS_TOGETHER == _TINY_CALLS_TOGETHER - 1:
+                time.sleep(0.3)
+
+    def _ask(self, number: int, *, streamed: bool) -> None:
+        if streamed:
+            for _ in self._stream(number):
+                pass
+        else:
+            self._create(number, stream=False)
+
+    def _stream(self, number: int, words: int = 0) -> Iterator[Any]:
+        return iter(self._create(number, stream=True, words=words))
+
+    def _create(self, number: int, *, stream: bool, words: int = 0) -> Any:
+        seconds = 0.3 * (3 / 0.3) ** self._rng.random()
+        messages: Any = [{"role": "user", "content": _PROMPT.format(number=number) + " lamp" * words}]
+        return self._client.chat.completions.create(
+            model="smollm2",
+            messages=messages,
+            max_tokens=max(int(seconds * _TOKENS_PER_SECOND), 8),
+            stream=stream,
+            extra_body={"cache_prompt": False, "ignore_eos": True},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One row of the table.
+
+    Attributes:
+        ask: how the calls are made.
+        targets: by meter.
+        beside: other load on the machine.
+        step_seconds: of the feeder; a concave shape wants longer ones.
+        lone: one call at a time.
+    """
+
+    name: str
+    title: str
+    targets: Mapping[str, Target]
+    model: PowerModel = field(default_factory=PowerModel)
+    ask: Callable[[Asker, int], None] = Asker.one_at_a_time
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext
+    step_seconds: float = 0.002
+    slots: int = 1
+    lone: bool = True
+
+
+_LONE = {"rapl": Target(rms=0.01), "scaphandre": Target(bias=0.01, rms=0.03)}
+SHAPES = (
+    Shape("linear", "60 W for each busy CPU", _LONE),
+    Shape("concave", "the second CPU adds less", _LONE, PowerModel(exponent=0.7), step_seconds=0.02),
+    Shape("prefill", "prefill 1.4 times decode", _LONE, PowerModel(prefill_factor=1.4), Asker.marked_prefills),
+    Shape("drift", "idle 20 W, up and down by 2 W in a minute", _LONE, PowerModel(idle_swing_watts=2.0)),
+    Shape(
+        "neighbour",
+        "another program, now busy, now not",
+        {"rapl": Target(0.02, 0.03), "scaphandre": Target(0.03, 0.06)},
+        beside=lambda: noisy_neighbour(_SEED),
+    ),
+    Shape(
+        "background",
+        "another program, always half a CPU",
+        {"rapl": Target(bias=0.05), "scaphandre": Target(bias=0.05)},
+        beside=lambda: background(0.5),
+    ),
+    Shape(
+        "edges",
+        f"tiny calls, {_TINY_CALLS_TOGETHER} in a row taken together",
+        {"rapl": Target(bias=0.01), "scaphandre": Target(bias=0.01)},
+        ask=Asker.tiny,
+    ),
+    Shape(
+        "overlap",
+        "two clients, two slots",
+        {"rapl": Target(rms=0.03), "scaphandre": Target(rms=0.03)},
+        ask=Asker.overlapping,
+        slots=2,
+        lone=False,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call, or some tiny ones taken together: the truth, and what each method says, J."""
+
+    truth: float
+    ours: float
+    lower: float
+    upper: float
+    work_seconds: float
+    others: Mapping[str, float | None]
+    quality: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All samples of one shape with one meter."""
+
+    shape: Shape
+    meter: str
+    samples: Sequence[Sample]
+    calls_per_second: float
+    idle: str
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks accuracy", description=__doc__)
+    parser.add_argument("--shape", nargs="+", choices=[shape.name for shape in SHAPES], help="all of them if left out")
     parser.add_argument("--meter", choices=("rapl", "scaphandre", "both"), default="both")
-    parser.add_argument("--calls", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--calls", type=int, default=36, help="of each shape with each meter")
+    parser.add_argument("--seed", type=int, default=_SEED)
     parser.add_argument("--verbose", action="store_true", help="print every call")
     options = parser.parse_args(arguments)
     meters = ("rapl", "scaphandre") if options.meter == "both" else (options.meter,)
-    for meter in meters:
-        with ModelServer(ServerOptions(ensure_model(), slots=1, threads=1)) as server, session(meter) as running:
-            print(f"{meter}: one call at a time, {options.calls} calls of 0.3 to 8 s, every third streamed")
-            asked = _ask(server, options.calls, random.Random(options.seed))
-            _report(running, asked, verbose=options.verbose)
+    rows = []
+    started = time.monotonic()
+    for shape in SHAPES:
+        if options.shape is None or shape.name in options.shape:
+            for meter in meters:
+                rows.append(measure(shape, meter, options.calls, options.seed))
+                _print_row(rows[-1], verbose=options.verbose)
+    _print_bounds(rows)
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     return 0
 
 
-def _ask(server: ModelServer, calls: int, rng: random.Random) -> list[Asked]:
-    client = OpenAI(base_url=server.base_url, api_key="none")
-    asked = []
-    for number in range(calls):
-        seconds = 0.3 * (8 / 0.3) ** rng.random()
-        asked.append(_one(client, server.pid, number, max(int(seconds * _TOKENS_PER_SECOND), 8)))
-        time.sleep(rng.uniform(0.1, 1.5))
-    return asked
+def measure(shape: Shape, meter: str, calls: int, seed: int) -> Row:
+    """Ask the calls of one shape, and set the truth beside what each method says."""
+    options = ServerOptions(ensure_model(), slots=shape.slots, threads=1)
+    with ModelServer(options) as server, shape.beside(), _running(shape, meter, server) as running:
+        asker, started = Asker(server, running, random.Random(seed)), time.monotonic()
+        shape.ask(asker, calls)
+        seconds = time.monotonic() - started
+        found = running.calls()
+        samples = _samples(shape, running, found)
+        return Row(shape, meter, samples, len(found) / seconds, baseline_summary(running.handle))
 
 
-def _one(client: OpenAI, pid: int, number: int, tokens: int) -> Asked:
-    streamed = number % 3 == 2
-    extra = {"cache_prompt": False, "ignore_eos": True}
-    message = {"role": "user", "content": _PROMPT.format(number=number)}
-    before_ns, start_ns = tree_cpu_ns(pid), time.monotonic_ns()
-    answer = client.chat.completions.create(  # type: ignore[call-overload]
-        model="smollm2", messages=[message], max_tokens=tokens, stream=streamed, extra_body=extra
+@contextmanager
+def _running(shape: Shape, meter: str, server: ModelServer) -> Iterator[Session]:
+    with session(meter, server.pid, shape.model, shape.step_seconds, clients=["openai"]) as running:
+        yield running
+
+
+def _samples(shape: Shape, running: Session, calls: Sequence[Call]) -> list[Sample]:
+    truth, kept = running.truth(), running.ledger
+    truths = [lone_truth(truth, call) for call in calls] if shape.lone else shared_truths(truth, calls)
+    without = {"without u_s": replayed(kept, without_activity), "without windows": replayed(kept, without_windows)}
+    samples = []
+    for i, call in enumerate(calls):
+        others = {name: values[i] for name, values in without.items()}
+        others["interpolation"] = running.recorder.interpolated_joules(call.start_ns, call.end_ns)
+        others["mean power"] = running.recorder.mean_power_joules(call.start_ns, call.end_ns)
+        samples.append(
+            Sample(
+                truths[i],
+                call.joules,
+                call.number(conventions.LOWER_JOULES),
+                call.number(conventions.UPPER_JOULES),
+                call.work_ns / 1e9,
+                others,
+                f"{call.text(conventions.QUALITY)} {call.text(conventions.REASON)}",
+            )
+        )
+    if shape.name == "edges":
+        return [_together(samples[i : i + _TINY_CALLS_TOGETHER]) for i in range(0, len(samples), _TINY_CALLS_TOGETHER)]
+    return samples
+
+
+def _together(samples: Sequence[Sample]) -> Sample:
+    """Tiny calls are shorter than the ticks in which CPU time is accounted: only their sum has a truth."""
+    others = {}
+    for name in samples[0].others:
+        values = [sample.others[name] for sample in samples]
+        others[name] = None if None in values else sum(value for value in values if value is not None)
+    return Sample(
+        sum(sample.truth for sample in samples),
+        sum(sample.ours for sample in samples),
+        sum(sample.lower for sample in samples),
+        sum(sample.upper for sample in samples),
+        sum(sample.work_seconds for sample in samples),
+        others,
+        samples[0].quality,
     )
-    if streamed:
-        for _ in answer:
-            pass
-    end_ns = time.monotonic_ns()
-    time.sleep(0.02)  # the kernel charges the server's last tick
-    return Asked(start_ns, end_ns, tree_cpu_ns(pid) - before_ns, streamed)
 
 
-def _report(running: Session, asked: list[Asked], *, verbose: bool) -> None:
-    spans = running.calls()
-    if len(spans) != len(asked):
-        raise SystemExit(f"{len(asked)} calls, but {len(spans)} spans")
-    truths = [_truth(running, span, call) for span, call in zip(spans, asked, strict=True)]
-    ours = [float(_attribute(span, conventions.JOULES)) for span in spans]
-    interpolated = [running.recorder.interpolated_joules(call.start_ns, call.end_ns) for call in asked]
-    mean_power = [running.recorder.mean_power_joules(call.start_ns, call.end_ns) for call in asked]
-    print(f"  otel-llm-energy        {summary(relative_errors(ours, truths))}")
-    print(f"  interpolation          {summary(relative_errors(interpolated, truths))}")
-    print(f"  mean power x duration  {summary(relative_errors(mean_power, truths))}")
-    _report_bounds(spans, truths)
-    print(f"  idle learned: {baseline_summary(running.handle)} (true {running.model.idle_watts:g} W)")
-    if verbose:
-        for span, call, truth in zip(spans, asked, truths, strict=True):
-            _print_call(span, call, truth)
-
-
-def _print_call(span: ReadableSpan, call: Asked, truth: float) -> None:
-    ours = float(_attribute(span, conventions.JOULES))
+def _print_row(row: Row, *, verbose: bool) -> None:
+    truths = [sample.truth for sample in row.samples]
+    errors = relative_errors([sample.ours for sample in row.samples], truths)
+    target = row.shape.targets[row.meter]
+    verdict = "met" if target.met(statistics.fmean(errors), rms(errors)) else "MISSED"
     print(
-        f"    {(call.end_ns - call.start_ns) / 1e9:6.2f} s  truth {truth:7.1f} J  ours {ours:7.1f} J"
-        f"  {100 * (ours / truth - 1):+6.2f} %  {_attribute(span, conventions.QUALITY)}"
-        f" {(span.attributes or {}).get(conventions.REASON, '')}{'  streamed' if call.streamed else ''}"
+        f"\n{row.shape.name} ({row.shape.title}), {row.meter}: {len(errors)} samples,"
+        f" {row.calls_per_second:.1f} calls/s, idle learned {row.idle}"
     )
+    print(f"  {'otel-llm-energy':18} {_summary(errors)}   target {target}: {verdict}")
+    for name in row.samples[0].others:
+        values = [(sample.others[name], sample.truth) for sample in row.samples]
+        known = [value / truth - 1 for value, truth in values if value is not None]
+        print(f"  {name:18} {_summary(known)}")
+    inside = sum(sample.lower <= sample.truth <= sample.upper for sample in row.samples)
+    print(f"  bounds hold the truth in {inside} of {len(row.samples)}, median width {_width(row.samples)}", flush=True)
+    if verbose:
+        for sample in row.samples:
+            print(
+                f"    {sample.work_seconds:6.2f} s  truth {sample.truth:7.2f} J  ours {sample.ours:7.2f} J"
+                f" {100 * (sample.ours / sample.truth - 1):+7.2f} %  [{sample.lower:.2f}, {sample.upper:.2f}]"
+                f"  {sample.quality}"
+            )
 
 
-def _report_bounds(spans: list[ReadableSpan], truths: list[float]) -> None:
-    bounds = [
-        (float(_attribute(span, conventions.LOWER_JOULES)), float(_attribute(span, conventions.UPPER_JOULES)))
-        for span in spans
-    ]
-    inside = sum(lower <= truth <= upper for (lower, upper), truth in zip(bounds, truths, strict=True))
-    widths = [(upper - lower) / truth for (lower, upper), truth in zip(bounds, truths, strict=True)]
-    print(f"  bounds hold the truth in {inside} of {len(spans)}; median width {100 * statistics.median(widths):.1f} %")
+def _print_bounds(rows: Sequence[Row]) -> None:
+    samples = [sample for row in rows for sample in row.samples]
+    inside = sum(sample.lower <= sample.truth <= sample.upper for sample in samples)
+    print(
+        f"\nbounds of all: hold the truth in {inside} of {len(samples)}, {100 * inside / len(samples):.1f} %"
+        "   target >= 95 % of at least 500"
+    )
+    lone = [row for row in rows if row.shape.lone and row.shape.name != "edges"]
+    coarse = [s for row in lone if row.meter == "scaphandre" for s in row.samples if s.work_seconds >= _LONG_SECONDS]
+    fine = [sample for row in lone if row.meter == "rapl" for sample in row.samples]
+    print(f"  median width, lone calls of {_LONG_SECONDS:g} s and more, Scaphandre {_width(coarse)}   target <= 30 %")
+    print(f"  median width, lone calls, RAPL {_width(fine)}   target <= 5 %")
 
 
-def _truth(running: Session, span: ReadableSpan, call: Asked) -> float:
-    work_seconds = float(_attribute(span, conventions.SERVER_PREFILL_SECONDS))
-    work_seconds += float(_attribute(span, conventions.SERVER_DECODE_SECONDS))
-    return running.model.joules(work_seconds, call.server_cpu_ns / 1e9)
+def _width(samples: Sequence[Sample]) -> str:
+    if not samples:
+        return "of none"
+    widths = [(sample.upper - sample.lower) / sample.ours for sample in samples]
+    return f"{100 * statistics.median(widths):.1f} % of {len(samples)}"
 
 
-def _attribute(span: ReadableSpan, key: str) -> str | float:
-    value = (span.attributes or {}).get(key)
-    if not isinstance(value, (str, int, float)):
-        raise SystemExit(f"the span of a call has no {key}: {dict(span.attributes or {})}")
-    return value
+def _summary(errors: Sequence[float]) -> str:
+    if not errors:
+        return "says nothing"
+    return (
+        f"bias {100 * statistics.fmean(errors):+7.2f} %  rms {100 * rms(errors):7.2f} %"
+        f"  least {100 * min(errors):+7.2f} %  most {100 * max(errors):+7.2f} %"
+    )

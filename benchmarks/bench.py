@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -11,20 +12,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
-from otel_llm_energy import Instrumentation, RaplMeter, ScaphandreMeter
+from benchmarks.replay import KeepingLedger
+from otel_llm_energy import Instrumentation, RaplMeter, ScaphandreMeter, conventions
 from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.quantities import Channel, Reading
 from tests.support.backends import running_scaphandre
-from tests.support.feeder import feeding
+from tests.support.feeder import Truth, Watched, feeding
 from tests.support.powercap import PowerModel
 
 BASELINE_SECONDS = {"rapl": 5.0, "scaphandre": 12.0}
+# The kernel charges a process's last tick late.
+LAST_TICK_NS = 20_000_000
 
 
 class Recorder:
@@ -84,29 +90,65 @@ class Session:
         model: of the synthetic counters' power.
         recorder: the meter's readings.
         spans: the exporter that gets every span.
+        ledger: the ledger that billed the calls, with all that it was told.
+        watched: the server, and where the feeder writes down what it really used.
     """
 
     handle: Instrumentation
     model: PowerModel
     recorder: Recorder
     provider: TracerProvider
+    ledger: KeepingLedger
+    watched: Watched
     spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
 
-    def calls(self) -> list[ReadableSpan]:
+    def accounts(self) -> dict[str, int]:
+        """Metered energy, and all that it was spent on, nJ."""
+        balances = [each.balance for each in self.handle.status().channels]
+        spent = [b.billed_nj + b.pending_nj + sum(b.unattributed_nj.values()) for b in balances]
+        return {"metered": sum(b.metered_nj for b in balances), "settled": sum(spent)}
+
+    def truth(self) -> Truth:
+        """What the server really used until now."""
+        return Truth(self.watched.truth)
+
+    @contextmanager
+    def prefilling(self) -> Iterator[None]:
+        """The server reads a prompt: the synthetic power knows it, as the hardware's would."""
+        assert self.watched.prefilling is not None
+        self.watched.prefilling.write_text("1")
+        try:
+            yield
+        finally:
+            self.watched.prefilling.write_text("0")
+
+    def calls(self) -> list[Call]:
         """The calls' spans, in the order of their start; waits until all are settled."""
         time.sleep(5.0 if self.recorder.name == "scaphandre" else 1.0)
         self.handle.force_flush()
         found = [s for s in self.spans.get_finished_spans() if "gen_ai.operation.name" in (s.attributes or {})]
-        return sorted(found, key=lambda span: span.start_time or 0)
+        return [call_of(span) for span in sorted(found, key=lambda span: span.start_time or 0)]
 
 
 @contextmanager
-def session(meter: str, model: PowerModel | None = None) -> Iterator[Session]:
-    """Synthetic counters that follow the machine's CPU use, read as RAPL files or through the real Scaphandre."""
+def session(
+    meter: str, server_pid: int, model: PowerModel | None = None, step_seconds: float = 0.002, **options: Any
+) -> Iterator[Session]:
+    """Synthetic counters that follow the machine's CPU use, read as RAPL files or through the real Scaphandre.
+
+    Args:
+        meter: ``"rapl"`` or ``"scaphandre"``.
+        server_pid: the model server's process, whose part of the energy the feeder writes down.
+        model: of the counters' power.
+        step_seconds: of the feeder.
+        options: for `instrument`.
+    """
     model = model or PowerModel()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tree = stack.enter_context(feeding(folder / "powercap", model))
+        watched = Watched(server_pid, folder / "truth", folder / "prefilling")
+        (folder / "prefilling").write_text("0")
+        tree = stack.enter_context(feeding(folder / "powercap", model, step_seconds, watched))
         if meter == "scaphandre":
             url = stack.enter_context(running_scaphandre(tree.root, folder)).url
             recorder = Recorder(ScaphandreMeter(url))
@@ -115,25 +157,93 @@ def session(meter: str, model: PowerModel | None = None) -> Iterator[Session]:
         spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(spans))
-        handle = otel_llm_energy.instrument(
-            tracer_provider=provider, meters=recorder, detail="full", clients="auto", max_hold=60.0
-        )
+        options = {"detail": "full", "max_hold": 60.0, "idle_cache": "off", **options}
+        kept: list[KeepingLedger] = []
+        with mock.patch("otel_llm_energy.runtime.Ledger", lambda *args, **more: _kept(kept, *args, **more)):
+            handle = otel_llm_energy.instrument(tracer_provider=provider, meters=recorder, **options)
         stack.callback(handle.uninstrument)
         time.sleep(BASELINE_SECONDS[meter])
-        yield Session(handle, model, recorder, provider, spans)
+        yield Session(handle, model, recorder, provider, kept[0], watched, spans)
+
+
+def _kept(ledgers: list[KeepingLedger], *arguments: Any, **options: Any) -> KeepingLedger:
+    ledgers.append(KeepingLedger(*arguments, **options))
+    return ledgers[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call as its span tells it, on the monotonic clock.
+
+    Attributes:
+        start_ns, end_ns: as the client saw it.
+        work_ns: how long the server says that it was at work.
+    """
+
+    span: ReadableSpan
+    start_ns: int
+    end_ns: int
+    work_ns: int
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """When the server was at work; of a stream that is read as fast as it is written, too."""
+        return self.end_ns - self.work_ns, self.end_ns
+
+    def number(self, key: str) -> float:
+        """An attribute that the span of every metered call has."""
+        value = (self.span.attributes or {}).get(key)
+        if not isinstance(value, (int, float)):
+            raise SystemExit(f"the span of a call has no {key}: {dict(self.span.attributes or {})}")
+        return float(value)
+
+    def text(self, key: str) -> str:
+        return str((self.span.attributes or {}).get(key, ""))
+
+    @property
+    def joules(self) -> float:
+        return self.number(conventions.JOULES)
+
+
+def call_of(span: ReadableSpan) -> Call:
+    """Source of the clocks' distance: both are read here, so a step of the wall clock since then shifts it."""
+    attributes = span.attributes or {}
+    to_monotonic_ns = time.monotonic_ns() - time.time_ns()
+    seconds = [attributes.get(conventions.SERVER_PREFILL_SECONDS), attributes.get(conventions.SERVER_DECODE_SECONDS)]
+    work_seconds = sum(value for value in seconds if isinstance(value, (int, float)))
+    start_ns, end_ns = (span.start_time or 0) + to_monotonic_ns, (span.end_time or 0) + to_monotonic_ns
+    return Call(span, start_ns, end_ns, int(work_seconds * 1e9))
+
+
+def lone_truth(truth: Truth, call: Call) -> float:
+    """The idle energy of the call's work and all that its server added while it was open, J."""
+    start_ns, end_ns = call.window
+    return truth.idle_joules(start_ns, end_ns) + truth.server_joules(call.start_ns, call.end_ns + LAST_TICK_NS)
+
+
+def shared_truths(truth: Truth, calls: Sequence[Call]) -> list[float]:
+    """Of calls that overlap: the server's energy and the idle energy at each instant, in equal parts to those at work.
+
+    Where nobody was at work what the server added goes to nobody. J.
+    """
+    edges_ns = sorted({edge for call in calls for edge in call.window})
+    joules = [0.0] * len(calls)
+    for start_ns, end_ns in itertools.pairwise(edges_ns):
+        working = [i for i, call in enumerate(calls) if call.window[0] <= start_ns and end_ns <= call.window[1]]
+        if working:
+            together = truth.idle_joules(start_ns, end_ns) + truth.server_joules(start_ns, end_ns)
+            for i in working:
+                joules[i] += together / len(working)
+    return joules
 
 
 def relative_errors(values: Sequence[float], truths: Sequence[float]) -> list[float]:
     return [value / truth - 1 for value, truth in zip(values, truths, strict=True)]
 
 
-def summary(errors: Sequence[float]) -> str:
-    """Bias, root mean square and extremes of relative errors, in per cent."""
-    rms = (sum(error**2 for error in errors) / len(errors)) ** 0.5
-    return (
-        f"bias {100 * statistics.fmean(errors):+6.2f} %   rms {100 * rms:6.2f} %"
-        f"   least {100 * min(errors):+7.2f} %   most {100 * max(errors):+7.2f} %"
-    )
+def rms(errors: Sequence[float]) -> float:
+    """Root mean square."""
+    return math.sqrt(statistics.fmean(error**2 for error in errors))
 
 
 def baseline_summary(handle: Instrumentation) -> str:

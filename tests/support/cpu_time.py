@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -42,9 +42,14 @@ class CgroupClock:
 
 
 class ProcessSumClock:
-    """The sum over all processes: exact, but for what a process did between our last look at it and its end."""
+    """The sum over some processes: exact, but for what one did between our last look at it and its end.
 
-    def __init__(self) -> None:
+    Args:
+        pids: which ones; asked again every 20 ms.
+    """
+
+    def __init__(self, pids: Callable[[], Iterable[int]] = psutil.pids) -> None:
+        self._pids = pids
         self._known_ns: dict[int, int] = {}
         self._ended_ns = 0
         self._looked_ns = 0
@@ -67,7 +72,7 @@ class ProcessSumClock:
 
     def _look_for_new_processes(self) -> None:
         self._looked_ns = time.monotonic_ns()
-        for pid in psutil.pids():
+        for pid in self._pids():
             self._known_ns.setdefault(pid, 0)
 
 

@@ -28,16 +28,31 @@ class PowerModel:
         watts_per_cpu: added by the first busy CPU.
         exponent: 1 for linear; less for a concave shape, in which each further CPU adds less.
         memory_part: what the memory draws, as a part of the socket's watts, on top of them.
+        prefill_factor: how much more a CPU second of the model server adds while it reads a prompt.
+        idle_swing_watts, idle_swing_seconds: idle power goes up and down by so much, in a sine of this period.
     """
 
     idle_watts: float = 20.0
     watts_per_cpu: float = 60.0
     exponent: float = 1.0
     memory_part: float = 0.1
+    prefill_factor: float = 1.0
+    idle_swing_watts: float = 0.0
+    idle_swing_seconds: float = 60.0
+
+    def idle_watts_at(self, seconds: float) -> float:
+        """Idle power of the socket, so many seconds after the start, W."""
+        if not self.idle_swing_watts:
+            return self.idle_watts
+        return self.idle_watts + self.idle_swing_watts * math.sin(2 * math.pi * seconds / self.idle_swing_seconds)
+
+    def above_idle_watts(self, busy_cpus: float) -> float:
+        """What busy CPUs add to the socket's power, W."""
+        return self.watts_per_cpu * math.pow(max(0.0, busy_cpus), self.exponent)
 
     def package_watts(self, busy_cpus: float) -> float:
-        """Power of the socket without its memory, W."""
-        return self.idle_watts + self.watts_per_cpu * math.pow(max(0.0, busy_cpus), self.exponent)
+        """Power of the socket without its memory, W; idle power without its swing."""
+        return self.idle_watts + self.above_idle_watts(busy_cpus)
 
     def total_watts(self, busy_cpus: float) -> float:
         """Power of socket and memory together, W."""
