@@ -8,7 +8,7 @@ from typing import Final
 REASONS: Final[Mapping[str, str]] = {
     "coarse-meter": "the bounds are further apart than half of the figure: readings are rare for so short a call",
     "no-idle-baseline": "the idle power was not known yet; energy was shared by time alone",
-    "idle-under-load": "idle power was learned while other programs were busy all the time; it may be much lower",
+    "idle-under-load": "idle power was learned while other programs were busy all the time; it is in doubt",
     "gap": "part of the call's work lies between no two readings",
     "late": "the server named its working time after the energy of that time was shared out",
     "relay": "what listens at the address passes calls on; the process that works is not known",

@@ -76,6 +76,11 @@ class ActivityLog:
             self._ends_ns.append(sample.at_ns)
         self._last = sample
 
+    @property
+    def capacity(self) -> int | None:
+        """How many CPUs (or GPU engines) can be busy at once; ``None`` before the first sample."""
+        return self._last.capacity if self._last is not None else None
+
     def cells(self, start_ns: int, end_ns: int) -> list[Cell]:
         """The cells that overlap [start_ns, end_ns]."""
         index = bisect_right(self._ends_ns, start_ns)

@@ -20,6 +20,8 @@ ENOUGH_SECONDS = 5.0
 _ENOUGH_NS = int(ENOUGH_SECONDS * NS_PER_SECOND)
 # Idle power may have drifted so far since an earlier run (temperature, other devices): assumed, not measured.
 _DRIFT = 0.1
+# What cannot be told from load is taken for it, but for this part: assumed, as hardly a machine idles at less.
+_LEAST_IDLE_PART = 0.1
 
 Origin = Literal["given", "learned", "cached", "under-load", "unknown"]
 """Where a baseline comes from. ``"under-load"``: learned while other programs were busy all the time, before it could
@@ -35,17 +37,14 @@ class Baseline:
         lowest_watts: P0_lo, the 2 % quantile, or lower where the estimate is in doubt.
         highest_watts: P_hi, the most that the channel draws; ``None`` if unknown.
         origin: where ``watts`` comes from.
+        drift: idle power may be higher by this part of it.
     """
 
     watts: float | None
     lowest_watts: float
     highest_watts: float | None
     origin: Origin = "learned"
-
-    @property
-    def drift(self) -> float:
-        """Idle power may be higher by this part of it."""
-        return _DRIFT if self.origin == "cached" else 0.0
+    drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +89,13 @@ class IdleModel:
     A quantile alone takes a constant background load for idle. So the slope of power against busy time is taken
     from all samples, at work or not, and what it explains is subtracted from the claim-free ones. Until there are
     enough of them, what an earlier run learned is better (`remember`), and without that the baseline is in doubt.
+
+    Attributes:
+        cpus: how many can be busy at once; ``None`` if unknown.
     """
 
     def __init__(self, known_watts: float | None = None, limit_watts: float | None = None) -> None:
+        self.cpus: int | None = None
         self._known_watts = known_watts
         self._limit_watts = limit_watts
         self._idle: deque[_Sample] = deque(maxlen=_REMEMBERED)
@@ -174,7 +177,7 @@ class IdleModel:
         if least_seen < lowest:
             self._remembered = None  # idle can be no more than what was drawn
             return live
-        return Baseline(min(point, least_seen), lowest, highest, "cached")
+        return Baseline(min(point, least_seen), lowest, highest, "cached", _DRIFT)
 
     def _live(self, highest: float | None) -> Baseline:
         """What this run's samples say."""
@@ -182,18 +185,31 @@ class IdleModel:
             return Baseline(None, 0.0, highest, "unknown")
         watts = [s.watts for s in self._idle]
         point, lowest = quantile(watts, 0.10), quantile(watts, 0.02)
+        seen = most = point
         without_load = self._without_load()
         if without_load:
             point = min(point, max(quantile(without_load, 0.5), 0.0))
             lowest = min(lowest, max(quantile(without_load, 0.02), 0.0))
-        if self._loaded() and not (without_load and _length_ns(self._all) >= _ENOUGH_NS):
-            return Baseline(point, 0.0, highest, "under-load")
-        return Baseline(point, min(lowest, point), highest)
+            most = min(seen, quantile(without_load, 0.98))
+        load = self._least_load()
+        if load > _LEAST_SPREAD_CPUS and not (without_load and _length_ns(self._all) >= _ENOUGH_NS):
+            point = min(point, self._without_unexplained(seen, load))
+            return Baseline(point, 0.0, highest, "under-load", _above(point, seen))
+        return Baseline(point, min(lowest, point), highest, drift=_above(point, most))
 
-    def _loaded(self) -> bool:
-        """Even the quietest time without calls was one of load, as far as that is known."""
+    def _least_load(self) -> float:
+        """CPUs that were busy in the quietest time without calls, as far as that is known."""
         busy_cpus = [s.busy_cpus for s in self._idle if s.busy_cpus is not None]
-        return bool(busy_cpus) and quantile(busy_cpus, 0.10) > _LEAST_SPREAD_CPUS
+        return quantile(busy_cpus, 0.10) if busy_cpus else 0.0
+
+    def _without_unexplained(self, watts: float, load: float) -> float:
+        """Power less what a load of unknown cost may have added: more, the more of the CPUs it kept busy.
+
+        Taken for idle power, another program's load would be billed to whoever is at work.
+        """
+        if self.cpus is None:
+            return watts
+        return watts * (1 - (1 - _LEAST_IDLE_PART) * min(load / self.cpus, 1.0))
 
     def _without_load(self) -> list[float]:
         """Claim-free samples less what their load explains; empty where the load varies too little to tell."""
@@ -202,6 +218,10 @@ class IdleModel:
         if slope is None:
             return []
         return [s.watts - slope * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+
+
+def _above(point: float, most: float) -> float:
+    return most / point - 1 if 0 < point < most else 0.0
 
 
 def _length_ns(samples: Iterable[_Sample]) -> int:

@@ -131,6 +131,7 @@ class Sweep:
         self.metered_nj += bucket.energy_nj
         self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
+            self.idle_model.cpus = activity.capacity
             self._learn(bucket, timelines, activity)
             self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
         else:

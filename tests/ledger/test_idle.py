@@ -246,3 +246,15 @@ def test_idle_is_learned_anew_when_it_is_forgotten() -> None:
     free(model, 30)
     free(model, 30)
     assert model.baseline().watts == 30.0
+
+
+@pytest.mark.parametrize(("busy_cpus", "part"), [(2.0, 0.1), (1.0, 0.55), (0.02, 1.0)])
+def test_load_of_unknown_cost_is_taken_off_when_nothing_else_was_seen(busy_cpus: float, part: float) -> None:
+    """The more of the CPUs it keeps busy, the less of the power is called idle; all of it may be, and it says so."""
+    model = IdleModel()
+    model.cpus = 2
+    for _ in range(40):
+        free(model, linear(busy_cpus), busy_cpus=busy_cpus)
+    baseline = model.baseline()
+    assert baseline.watts == pytest.approx(part * linear(busy_cpus))
+    assert baseline.watts * (1 + baseline.drift) == pytest.approx(linear(busy_cpus))
