@@ -26,7 +26,7 @@ from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.quantities import Channel, Reading
 from tests.support.backends import running_scaphandre
 from tests.support.feeder import Truth, Watched, feeding
-from tests.support.powercap import PowerModel
+from tests.support.powercap import PowercapTree, PowerModel
 
 BASELINE_SECONDS = {"rapl": 5.0, "scaphandre": 12.0}
 # The kernel charges a process's last tick late.
@@ -149,11 +149,7 @@ def session(
         watched = Watched(server_pid, folder / "truth", folder / "prefilling")
         (folder / "prefilling").write_text("0")
         tree = stack.enter_context(feeding(folder / "powercap", model, step_seconds, watched))
-        if meter == "scaphandre":
-            url = stack.enter_context(running_scaphandre(tree.root, folder)).url
-            recorder = Recorder(ScaphandreMeter(url))
-        else:
-            recorder = Recorder(RaplMeter(tree.root))
+        recorder = Recorder(stack.enter_context(_meter(meter, tree, folder)))
         spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -164,6 +160,15 @@ def session(
         stack.callback(handle.uninstrument)
         time.sleep(BASELINE_SECONDS[meter])
         yield Session(handle, model, recorder, provider, kept[0], watched, spans)
+
+
+@contextmanager
+def _meter(name: str, tree: PowercapTree, folder: Path) -> Iterator[Meter]:
+    if name == "rapl":
+        yield RaplMeter(tree.root)
+        return
+    with running_scaphandre(tree.root, folder) as scaphandre:
+        yield ScaphandreMeter(scaphandre.url)
 
 
 def _kept(ledgers: list[KeepingLedger], *arguments: Any, **options: Any) -> KeepingLedger:

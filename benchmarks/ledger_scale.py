@@ -86,7 +86,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks ledger_scale", description=__doc__)
     parser.add_argument("--calls", type=int, default=1_000_000, help="calls in a row for the memory")
     parser.add_argument("--at-each", type=int, default=30_000, help="calls at each number of open ones")
-    parser.add_argument("--rate", type=int, default=10_000, help="calls that begin in each second of the machine's time")
+    parser.add_argument(
+        "--rate", type=int, default=10_000, help="calls that begin in each second of the machine's time"
+    )
     parser.add_argument("--share", choices=BATCH_SHARINGS, default="equal-time")
     parser.add_argument("--part", nargs="+", choices=("cost", "memory", "thread"), default=["cost", "memory", "thread"])
     parser.add_argument("--profile", action="store_true", help="print where the time goes at 1,000 open calls")
@@ -157,10 +159,9 @@ def _profile(options: argparse.Namespace) -> None:
 
 def _thread(seconds: float = 20.0) -> None:
     """CPU time of all our threads while no call is open, with RAPL files."""
-    from benchmarks.bench import metering
+    from benchmarks.bench import session
 
-    with metering("rapl"):
-        time.sleep(3.0)  # finding meters and servers is done
+    with session("rapl", os.getpid()):  # which waits until meters are found and idle power is learned
         before_ns, started_ns = dict(_threads_ns()), time.monotonic_ns()
         time.sleep(seconds)
         wall_ns = time.monotonic_ns() - started_ns

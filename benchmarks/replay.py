@@ -69,10 +69,13 @@ class KeepingLedger(Ledger):
 Change = Callable[[Told, Sequence[Entry]], Told]
 
 
-def replayed(kept: KeepingLedger, change: Change | None = None) -> list[float | None]:
-    """Each call's joules, in the order of their start, by a new ledger that is told ``change`` of it all."""
-    start_ns, options = kept.made_with
-    ledger = Ledger(start_ns, **options)
+def replayed(kept: KeepingLedger, change: Change | None = None, **options: Any) -> list[float | None]:
+    """Each call's joules, in the order of their start, by a new ledger that is told ``change`` of it all.
+
+    ``options`` are for the new ledger, where it is to differ from the one that kept.
+    """
+    start_ns, made_with = kept.made_with
+    ledger = Ledger(start_ns, **{**made_with, **options})
     entries: list[Entry] = []
     for original in kept.told:
         told = change(original, entries) if change is not None else original
