@@ -7,7 +7,7 @@
 """
 
 from otel_llm_energy.instrument import Instrumentation, instrument, measure_idle
-from otel_llm_energy.meters import CpuEstimate, MeterError, NvmlMeter, RaplMeter, ScaphandreMeter
+from otel_llm_energy.meters import CpuEstimate, MeterError, NvmlMeter, RaplMeter, ScaphandreMeter, ScaphandreStream
 from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
@@ -20,6 +20,7 @@ __all__ = [
     "NvmlMeter",
     "RaplMeter",
     "ScaphandreMeter",
+    "ScaphandreStream",
     "SettingError",
     "Status",
     "instrument",

@@ -17,6 +17,7 @@ from otel_llm_energy.meters.discovery import NAMES as METER_NAMES
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.servers.figures import Selector
 
+METER_URLS: Final = "http://... of a Scaphandre exporter, file:///... that scaphandre json writes"
 CLIENTS: Final = ("openai", "ollama", "http", "langchain")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 
@@ -73,9 +74,13 @@ class Option(Generic[_T]):
 
 def _meters(value: Any) -> str | Meter | Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-    if not given or not all(one in (*METER_NAMES, "auto") if isinstance(one, str) else _is_meter(one) for one in given):
+    if not given or not all(_names_meter(one) if isinstance(one, str) else _is_meter(one) for one in given):
         raise ValueError(value)
     return given
+
+
+def _names_meter(text: str) -> bool:
+    return text in (*METER_NAMES, "auto") or ("://" in text and _is_meter(meter_at(text)))
 
 
 def _is_meter(value: object) -> bool:
@@ -102,8 +107,7 @@ def _names_server(text: str) -> bool:
     kind, _, value = text.partition(":")
     if kind in ("pid", "name"):
         return value.isdecimal() if kind == "pid" else bool(value)
-    process = meter_at(text).process
-    return process is None or bool(Selector.parse(process))
+    return _meters_server(meter_at(text))
 
 
 def _clients(value: Any) -> Sequence[str]:
@@ -180,7 +184,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "meters",
         ["auto"],
-        f"auto, one of {', '.join(METER_NAMES)}, a meter such as ScaphandreMeter(url=...), or a list of these",
+        f"auto, one of {', '.join(METER_NAMES)}, {METER_URLS}, a meter such as ScaphandreMeter(url=...), or a list of "
+        "these",
         "Where joules come from. auto takes the best that works on this machine.",
         _meters,
         lambda text: _meters(_list(text)),
@@ -188,8 +193,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "servers",
         {},
-        "addresses ('host:port', 'host' or ':port') with a meter, 'pid:4711', 'name:ollama' or a Scaphandre URL and, "
-        "after a #, which of its processes is the server: http://host:8080/metrics#ollama",
+        "addresses ('host:port', 'host' or ':port') with 'pid:4711', 'name:ollama', a meter, or its URL and, after a "
+        f"#, which of its processes the server is: http://host:8080/metrics#ollama ({METER_URLS})",
         "Who answers at an address, where it is not the process that listens there on this machine.",
         _servers,
         lambda text: _servers(_pairs(text)),

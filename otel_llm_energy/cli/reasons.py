@@ -40,6 +40,7 @@ REASONS: Final[Mapping[str, str]] = {
     "gpu-unsupported": "the GPU tells neither its energy nor its power",
     "gpu-error": "the GPU's driver answers with an error",
     "meter-frozen": "the exporter's figures stand still: something else asks it too often",
+    "meter-stale": "the meter's newest figures are old: what writes them has stopped",
 }
 """Values of ``llm.energy.reason``."""
 
@@ -64,6 +65,7 @@ MENDING: Final[Mapping[str, str]] = {
     "nvml-not-installed": "pip install 'otel-llm-energy[nvidia]'",
     "gpu-no-driver": "nvidia-smi   (it shows what is wrong with the driver; in a container: docker run --gpus all ...)",
     "gpu-lost": "nvidia-smi   (then restart the machine, or reset the GPU)",
+    "meter-stale": "scaphandre json --step 0 --step-nano 500000000 --file PATH &   (the file that you named)",
     "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
 }
 """For a meter that is left out, by reason: the line that would bring it back."""

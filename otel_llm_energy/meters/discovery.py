@@ -14,6 +14,7 @@ from otel_llm_energy.meters.cpu_estimate import CpuEstimate
 from otel_llm_energy.meters.nvml import NvmlMeter, nvidia_driver_is_there
 from otel_llm_energy.meters.powercap import POWERCAP_ROOT, RaplMeter
 from otel_llm_energy.meters.scaphandre import SCAPHANDRE_URL, ScaphandreMeter
+from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import Channel
 
 AUTO = "auto"
@@ -69,16 +70,16 @@ def discover(
     """Open the wanted meters, best first, each only where it measures what no earlier one does.
 
     Args:
-        meters: names (``rapl``, ``scaphandre``, ``nvml``, ``cpu-estimate``, ``auto``) or meters, in the order of
-            preference. ``auto`` is the first of ``rapl`` and ``scaphandre`` that works, and ``nvml`` beside it where
-            there is an NVIDIA driver; ``cpu-estimate`` only where nothing measures.
+        meters: names (``rapl``, ``scaphandre``, ``nvml``, ``cpu-estimate``, ``auto``), URLs as `meter_at` takes them,
+            or meters; the order is the preference. ``auto`` is the first of ``rapl`` and ``scaphandre`` that works, and
+            ``nvml`` beside it where there is an NVIDIA driver; ``cpu-estimate`` only where nothing measures.
         scaphandre_url: of the exporter's page, for the name ``scaphandre``.
         powercap_root: the folder that holds ``intel-rapl:0``, for the name ``rapl``. One that the user names is trusted
             in a guest too.
         proc, dev, default_powercap_root: roots of the kernel's file systems.
 
     Raises:
-        ValueError: an unknown name. What cannot be opened raises nothing: see `Discovery.left_out`.
+        ValueError: an unknown name, a wrong URL. What cannot be opened raises nothing: see `Discovery.left_out`.
     """
     wanted = [meters] if isinstance(meters, str) or not isinstance(meters, Sequence) else meters
     makers: dict[str, Callable[[], Meter]] = {
@@ -125,6 +126,8 @@ def _steps(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]]
     """What to open, one after another, for one of the user's wishes."""
     if not isinstance(name_or_meter, str):
         return [_Alternatives([name_or_meter])]
+    if "://" in name_or_meter:
+        return [_Alternatives([meter_at(name_or_meter)])]
     if name_or_meter != AUTO and name_or_meter not in makers:
         choices = ", ".join((AUTO, *NAMES))
         raise ValueError(f"meters: {name_or_meter!r} is no meter. Choose from {choices}.")

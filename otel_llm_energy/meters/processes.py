@@ -21,6 +21,8 @@ PROCESS_FAMILIES = frozenset({POWER, MEMORY, VIRTUAL_MEMORY})
 
 @dataclass(slots=True)
 class _Line:
+    """What a page says of one process or thread; ``None`` where it says nothing."""
+
     labels: Mapping[str, str]
     microwatts: float | None = None
     memory_bytes: float | None = None
@@ -29,14 +31,6 @@ class _Line:
 
 def processes(samples: Iterable[Sample]) -> tuple[ProcessPower, ...]:
     """Each process of a page once, without its threads."""
-    groups: dict[tuple[object, ...], list[tuple[int, _Line]]] = {}
-    for pid, line in _lines(samples).items():
-        if line.microwatts is not None:
-            groups.setdefault(_process_key(pid, line), []).append((pid, line))
-    return tuple(_process(lines) for lines in groups.values())
-
-
-def _lines(samples: Iterable[Sample]) -> dict[int, _Line]:
     lines: dict[int, _Line] = {}
     for name, labels, value in samples:
         if name not in PROCESS_FAMILIES or not labels.get("pid", "").isdecimal() or value < 0:
@@ -48,26 +42,30 @@ def _lines(samples: Iterable[Sample]) -> dict[int, _Line]:
             line.memory_bytes = value
         else:
             line.virtual_bytes = value
-    return lines
+    groups: dict[tuple[object, ...], list[tuple[int, _Line]]] = {}
+    for pid, line in lines.items():
+        if line.microwatts is not None:
+            groups.setdefault(_process_key(pid, line), []).append((pid, line))
+    return tuple(_process(group) for group in groups.values())
 
 
 def _process_key(pid: int, line: _Line) -> tuple[object, ...]:
     exe = line.labels.get("exe", "")
-    if line.virtual_bytes is None:
-        return exe, line.labels.get("cmdline", "")
-    if not line.virtual_bytes:  # a thread of the kernel, which is its own process
+    if not exe and not line.memory_bytes:  # a thread of the kernel, which is its own process
         return (pid,)
-    return exe, line.virtual_bytes, line.memory_bytes
+    if line.memory_bytes or line.virtual_bytes:
+        return exe, line.virtual_bytes, line.memory_bytes
+    return exe, line.labels.get("cmdline", "")
 
 
-def _process(lines: list[tuple[int, _Line]]) -> ProcessPower:
+def _process(group: list[tuple[int, _Line]]) -> ProcessPower:
     """The process that these lines are of: its first thread's, which has the whole power and the lowest number.
 
     Two processes that are alike to the byte would be taken for one. Threads make up no more than their process, so
     at least half of the sum is real.
     """
-    pid, first = min(lines, key=lambda pid_and_line: (not pid_and_line[1].labels.get("cmdline"), pid_and_line[0]))
-    powers = [line.microwatts or 0.0 for _, line in lines]
+    pid, first = min(group, key=lambda pid_and_line: (not pid_and_line[1].labels.get("cmdline"), pid_and_line[0]))
+    powers = [line.microwatts or 0.0 for _, line in group]
     return ProcessPower(
         pid=pid,
         exe=first.labels.get("exe", ""),

@@ -1,21 +1,36 @@
-"""Meters of other hosts, written as one line of text."""
+"""Meters written as one line of text."""
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
-from otel_llm_energy.meters.base import ProcessMeter
+from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from otel_llm_energy.meters.scaphandre_stream import ScaphandreStream
 
 
-def meter_at(spec: str) -> ProcessMeter:
+def meter_at(url: str) -> Meter:
     """The meter that a URL names.
 
-    ``http://host:8080/metrics`` is a Scaphandre exporter. After a ``#`` stands which of its processes is the server:
-    ``http://host:8080/metrics#ollama``; it is never sent.
+    - ``http://host:8080/metrics``: `ScaphandreMeter`, the exporter's page;
+    - ``file:///run/scaphandre.json``: `ScaphandreStream`, what ``scaphandre json --file`` writes.
+
+    After a ``#`` may stand which of an exporter's processes is the server: ``http://host:8080/metrics#ollama``. That
+    is never sent.
 
     Raises:
-        ValueError: it is no such URL.
+        ValueError: it is no such URL. What was given is not shown: it may hold a password.
     """
-    url, process = urldefrag(spec)
-    return ScaphandreMeter(url, process=unquote(process) or None)
+    source, fragment = urldefrag(url)
+    process = unquote(fragment) or None
+    scheme = source.partition(":")[0]
+    if scheme == "file":
+        return ScaphandreStream(_path(url))
+    return ScaphandreMeter(source, process=process)
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.fragment:
+        raise ValueError("A file's url must look like file:///run/scaphandre.json; what was given does not.")
+    return unquote(parts.path)

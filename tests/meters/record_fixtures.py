@@ -21,7 +21,7 @@ from pathlib import Path
 import requests
 
 from otel_llm_energy.servers import process_cpu_ns
-from tests.support.backends import Scaphandre, running_scaphandre
+from tests.support.backends import Scaphandre, running_scaphandre, streaming_scaphandre
 from tests.support.burner import burning
 from tools.backends import obtain
 
@@ -131,6 +131,22 @@ def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int,
     (FIXTURES / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
 
 
+def record_stream(folder: Path) -> None:
+    """Some records of the JSON exporter; of the consumers one busy program with its threads."""
+    zones, _ = SETS["two-sockets"]
+    written = folder / "stream.json"
+    with _rising(folder / "stream", zones), burning(SERVER, folder, threads=3):
+        time.sleep(1)
+        with streaming_scaphandre(folder / "stream", written):
+            time.sleep(3)
+    records = json.loads(written.read_bytes())
+    for each in records:
+        each["consumers"] = [one for one in each["consumers"] if SERVER in one["cmdline"]]
+        each["host"]["components"] = {"disks": []}
+    text = ",".join(json.dumps(each, separators=(",", ":")) for each in records)
+    (FIXTURES / "stream.json").write_text(_anonymous(f"[{text}]", folder))
+
+
 def _of(line: bytes, pids: Iterable[int]) -> bool:
     """A line of one of these processes, or of a thread of theirs."""
     threads = {task.name.encode() for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()}
@@ -158,6 +174,7 @@ def main() -> None:
             for name, (zones, instants) in SETS.items():
                 record(name, zones, instants, Path(folder))
             record_processes(Path(folder))
+            record_stream(Path(folder))
     finally:
         hostile.kill()
         hostile.wait()

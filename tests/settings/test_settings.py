@@ -34,7 +34,13 @@ RIGHT: Mapping[str, tuple[object, str, object]] = {
 }
 
 WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
-    "meters": (("raplx", "raplx"), ([], ","), (["rapl", 5], "rapl,5")),
+    "meters": (
+        ("raplx", "raplx"),
+        ("file://x/y", "file://x/y"),
+        ("ftp://x", "rapl,ftp://x"),
+        ([], ","),
+        (["rapl", 5], "rapl,5"),
+    ),
     "servers": (
         ({"ollama:11434": "ftp://x"}, "ollama:11434=ftp://x"),
         ({"ollama:x": "pid:1"}, "ollama:x=pid:1"),
@@ -133,7 +139,7 @@ def test_unknown_keyword_is_refused_when_it_is_no_option() -> None:
         ("scaphandre_url", f"ftp://user:{SECRET}@host/metrics"),
         ("scaphandre_url", f"ftp://host/metrics?token={SECRET}"),
         ("servers", {"ollama:11434": f"ftp://user:{SECRET}@host/"}),
-        ("meters", f"http://user:{SECRET}@host/metrics"),
+        ("meters", f"htp://user:{SECRET}@host/metrics"),
         ("meters", [ScaphandreMeter(f"http://user:{SECRET}@host/metrics"), "nothing"]),
     ],
 )
@@ -158,6 +164,8 @@ def test_meters_may_be_a_name_a_meter_or_a_list() -> None:
     assert settings({}, meters="rapl").meters == ["rapl"]
     assert settings({}, meters=estimate).meters == [estimate]
     assert settings({}, meters=("rapl", estimate)).meters == ["rapl", estimate]
+    by_url = settings({"OTEL_LLM_ENERGY_METERS": "file:///run/scaphandre.json, http://host:8080/metrics"}).meters
+    assert by_url == ["file:///run/scaphandre.json", "http://host:8080/metrics"]
 
 
 def test_clients_may_be_none_at_all() -> None:

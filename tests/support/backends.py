@@ -46,6 +46,16 @@ def running_scaphandre(powercap_root: Path, log_folder: Path) -> Iterator[Scapha
         yield Scaphandre(f"http://127.0.0.1:{port}/metrics", process.pid)
 
 
+@contextmanager
+def streaming_scaphandre(powercap_root: Path, file: Path, step_seconds: float = 0.25) -> Iterator[int]:
+    """The real Scaphandre that writes its JSON records to ``file``; its process's number."""
+    step = ["--step", "0", "--step-nano", str(round(step_seconds * 1e9))]
+    command = [str(obtain("scaphandre")), "--vm", "--no-header", "json", *step, "--file", str(file)]
+    env = {"SCAPHANDRE_POWERCAP_PATH": str(powercap_root), **scaphandre_environment()}
+    with running(command, lambda: file.exists() and file.stat().st_size > 0, file.with_suffix(".log"), env) as process:
+        yield process.pid
+
+
 @dataclass(frozen=True, slots=True)
 class Prometheus:
     """A running Prometheus that also takes remote writes and keeps exemplars.
