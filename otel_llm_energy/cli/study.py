@@ -199,3 +199,30 @@ def _facts(progress: Progress) -> str:
         minutes, seconds = divmod(round(progress.rest_seconds), 60)
         parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to go")
     return ", ".join(parts)
+
+
+def run_import(asked: argparse.Namespace) -> int:
+    """Import MELODI's csv files; 0. Raises `CommandError`."""
+    with study_errors():
+        from otel_llm_energy.study.melodi import import_melodi
+
+        count = import_melodi([Path(name) for name in asked.files], Path(asked.out), asked.machine)
+    print(f"{asked.out}: {count} calls.")
+    return 0
+
+
+def run_report(asked: argparse.Namespace) -> int:
+    """Write the report; 0. Raises `CommandError`."""
+    with study_errors():
+        from otel_llm_energy.study.journal import replace_file
+        from otel_llm_energy.study.report import report
+
+        folders = [Path(name) for name in asked.folders]
+        out = Path(asked.out) if asked.out else folders[0] / "report.html"
+        page = report(folders)
+        try:
+            replace_file(out, page.encode())
+        except OSError as error:
+            raise CommandError(f"{out}: cannot be written: {error.strerror}.") from error
+    print(f"{out}: open it in a browser; it needs no network.")
+    return 0

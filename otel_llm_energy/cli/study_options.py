@@ -16,6 +16,8 @@ def add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     below = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_collect(below)
+    _add_import(below)
+    _add_report(below)
 
 
 def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -60,7 +62,44 @@ def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_collect, own_signals=False)
 
 
+def _add_import(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "import",
+        help="import MELODI's csv files as a study",
+        description="Imports csv files of MELODI, so that published data stand beside one's own. Their joules hold "
+        "idle power, and have no part above idle.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="csv files of one machine")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the rows")
+    parser.add_argument("--machine", default="melodi", metavar="NAME", help="what they were measured on (melodi)")
+    parser.set_defaults(command=_import, own_signals=False)
+
+
+def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="show what was collected on one HTML page",
+        description="Writes one HTML page that needs no network: what drives energy, models and deployments side by "
+        "side, score against joules, and what is odd.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of studies, collected or imported")
+    parser.add_argument("--out", metavar="FILE", help="the page; report.html in the first folder if left out")
+    parser.set_defaults(command=_report, own_signals=False)
+
+
 def _collect(asked: argparse.Namespace) -> int:
     from otel_llm_energy.cli.study import run_collect
 
     return run_collect(asked)
+
+
+def _import(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study import run_import
+
+    return run_import(asked)
+
+
+def _report(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study import run_report
+
+    return run_report(asked)

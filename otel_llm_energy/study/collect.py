@@ -26,7 +26,7 @@ from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
-from otel_llm_energy.study.dataset import MANIFEST, compact, read_manifest, scan
+from otel_llm_energy.study.dataset import MANIFEST, SESSIONS, compact, read_manifest, scan
 from otel_llm_energy.study.features import prompt_features
 from otel_llm_energy.study.journal import ROWS, Journal, replace_file
 from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, jobs
@@ -36,7 +36,6 @@ from otel_llm_energy.study.rows import span_columns
 from otel_llm_energy.study.scores import Score, scorer
 from otel_llm_instrumentation import semconv
 
-SESSIONS: Final = "sessions"
 _FORMAT: Final = 1
 _LOOK_SECONDS: Final = 0.2
 _SESSION_SECONDS: Final = 10.0

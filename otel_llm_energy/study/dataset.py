@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TABLE: Final = "calls.parquet"
 MANIFEST: Final = "manifest.json"
+SESSIONS: Final = "sessions"
 
 
 def scan(folders: Sequence[Path]) -> pl.LazyFrame:

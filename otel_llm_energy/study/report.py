@@ -1,0 +1,517 @@
+"""One page that shows what was collected: what drives energy, who takes least of it, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from otel_llm_energy.study import analysis, html
+from otel_llm_energy.study.analysis import Deployment, Group, Interval
+from otel_llm_energy.study.charts import COLOURS, Axis, Bar, Plot, bars, mark, number
+from otel_llm_energy.study.columns import Basis, short_rows
+from otel_llm_energy.study.dataset import scan
+from otel_llm_energy.study.sessions import Metered, metered
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_KWH_JOULES: Final = 3_600_000.0
+_DRAWN_DEPLOYMENTS: Final = 8
+_DRAWN_TYPES: Final = 24
+_DRAWN_POWER: Final = 4
+_CURVE_POINTS: Final = 25
+
+_BASIS_WORDS: Final[dict[Basis, str]] = {
+    "above_idle_joules": "Energies are above idle: what the calls added to the power that the machine draws anyway.",
+    "joules": "Energies hold the idle power of the machine, too, since some rows have no part above idle: machines "
+    "cannot be compared fairly so, and the longer a call takes the more idle power it holds.",
+}
+
+
+def report(folders: Sequence[Path]) -> str:
+    """The page of the studies in these folders, as HTML that needs no network and no other file.
+
+    Raises:
+        otel_llm_energy.study.StudyError: a folder holds no study, or no row of any has joules.
+    """
+    rows = short_rows(folders)
+    basis = analysis.choose_basis(rows)
+    ranked = analysis.deployments(rows, basis)
+    names = ", ".join(sorted(folder.resolve().name for folder in folders))
+    return html.page(f"Energy study {names}", _content(folders, rows, basis, ranked, names))
+
+
+def _content(
+    folders: Sequence[Path], rows: pl.LazyFrame, basis: Basis, ranked: Sequence[Deployment], names: str
+) -> Iterator[str]:
+    shown = ranked[:_DRAWN_DEPLOYMENTS]
+    yield f"<h1>{html.escaped(f'Energy study: {names}')}</h1>"
+    yield from _overview(analysis.overview(rows))
+    yield html.paragraph(_BASIS_WORDS[basis])
+    found = analysis.correlations(rows, basis)
+    yield from _in_short(rows, basis, ranked, found)
+    yield from _deployments(ranked, shown)
+    yield from _pareto(ranked)
+    yield from _against_tokens(rows, basis, shown)
+    yield from _phases(ranked, shown)
+    yield from _power(folders, shown)
+    yield from _types(analysis.by_type(rows, basis), shown)
+    yield from _conversations(rows, basis)
+    yield from _correlations(found)
+    yield from _balance(metered(folders), ranked)
+    yield from _quality(rows, basis)
+    yield html.paragraph(
+        f"Made by otel-llm-energy {version('otel-llm-energy')}. Intervals: {analysis.CONFIDENCE:.0%}, by "
+        f"{analysis.RESAMPLES} bootstrap samples of prompts; repeats of a prompt do not count as more evidence.",
+        "soft",
+    )
+
+
+# At the top
+
+
+def _overview(found: analysis.Overview) -> Iterator[str]:
+    if found.first_at is not None and found.last_at is not None:
+        first, last = (datetime.fromtimestamp(at, timezone.utc) for at in (found.first_at, found.last_at))
+        meters = ", ".join(found.meters) or "unknown"
+        yield html.paragraph(f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, meter: {meters}.", "soft")
+    if "estimated" in {quality for quality, _, _ in found.qualities}:
+        yield html.paragraph("Some or all joules are estimates from CPU time, not measurements.", "note")
+    yield html.facts(
+        [
+            ("calls", f"{found.calls:,}"),
+            ("failed", f"{found.failed:,}"),
+            ("without energy", f"{found.without_energy:,}"),
+            ("prompts", f"{found.prompts:,}"),
+            ("output tokens", f"{found.output_tokens:,}"),
+            ("energy, J", number(found.joules, 4)),
+            ("energy, kWh", number(found.joules / _KWH_JOULES, 4)),
+        ]
+    )
+
+
+def _in_short(
+    rows: pl.LazyFrame, basis: Basis, ranked: Sequence[Deployment], found: analysis.Correlations
+) -> Iterator[str]:
+    items = []
+    cheapest = ranked[0]
+    if cheapest.per_token is not None:
+        items.append(f"Least energy per output token: {cheapest.name}, {_words(cheapest.per_token)} J.")
+    for one in analysis.comparisons(rows, basis, ranked)[:_DRAWN_DEPLOYMENTS]:
+        items.append(_comparison_words(one))
+    driver = _strongest(found)
+    if driver is not None:
+        items.append(f"What goes with energy most is {driver[0]} (Spearman {driver[1]:.2f}).")
+    front = analysis.pareto(ranked)
+    if len(front) > 1:
+        steps = "; ".join(
+            f"{each.name}: score {_score_words(each)}, {number(each.per_call.value)} J a call" for each in front
+        )
+        items.append(f"Cheapest for each level of score: {steps}.")
+    yield html.heading("In short")
+    yield html.bullets(items)
+
+
+def _comparison_words(one: analysis.Comparison) -> str:
+    if one.ratio is None:
+        return f"{one.name} was asked no prompt that {one.cheapest} was asked: they cannot be compared fairly."
+    if one.p_value is None:
+        sure = f"too few prompts in common ({one.pairs}) for a test"
+    elif one.p_value < 0.05:
+        sure = f"a difference that is not chance, p {_p_words(one.p_value)}, {one.pairs} prompts"
+    else:
+        sure = f"which may be chance, p {_p_words(one.p_value)}, {one.pairs} prompts"
+    return f"{one.name} takes {_words(one.ratio)} times as much per output token as {one.cheapest}: {sure}."
+
+
+def _p_words(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _strongest(found: analysis.Correlations) -> tuple[str, float] | None:
+    """What correlates most with energy, other than energy."""
+    energies = {"energy", "above idle"}
+    if not found.labels or found.labels[0] not in energies:
+        return None
+    first = found.spearman[0]
+    others = [(abs(value), index) for index, value in enumerate(first) if found.labels[index] not in energies]
+    known = [pair for pair in others if not math.isnan(pair[0])]
+    if not known:
+        return None
+    _, index = max(known)
+    return found.labels[index], float(first[index])
+
+
+def _words(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return number(interval.value)
+    return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
+
+
+def _cell(interval: Interval | None) -> str | tuple[str, str]:
+    if interval is None:
+        return "-"
+    if interval.low is None or interval.high is None:
+        return number(interval.value)
+    return number(interval.value), f"{number(interval.low)}..{number(interval.high)}"
+
+
+def _maybe(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else number(value, digits)
+
+
+def _score_words(each: Deployment) -> str:
+    return "-" if each.score is None else f"{each.score.value:.2f}"
+
+
+# Sections
+
+
+def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterator[str]:
+    yield html.heading("Models and deployments")
+    per_token = [
+        Bar(
+            each.name,
+            [each.per_token.value],
+            each.per_token.low,
+            each.per_token.high,
+            number(each.per_token.value),
+            index,
+        )
+        for index, each in enumerate(shown)
+        if each.per_token is not None
+    ]
+    per_call = [
+        Bar(each.name, [each.per_call.value], each.per_call.low, each.per_call.high, number(each.per_call.value), index)
+        for index, each in enumerate(shown)
+    ]
+    yield html.figures(
+        html.figure(
+            bars("Joules per output token", "J per output token", per_token), "Sum of joules over sum of tokens."
+        ),
+        html.figure(
+            bars("Joules per call", "J per call", per_call),
+            "Mean of the calls: with short answers tell calls, not tokens.",
+        ),
+    )
+    headers = [
+        "deployment",
+        "calls",
+        "failed",
+        "J/output token",
+        "J/call",
+        "with idle, J/token",
+        "s/call",
+        "tokens/s",
+        "tokens/call",
+        "score",
+    ]
+    yield html.table(
+        headers,
+        [
+            (
+                (each.name, each.machine),
+                f"{each.calls:,}",
+                f"{each.failed:,}",
+                _cell(each.per_token),
+                _cell(each.per_call),
+                _maybe(each.whole_per_token),
+                _maybe(each.seconds),
+                _maybe(each.tokens_per_second),
+                _maybe(each.mean_output_tokens),
+                _cell(each.score),
+            )
+            for each in ranked
+        ],
+    )
+
+
+def _pareto(ranked: Sequence[Deployment]) -> Iterator[str]:
+    scored = [each for each in ranked if each.score is not None]
+    if not scored:
+        return
+    yield html.heading("Score against energy")
+    front = analysis.pareto(ranked)
+    plot = Plot(
+        Axis.over("J per call", [each.per_call.value for each in scored]),
+        Axis("mean score", 0.0, 1.08),
+        "Score against energy",
+    )
+    plot.line([(each.per_call.value, each.score.value) for each in front if each.score], "#8a8a8a", dashes="4 3")
+    for index, each in enumerate(ranked):
+        if each.score is not None:
+            plot.mark(each.per_call.value, each.score.value, index, size=5.5, opacity=1.0, tip=each.name)
+    yield html.figures(
+        html.figure(
+            plot.svg(),
+            "Joined: no other is both cheaper and better than these. From the left, the first that is good enough.",
+            _legend([each.name for each in scored], [ranked.index(each) for each in scored]),
+        )
+    )
+
+
+def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment]) -> Iterator[str]:
+    lines = analysis.lines(rows, basis)
+    drawn = analysis.points(rows, basis)
+    if drawn.is_empty():
+        return
+    yield html.heading("Energy against output tokens")
+    order = {each.name: index for index, each in enumerate(shown)}
+    plot = Plot(
+        Axis.over("output tokens", drawn["output_tokens"].to_list()),
+        Axis.over("J per call", drawn["energy"].to_list()),
+        "Energy against output tokens",
+    )
+    for name, tokens, joules in drawn.select("deployment", "output_tokens", "energy").iter_rows():
+        if name in order:
+            plot.mark(tokens, joules, order[name], size=2.2, opacity=0.45)
+    for name, line in lines.items():
+        if name in order:
+            _draw_line(plot, line, COLOURS[order[name] % len(COLOURS)])
+    yield html.figures(
+        html.figure(
+            plot.svg(),
+            f"{drawn.height:,} calls; least squares over all, and the {analysis.CONFIDENCE:.0%} interval of one call.",
+            _legend([each.name for each in shown], range(len(shown))),
+        ),
+        html.table(
+            ["deployment", "J a call", "+ J a token", "R²", "± J for a call", "calls"],
+            [
+                (
+                    name,
+                    number(line.intercept),
+                    number(line.slope),
+                    f"{line.r2:.3f}",
+                    number(float(line.half_width(np.array([line.mean_x]), single=True)[0])),
+                    f"{line.rows:,}",
+                )
+                for name, line in lines.items()
+            ],
+        ),
+    )
+
+
+def _draw_line(plot: Plot, line: analysis.Line, colour: str) -> None:
+    x = np.linspace(line.least_x, line.most_x, _CURVE_POINTS)
+    y, half = line.at(x), line.half_width(x, single=True)
+    low = np.clip(y - half, plot.y.low, plot.y.high)
+    high = np.clip(y + half, plot.y.low, plot.y.high)
+    plot.area(list(zip(x, low, strict=True)), list(zip(x, high, strict=True)), colour)
+    plot.line(list(zip(x, np.clip(y, plot.y.low, plot.y.high), strict=True)), colour)
+
+
+def _phases(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterator[str]:
+    phased = [each for each in shown if each.phases is not None]
+    if not phased:
+        return
+    yield html.heading("Prefill against decode")
+    rows = [
+        Bar(each.name, each.phases, words=f"{number(each.phases[0])} + {number(each.phases[1])}")
+        for each in phased
+        if each.phases
+    ]
+    yield html.figures(
+        html.figure(
+            bars("Joules of prefill and decode", "J per call, idle power included", rows),
+            "Of the calls whose readings part the phases; with the idle power of that time.",
+            _legend(["prefill", "decode"], [0, 1], squares=True),
+        ),
+        html.table(
+            ["deployment", "J/input token", "J/output token"],
+            [
+                (each.name, _maybe(each.per_input_token), _maybe(each.per_decode_token))
+                for each in ranked
+                if each.phases
+            ],
+        ),
+    )
+
+
+def _power(folders: Sequence[Path], shown: Sequence[Deployment]) -> Iterator[str]:
+    """The longest call of each deployment of which the power was kept."""
+    import polars as pl
+
+    kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
+    wanted = ["deployment", "prompt_id", "seconds", "llm.server.decode_seconds", "llm.server.prefill_seconds"]
+    calls = analysis.collected(
+        kept.select(*wanted, "power_seconds", "power_watts")
+        .sort("seconds", descending=True)
+        .group_by("deployment")
+        .first()
+    )
+    by_name = {row["deployment"]: row for row in calls.iter_rows(named=True)}
+    drawn = [by_name[each.name] for each in shown if each.name in by_name][:_DRAWN_POWER]
+    if not drawn:
+        return
+    yield html.heading("Power over time of a call")
+    yield html.figures(*(_power_figure(row) for row in drawn))
+
+
+def _power_figure(row: dict[str, Any]) -> str:
+    ends, watts = row["power_seconds"], row["power_watts"]
+    plot = Plot(
+        Axis.over("s after the call's start", [*ends, 0.0, row["seconds"]], from_zero=False),
+        Axis.over("W, all counters", watts),
+        "Power over time of a call",
+    )
+    decode, prefill = row["llm.server.decode_seconds"], row["llm.server.prefill_seconds"]
+    until = row["seconds"]
+    for length, series, name in ((decode, 1, "decode"), (prefill, 0, "prefill")):
+        if length:
+            since = until - length
+            top = plot.y.high
+            plot.area([(since, 0.0), (until, 0.0)], [(since, top), (until, top)], COLOURS[series])
+            if length > 0.12 * (plot.x.high - plot.x.low):
+                plot.text((since + until) / 2, top, name, dy=14)
+            until = since
+    steps = [
+        point
+        for index in range(1, len(ends))
+        for point in ((ends[index - 1], watts[index]), (ends[index], watts[index]))
+    ]
+    plot.line(steps, "#1b1b1b", width=1.4)
+    return html.figure(
+        plot.svg(), f"{row['deployment']}, prompt {row['prompt_id']}. Mean power between two readings of the meter."
+    )
+
+
+def _types(groups: Sequence[Group], shown: Sequence[Deployment]) -> Iterator[str]:
+    if not groups:
+        return
+    yield html.heading("By type of task")
+    order = {each.name: index for index, each in enumerate(shown)}
+    several = len({group.deployment for group in groups}) > 1
+    known = [group for group in groups if group.deployment in order][:_DRAWN_TYPES]
+    rows = [
+        Bar(
+            f"{group.name}, {group.deployment}" if several else group.name,
+            [group.per_call.value],
+            group.per_call.low,
+            group.per_call.high,
+            number(group.per_call.value),
+            order[group.deployment],
+        )
+        for group in known
+    ]
+    yield html.figures(
+        html.figure(bars("Joules per call by type of task", "J per call", rows), "Mean of the calls of that type.")
+    )
+    yield html.table(
+        ["type", "deployment", "calls", "J/call", "J/output token", "score"],
+        [
+            (
+                group.name,
+                group.deployment,
+                f"{group.calls:,}",
+                _cell(group.per_call),
+                _maybe(group.per_token),
+                "-" if group.score is None else f"{group.score:.2f}",
+            )
+            for group in groups
+        ],
+        words=(1,),
+    )
+
+
+def _conversations(rows: pl.LazyFrame, basis: Basis) -> Iterator[str]:
+    found = analysis.conversations(rows, basis)
+    if not found:
+        return
+    yield html.heading("Conversations")
+    yield html.table(
+        ["conversation", "turns", "times held", "J", "output tokens", "last turn / first"],
+        [
+            (
+                each.name,
+                str(each.turns),
+                f"{each.runs:,}",
+                number(each.joules),
+                number(each.output_tokens),
+                _maybe(each.last_over_first),
+            )
+            for each in found
+        ],
+    )
+    yield html.paragraph("Means over all runs; those that take most first.", "soft")
+
+
+def _correlations(found: analysis.Correlations) -> Iterator[str]:
+    if len(found.labels) < 2:
+        return
+    yield html.heading("What goes with what")
+    for name, values in (
+        ("Spearman: by rank, whatever the shape", found.spearman),
+        ("Pearson: along a line", found.pearson),
+    ):
+        yield html.paragraph(f"{name}; {found.rows:,} calls.", "soft")
+        yield html.matrix(found.labels, values.tolist())
+
+
+def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Iterator[str]:
+    if not counters:
+        return
+    yield html.heading("Idle and loading")
+    reasons = sorted({reason for each in counters for reason in each.unattributed})
+    yield html.table(
+        ["counter", "idle, W", "s", "metered, J", "calls, J", *(f"{reason}, J" for reason in reasons)],
+        [
+            (
+                f"{each.meter} {each.channel}" if each.meter != each.channel else each.channel,
+                _maybe(each.idle_watts),
+                number(each.seconds),
+                number(each.metered, 4),
+                number(each.attributed, 4),
+                *(number(each.unattributed.get(reason, 0.0), 4) for reason in reasons),
+            )
+            for each in counters
+        ],
+    )
+    total, calls = sum(each.metered for each in counters), sum(each.attributed for each in counters)
+    if total > 0:
+        yield html.paragraph(
+            f"Of what the meters counted in that time {calls / total:.0%} went to calls, warm-up included, with "
+            "their part of the idle power. idle: drawn while no call was at work. other: above idle, by other programs."
+        )
+    loads = [(each.name, number(each.load_joules)) for each in ranked if each.load_joules]
+    if loads:
+        yield html.table(["deployment", "loading the model, J in all"], loads)
+
+
+def _quality(rows: pl.LazyFrame, basis: Basis) -> Iterator[str]:
+    found = analysis.outliers(rows, basis)
+    yield html.heading("Quality and outliers")
+    qualities = analysis.overview(rows).qualities
+    far = {(quality, reason): out for quality, reason, out, _ in found.by_quality}
+    yield html.table(
+        ["quality", "reason", "calls", "outliers among them"],
+        [(quality, reason, f"{calls:,}", f"{far.get((quality, reason), 0):,}") for quality, reason, calls in qualities],
+        words=(1,),
+    )
+    yield html.paragraph(
+        f"{found.count:,} of {found.of:,} calls are more than six robust standard deviations from what their tokens "
+        "suggest, relative to that."
+    )
+    if found.worst:
+        yield html.table(
+            ["deployment", "prompt", "output tokens", "J", "by its tokens, J", "quality"],
+            [
+                (name, prompt, f"{tokens:,}", number(joules), number(expected), f"{quality} {reason}".strip())
+                for name, prompt, tokens, joules, expected, quality, reason in found.worst
+            ],
+            words=(1, 5),
+        )
+
+
+def _legend(names: Sequence[str], series: Sequence[int] | range, *, squares: bool = False) -> str:
+    def sign(index: int) -> str:
+        if squares:
+            return f'<rect x="2" y="2" width="10" height="10" fill="{COLOURS[index]}" opacity="0.8"/>'
+        return mark(7, 7, index, 4)
+
+    return html.legend((sign(index), name) for name, index in zip(names, series, strict=True))
