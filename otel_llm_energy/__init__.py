@@ -6,16 +6,20 @@
     otel_llm_energy.instrument()
 """
 
+from otel_llm_energy.by_hand import measure
 from otel_llm_energy.instrument import Instrumentation, instrument, measure_idle
 from otel_llm_energy.meters import CpuEstimate, MeterError, NvmlMeter, RaplMeter, ScaphandreMeter, ScaphandreStream
 from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
+from otel_llm_energy.tracing.measurement import Measurement
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from otel_llm_instrumentation import conversation
 
 __all__ = [
     "CpuEstimate",
     "EnergySpanProcessor",
     "Instrumentation",
+    "Measurement",
     "MeterError",
     "NvmlMeter",
     "RaplMeter",
@@ -23,6 +27,8 @@ __all__ = [
     "ScaphandreStream",
     "SettingError",
     "Status",
+    "conversation",
     "instrument",
+    "measure",
     "measure_idle",
 ]

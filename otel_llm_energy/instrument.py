@@ -88,6 +88,12 @@ def _forget(instrumentation: Instrumentation) -> None:
         _registry.remove(instrumentation)
 
 
+def active_runtime() -> Runtime | None:
+    """What measures now; ``None`` before `instrument` and after `Instrumentation.uninstrument`."""
+    active = next(iter(_registry), None)
+    return None if active is None else active._runtime
+
+
 def instrument(
     *,
     tracer_provider: trace.TracerProvider | None = None,

@@ -30,15 +30,16 @@ from otel_llm_energy.servers.server import Server
 from otel_llm_energy.settings import Settings
 from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.books import Books
-from otel_llm_energy.tracing.claims import ClaimListener
+from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
-from otel_llm_energy.tracing.directory import Address, Directory
+from otel_llm_energy.tracing.directory import THIS_PROCESS, Address, Directory
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate, Health, SpanWatch
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
+from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.measuring import measure_idle
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
@@ -210,6 +211,20 @@ class Runtime:
         """Tracing may have been set up anew since the last call."""
         if self._joint is not None and not self._joint.stands_before(tracer):
             self._join(self.provider())
+
+    @property
+    def tracer(self) -> trace.Tracer:
+        """Makes spans of our own, with the provider that is there when they start."""
+        return LateTracerProvider(self.provider_for_call, self.check_tracer).get_tracer("otel_llm_energy")
+
+    def open_here(self, claim: Claim) -> None:
+        """Work of this process begins."""
+        self.call_started()
+        self.desk.open_here(claim)
+
+    def close_here(self, claim: Claim) -> None:
+        """It has ended."""
+        self.desk.close(claim)
 
     def call_started(self) -> None:
         """At the first call, see that no call's energy is lost at the interpreter's exit.
@@ -439,6 +454,8 @@ def _names_process(spec: str | Meter) -> TypeGuard[str]:
 
 
 def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
+    if host == THIS_PROCESS:
+        return resolve_named(f"pid:{port}")
     for address, spec in names.items():
         if address.matches(host, port):
             return resolve_named(spec)

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from otel_llm_energy.machine import CGROUP, PROC, TICK_NS, BusyTime, busy_time
@@ -63,6 +63,7 @@ class CpuActivity:
         self._resolution_ns = TICK_NS if cpu_clock is not None else 2 * TICK_NS
         self._lock = threading.Lock()
         self._trees: dict[str, ProcessTree | None] = {}
+        self._roots: set[int] = set()
         self._newest_pid: bytes | None = None
         self._warned = False
 
@@ -73,7 +74,11 @@ class CpuActivity:
                 return
             tree = None
             if server.pid is not None:
-                tree = ProcessTree(server.pid, server.start_ticks, self._procfs, self._cpu_clock)
+                self._roots.add(server.pid)
+                for other in self._trees.values():
+                    if other is not None:
+                        other.disown(server.pid)
+                tree = ProcessTree(server.pid, server.start_ticks, self._procfs, self._cpu_clock, self._roots)
             self._trees[server.id] = tree
 
     def forget(self, server_id: str) -> None:
@@ -81,6 +86,7 @@ class CpuActivity:
         with self._lock:
             tree = self._trees.pop(server_id, None)
             if tree is not None:
+                self._roots.discard(tree.root)
                 tree.close()
 
     def sample(self) -> ActivitySample | None:
@@ -115,6 +121,7 @@ class CpuActivity:
                 if tree is not None:
                     tree.close()
             self._trees.clear()
+            self._roots.clear()
             busy, self._busy = self._busy, None
             if busy is not None:
                 busy.close()
@@ -129,10 +136,25 @@ class ProcessTree:
     """The CPU time of a process and its descendants; what ended ones used stays in the sum. Not thread-safe.
 
     A held descriptor of /proc/PID/stat fails once its process is gone, even if the number is used again.
+
+    Args:
+        pid: the root.
+        start_ticks: when it started; another process of that number is none of ours.
+        procfs, cpu_clock: see `CpuActivity`.
+        others: roots of trees that are counted by themselves: an app may have started its LLM server.
     """
 
-    def __init__(self, pid: int, start_ticks: int | None, procfs: Procfs, cpu_clock: CpuClock | None) -> None:
-        self._root = pid
+    def __init__(
+        self,
+        pid: int,
+        start_ticks: int | None,
+        procfs: Procfs,
+        cpu_clock: CpuClock | None,
+        others: Collection[int] = (),
+    ) -> None:
+        self.root = pid
+        self._others = others
+        self._disowned: set[int] = set()  # for good: what they used until they came back could not be told apart
         self._procfs = procfs
         self._cpu_clock = cpu_clock
         self._descriptors: dict[int, int] = {}
@@ -153,10 +175,21 @@ class ProcessTree:
             self._look_for_children()
         for pid in list(self._descriptors):
             self._read(pid)
-        if self._root not in self._descriptors:
+        if self.root not in self._descriptors:
             self.close()
             return None
         return self._ended_ns + sum(self._cpu_ns.values())
+
+    def disown(self, pid: int) -> None:
+        """From now on a process below and its descendants are another tree; what they used so far stays in the sum."""
+        pending = [pid] if pid != self.root and pid in self._descriptors else []
+        while pending:
+            child = pending.pop()
+            self._disowned.add(child)
+            pending += [each for each in self._procfs.children(child) if each in self._descriptors]
+            self._read(child)
+            if child in self._descriptors:
+                self._dismiss(child)
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -176,14 +209,16 @@ class ProcessTree:
         if cpu_ns is not None:
             self._cpu_ns[pid] = max(self._cpu_ns[pid], cpu_ns)
         # A child that has ended is kept until its parent has taken note: until then it is still listed as a child.
-        if stat.ended and pid == self._root:
+        if stat.ended and pid == self.root:
             self._dismiss(pid)
 
     def _look_for_children(self) -> None:
         pending = list(self._descriptors)
         while pending:
             for child in self._procfs.children(pending.pop()):
-                if child not in self._descriptors and self._admit(child):
+                if child in self._others:
+                    self._disowned.add(child)
+                if child not in self._descriptors and child not in self._disowned and self._admit(child):
                     pending.append(child)
 
     def _admit(self, pid: int) -> bool:
@@ -199,7 +234,7 @@ class ProcessTree:
         self._ended_ns += self._cpu_ns.pop(pid)
 
     def _start_ticks(self) -> int | None:
-        stat = self._procfs.stat(self._root)
+        stat = self._procfs.stat(self.root)
         return None if stat is None else stat.start_ticks
 
 

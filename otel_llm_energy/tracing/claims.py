@@ -26,6 +26,7 @@ class Claim:
         opened_ns, first_chunk_ns: of the call, on the monotonic clock.
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
         reason: the desk's: why ``books`` is ``None``.
+        partial: one of several claims of one piece of work: its joules per token would say nothing.
         bill: ``None`` until settled.
     """
 
@@ -40,6 +41,7 @@ class Claim:
         "input_tokens",
         "opened_ns",
         "output_tokens",
+        "partial",
         "reason",
         "span_context",
     )
@@ -55,6 +57,7 @@ class Claim:
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.partial = False
         self.bill: Bill | None = None
 
 

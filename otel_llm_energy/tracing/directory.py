@@ -11,6 +11,9 @@ from typing import NamedTuple
 from otel_llm_energy.servers.resolve import is_local_address
 from otel_llm_energy.tracing.station import Station
 
+THIS_PROCESS = "process"
+"""Stands in an address for a host; the process's number stands for the port."""
+
 _DEFAULT_PORTS = {"ollama": 11434}
 
 
@@ -58,6 +61,7 @@ class Directory:
         is_local: whether a host name or address is this machine's; must not block.
 
     Attributes:
+        local: as given.
         stations: all of them, each once.
     """
 
@@ -67,7 +71,7 @@ class Directory:
         named: Mapping[Address, Station] | None = None,
         is_local: Callable[[str], bool] | None = None,
     ) -> None:
-        self._local = local
+        self.local = local
         self._named = dict(named or {})
         self._is_local = is_local or is_this_machine
         self._known: dict[tuple[str, int], Metered | Unmetered] = {}
@@ -88,7 +92,7 @@ class Directory:
             if address.matches(host, port):
                 return Metered(station, host, port)
         if self._is_local(host):
-            return Metered(self._local, host, port)
+            return Metered(self.local, host, port)
         return Unmetered("remote")
 
 

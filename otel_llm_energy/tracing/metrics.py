@@ -109,7 +109,7 @@ class _Instruments:
         for component, part_joules in _parts(bill, joules):
             self.consumption.add(part_joules, {**attributes, **component}, context=context)
         self.operation.record(joules, attributes, context=context)
-        if claim.output_tokens:
+        if claim.output_tokens and not claim.partial:
             self.per_output_token.record(joules / claim.output_tokens, attributes, context=context)
 
 

@@ -174,3 +174,20 @@ def test_a_process_has_no_clock_when_it_is_gone() -> None:
         assert process_cpu_ns(running.pid)
         running.kill()
         assert process_cpu_ns(running.pid) is None
+
+
+@pytest.mark.parametrize("server_first", [True, False])
+def test_tree_leaves_out_what_is_watched_as_a_server_of_its_own(server_first: bool) -> None:
+    """An app may have started the server that it calls, and may be watched itself."""
+    activity = CpuActivity()
+    app = Server("app", "app", "local", pid=os.getpid())
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        for each in (server, app) if server_first else (app, server):
+            activity.watch(each)
+        before = taken(activity)
+        running.do("work")
+        after = taken(activity)
+    activity.close()
+    assert used_ns(before, after, server) >= WORK_NS - after.resolution_ns
+    assert used_ns(before, after, app) < WORK_NS / 2

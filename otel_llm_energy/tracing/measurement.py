@@ -1,0 +1,170 @@
+"""Work of this process that the app marks by hand: a span, and a claim on this process's own energy."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
+from opentelemetry.trace import Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.gate import Gate
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_KEY: Final = create_key("otel_llm_energy.measurement")
+_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+
+
+class Metering(Protocol):
+    """What settles a measurement (`otel_llm_energy.runtime.Runtime`)."""
+
+    @property
+    def gates(self) -> Sequence[Gate]: ...
+
+    @property
+    def tracer(self) -> trace.Tracer: ...
+
+    def open_here(self, claim: Claim) -> None:
+        """Work of this process begins."""
+
+    def close_here(self, claim: Claim) -> None:
+        """It has ended."""
+
+
+class Measurement:
+    """A stretch of work; see `otel_llm_energy.measure`. Serves ``with``, ``async with`` and as a decorator.
+
+    It is paused while a measurement or a model call within it is at work in this process: each joule is on one span.
+
+    Attributes:
+        span: of the stretch, from its begin on.
+        input_tokens, output_tokens: for joules per token; set them before the end.
+    """
+
+    def __init__(
+        self, name: str, attributes: Mapping[str, AttributeValue] | None, metering: Callable[[], Metering | None]
+    ) -> None:
+        self.span: trace.Span = trace.INVALID_SPAN
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self._name = name
+        self._attributes = dict(attributes or {})
+        self._find_metering = metering
+        self._metering: Metering | None = None
+        self._context = Context()
+        self._outer: Measurement | None = None
+        self._token: Any = None
+        self._lock = threading.Lock()
+        self._claim: Claim | None = None
+        self._within = 0
+        self._parts = 0
+
+    def __enter__(self) -> Measurement:
+        self._metering = self._find_metering()
+        tracer = trace.get_tracer("otel_llm_energy") if self._metering is None else self._metering.tracer
+        outside = get_current()
+        self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
+        self._context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
+        self._outer = measurement_in(outside)
+        if self._outer is not None:
+            self._outer.pause()
+        self._open()
+        self._token = attach(self._context)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        detach(self._token)
+        with self._lock:
+            self._within += 1  # never resumed
+            self._close(last=True)
+        if self._outer is not None:
+            self._outer.resume()
+        self._end_span(error)
+
+    async def __aenter__(self) -> Measurement:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Measure every call of a function, or of a coroutine function."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def measured_async(*args: Any, **kwargs: Any) -> Any:
+                with self._again():
+                    return await function(*args, **kwargs)
+
+            return measured_async  # type: ignore[return-value]  # the same signature
+
+        @functools.wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return function(*args, **kwargs)
+
+        return measured  # type: ignore[return-value]
+
+    def pause(self) -> None:
+        """Something within is at work in this process, and has a claim of its own."""
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._close()
+
+    def resume(self) -> None:
+        """It has ended."""
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._open()
+
+    def _again(self) -> Measurement:
+        return Measurement(self._name, self._attributes, self._find_metering)
+
+    def _open(self) -> None:
+        if self._metering is None:
+            return
+        claim = self._claim = Claim(self.span.get_span_context())
+        claim.attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
+        for gate in self._metering.gates:
+            gate.bind(self.span, claim, self._context)
+        self._metering.open_here(claim)
+
+    def _close(self, *, last: bool = False) -> None:
+        claim, self._claim = self._claim, None
+        if claim is None or self._metering is None:
+            return
+        self._parts += 1
+        claim.partial = self._parts > 1 or not last
+        claim.input_tokens, claim.output_tokens = (self.input_tokens, self.output_tokens) if last else (0, 0)
+        self._metering.close_here(claim)
+
+    def _end_span(self, error: BaseException | None) -> None:
+        if self.input_tokens is not None:
+            self.span.set_attribute(_INPUT_TOKENS, self.input_tokens)
+        if self.output_tokens is not None:
+            self.span.set_attribute(_OUTPUT_TOKENS, self.output_tokens)
+        if error is not None:
+            self.span.set_attribute("error.type", type(error).__qualname__)
+            self.span.set_status(Status(StatusCode.ERROR))
+        self.span.end()
+
+
+def measurement_in(context: Context) -> Measurement | None:
+    """The innermost measurement of a context."""
+    found = context.get(_KEY)
+    return found if isinstance(found, Measurement) else None

@@ -1,0 +1,144 @@
+"""`measure()`: work of this very process, metered by counters that follow its real CPU use."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+import otel_llm_energy
+from otel_llm_energy import Instrumentation
+from otel_llm_energy import conventions as names
+from tests.instrument.asking import ask, until
+from tests.support.powercap import PowercapTree
+
+_WATTS_PER_CPU = 66  # of the synthetic counters: 60 of the package and a tenth of that for memory
+_CPU_SECONDS = 0.6
+
+
+@pytest.fixture
+def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:
+    """The one line, with the idle power that the counters have."""
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters="rapl",
+        powercap_root=powercap.root,
+        idle_watts={"package-0": 20, "package-0/dram": 2},
+    )
+    until(lambda: bool(energy.status().channels))
+    yield energy
+    energy.uninstrument()
+
+
+def burn(cpu_seconds: float = _CPU_SECONDS) -> None:
+    """Use so much CPU time in this thread."""
+    until_seconds = time.thread_time() + cpu_seconds
+    while time.thread_time() < until_seconds:
+        sum(range(1000))
+
+
+def said(exporter: InMemorySpanExporter, name: str) -> dict[str, Any]:
+    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
+    return dict(span.attributes or {})
+
+
+def test_work_of_this_process_is_billed_by_its_cpu_time(
+    energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """What 0.6 CPU seconds cost, on a span of the given name; tokens give joules per token."""
+    with otel_llm_energy.measure("generate", {"gen_ai.request.model": "own"}) as measurement:
+        burn()
+        measurement.output_tokens = 42
+    energy.force_flush()
+    span = said(exporter, "generate")
+    assert span[names.QUALITY] in ("measured", "shared", "degraded"), span
+    expected_joules = _WATTS_PER_CPU * _CPU_SECONDS
+    assert 0.6 * expected_joules < span[names.ABOVE_IDLE_JOULES] < 2 * expected_joules
+    assert span[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(span[names.JOULES] / 42, rel=1e-4)
+    assert (span["gen_ai.usage.output_tokens"], span["gen_ai.request.model"]) == (42, "own")
+    assert names.SUBTREE_JOULES not in span
+
+
+def test_inner_measurement_has_its_own_joules_and_the_outer_one_the_rest(
+    energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """Each joule is on one span; the outer one's total is both."""
+    with otel_llm_energy.measure("outer"):
+        burn(_CPU_SECONDS / 2)
+        with otel_llm_energy.measure("inner"):
+            burn()
+        burn(_CPU_SECONDS / 2)
+    energy.force_flush()
+    outer, inner = said(exporter, "outer"), said(exporter, "inner")
+    total = outer[names.JOULES] + inner[names.JOULES]
+    assert outer[names.SUBTREE_JOULES] == pytest.approx(total, rel=1e-4)
+    for span in (outer, inner):
+        assert 0.25 * total < span[names.JOULES] < 0.75 * total
+
+
+def test_server_that_is_called_within_keeps_its_joules(
+    client: OpenAI, energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """Though it is a child of this process: its CPU time is not this process's."""
+    ask(client)  # the server is known from here on
+    energy.force_flush()
+    exporter.clear()
+    with otel_llm_energy.measure("agent"):
+        ask(client, max_tokens=64)
+    energy.force_flush()
+    agent, call = said(exporter, "agent"), said(exporter, "chat smollm2-135m")
+    assert agent[names.ABOVE_IDLE_JOULES] < call[names.ABOVE_IDLE_JOULES]
+    total = agent[names.JOULES] + call[names.JOULES]
+    assert agent[names.SUBTREE_JOULES] == pytest.approx(total, rel=1e-4)
+
+
+async def test_functions_and_coroutines_are_measured_at_each_call_when_decorated(
+    energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """As a decorator, and with ``async with``; tasks do not meet."""
+
+    @otel_llm_energy.measure("plain")
+    def plain() -> int:
+        return 1
+
+    @otel_llm_energy.measure("coroutine")
+    async def coroutine() -> int:
+        await asyncio.sleep(0)
+        async with otel_llm_energy.measure("within"):
+            return 2
+
+    assert [plain(), *await asyncio.gather(coroutine(), coroutine())] == [1, 2, 2]
+    energy.force_flush()
+    spans = exporter.get_finished_spans()
+    assert sorted(span.name for span in spans) == ["coroutine", "coroutine", "plain", "within", "within"]
+    assert all(names.QUALITY in (span.attributes or {}) for span in spans)
+    parents = {span.context.span_id for span in spans if span.name == "coroutine" and span.context}
+    assert {span.parent.span_id for span in spans if span.name == "within" and span.parent} == parents
+
+
+def test_failure_is_noted_and_passed_on_when_the_work_fails(
+    energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """The energy is spent all the same."""
+    with pytest.raises(ZeroDivisionError), otel_llm_energy.measure("fails"):
+        burn(0.05)
+        raise ZeroDivisionError
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "ZeroDivisionError"
+    assert names.QUALITY in (span.attributes or {})
+
+
+def test_it_does_nothing_but_make_a_span_when_nothing_measures() -> None:
+    """Neither an error nor a figure."""
+    with otel_llm_energy.measure("unmeasured") as measurement:
+        measurement.output_tokens = 3
+    assert measurement.output_tokens == 3

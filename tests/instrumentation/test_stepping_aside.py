@@ -1,0 +1,188 @@
+"""Where another span stands for a call ours makes none, and still tells observers. The real others: tests/peers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+import wrapt
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import SpanKind
+
+from otel_llm_instrumentation.openai import OpenAIInstrumentor
+from otel_llm_instrumentation.standing import sight, stands_for
+from tests.instrumentation import payloads
+from tests.instrumentation.conftest import Watched
+from tests.instrumentation.replay import ReplayServer, json_reply
+
+_ASK: dict[str, Any] = {"model": "m", "messages": payloads.MESSAGES}
+_CHAT = [
+    {"gen_ai.operation.name": "chat"},
+    {"openinference.span.kind": "LLM"},
+    {"llm.request.type": "chat"},
+]
+
+
+@pytest.fixture
+def ask(server: ReplayServer) -> Callable[[], object]:
+    server.reply = json_reply(payloads.chat())
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    return lambda: client.chat.completions.create(**_ASK)
+
+
+@pytest.fixture
+def tracer(watched: Watched) -> trace.Tracer:
+    return watched.provider.get_tracer("another")
+
+
+@pytest.mark.parametrize("marks", _CHAT)
+def test_current_span_that_says_it_is_the_call_is_the_only_one(
+    marks: dict[str, str], ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """It gets the server's timings; the observer is told of it, and of the tokens."""
+    with tracer.start_as_current_span("theirs", attributes=marks) as span:
+        ask()
+    assert [each.name for each in watched.spans] == ["theirs"]
+    (call,) = watched.ended
+    assert (call.owns_span, call.span, call.output_tokens) == (False, span, 8)
+    assert (watched.spans[0].attributes or {})["llm.server.decode_seconds"] == 0.09225
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"gen_ai.operation.name": "invoke_agent"},
+        {"gen_ai.operation.name": "embeddings"},
+        {"openinference.span.kind": "CHAIN"},
+    ],
+)
+def test_span_of_a_chain_an_agent_or_another_operation_is_only_the_parent(
+    attributes: dict[str, str], ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """Containers never stand for a call."""
+    with tracer.start_as_current_span("theirs", attributes=attributes):
+        ask()
+    ours, theirs = watched.spans
+    assert (ours.name, theirs.name) == ("chat m", "theirs")
+    assert ours.parent is not None
+    assert theirs.context is not None
+    assert ours.parent.span_id == theirs.context.span_id
+
+
+def test_ended_span_that_is_still_current_stands_for_nothing(
+    ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """A library may leave one behind in the context."""
+    with tracer.start_as_current_span("theirs", attributes=_CHAT[0], end_on_exit=False) as span:
+        span.end()
+        ask()
+    assert [each.name for each in watched.spans] == ["theirs", "chat m"]
+
+
+def test_span_that_is_not_current_stands_for_the_one_call_after_it_when_it_was_sighted(
+    ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """OpenLLMetry's for Ollama: it is taken once, and only while it is open."""
+    span = tracer.start_span("theirs", attributes=_CHAT[2])
+    assert sight(span)  # type: ignore[arg-type]
+    ask()
+    assert watched.spans == []
+    ask()
+    span.end()
+    ended = tracer.start_span("ended", attributes=_CHAT[2])
+    sight(ended)
+    ended.end()
+    ask()
+    assert [each.name for each in watched.spans] == ["chat m", "theirs", "ended", "chat m"]
+
+
+def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(tracer: trace.Tracer) -> None:
+    """OpenLIT's for Ollama says what it is when it ends."""
+    assert stands_for(tracer.start_span("chat llama3", kind=SpanKind.CLIENT), "chat")
+    assert not stands_for(tracer.start_span("chat llama3"), "chat")
+    assert not stands_for(tracer.start_span("chatter", kind=SpanKind.CLIENT), "chat")
+    assert not stands_for(tracer.start_span("embeddings bge", kind=SpanKind.CLIENT), "chat")
+
+
+@pytest.mark.parametrize("below_theirs", [True, False])
+@pytest.mark.parametrize("key", ["suppress_instrumentation", "suppress_language_model_instrumentation"])
+def test_suppressed_call_is_observed_only_below_a_span_that_stands_for_it(
+    key: str, below_theirs: bool, ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """Libraries suppress what is below their own span; a user who suppresses wants nothing."""
+    span = tracer.start_span("theirs", attributes=_CHAT[0])
+    context = otel_context.set_value(key, True)
+    token = otel_context.attach(trace.set_span_in_context(span, context) if below_theirs else context)
+    try:
+        ask()
+    finally:
+        otel_context.detach(token)
+    assert len(watched.ended) == below_theirs
+    assert watched.spans == []
+
+
+def test_nothing_is_observed_when_the_user_suppresses_instrumentation(
+    ask: Callable[[], object], watched: Watched
+) -> None:
+    """By OpenTelemetry's own helper."""
+    with suppress_instrumentation():
+        ask()
+    assert (watched.started, watched.spans) == ([], [])
+
+
+def by_wrapt(tracer: trace.Tracer) -> None:
+    def wrapper(wrapped: Any, _instance: object, args: Any, kwargs: Any) -> Any:
+        with tracer.start_as_current_span("theirs", attributes=_CHAT[0]):
+            return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(openai.OpenAI, "request", wrapper)
+
+
+def by_closure(tracer: trace.Tracer) -> None:
+    original = openai.OpenAI.request
+
+    @functools.wraps(original)
+    def request(*args: Any, **kwargs: Any) -> Any:
+        with tracer.start_as_current_span("theirs", attributes=_CHAT[0]):
+            return original(*args, **kwargs)
+
+    openai.OpenAI.request = request  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture
+def class_restored() -> Iterator[None]:
+    """Whatever a test puts on the class is gone after it."""
+    yield
+    if "request" in vars(openai.OpenAI):
+        del openai.OpenAI.request
+
+
+@pytest.mark.parametrize("wrap", [by_wrapt, by_closure])
+@pytest.mark.parametrize("theirs_first", [True, False])
+def test_one_span_is_made_whoever_wrapped_the_method_first(
+    theirs_first: bool,
+    wrap: Callable[[trace.Tracer], None],
+    class_restored: None,
+    ask: Callable[[], object],
+) -> None:
+    """Ours goes below theirs; undone, theirs stays and goes on."""
+    watched, instrumentor = Watched(), OpenAIInstrumentor()
+    tracer = watched.provider.get_tracer("another")
+    steps = [lambda: wrap(tracer), lambda: instrumentor.instrument(tracer_provider=watched.provider)]
+    for step in steps if theirs_first else reversed(steps):
+        step()
+    theirs = vars(openai.OpenAI)["request"]
+    ask()
+    assert [span.name for span in watched.spans] == ["theirs"]
+    assert (watched.spans[0].attributes or {})["llm.server.decode_seconds"] == 0.09225
+    instrumentor.uninstrument()
+    assert vars(openai.OpenAI)["request"] is theirs
+    ask()
+    assert [span.name for span in watched.spans] == ["theirs", "theirs"]
+    assert "llm.server.decode_seconds" not in (watched.spans[1].attributes or {})
