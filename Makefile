@@ -6,11 +6,12 @@ ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo test e2e peers backends fetch lint format bench lock clean
+.PHONY: help demo test versions e2e peers backends fetch lint format bench lock clean
 
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
 	@echo "make test      all tests that need no compiled back end"
+	@echo "make versions  the tests of the client wrappers on the oldest and newest libraries and Pythons"
 	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
 	@echo "make peers     the tests beside other people's instrumentations, in environments of their own"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
@@ -23,6 +24,9 @@ demo: $(VENV)/demo.stamp
 
 test: fetch
 	$(RUN) pytest -m "not e2e" $(ARGS)
+
+versions: fetch
+	$(RUN) tools.versions $(ARGS)
 
 e2e: fetch backends
 	$(RUN) pytest -m e2e $(ARGS)

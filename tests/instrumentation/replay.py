@@ -24,6 +24,7 @@ class Reply:
         body: sent piece by piece.
         chunked: else with its length in a header, in one piece.
         headers: further ones.
+        raw: all that goes over the wire, instead of everything else; then the connection is closed.
         breaks_off: reset the connection after the last piece.
         hangs: keep the connection open after the last piece, until the server stops.
     """
@@ -35,14 +36,16 @@ class Reply:
     hangs: bool = False
     chunked: bool = True
     headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
 
 
 @dataclass
 class ReplayServer:
-    """Answers every request with ``reply``; keeps what was asked."""
+    """Answers every POST with ``reply`` and every GET with ``get_reply``; keeps what was posted."""
 
     port: int
     reply: Reply = field(default_factory=lambda: json_reply({}))
+    get_reply: Reply = field(default_factory=lambda: json_reply({}))
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -80,12 +83,22 @@ def replaying() -> Iterator[ReplayServer]:
         def do_POST(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             server.requests.append((self.path, dict(self.headers), self.rfile.read(length)))
+            self._answer(server.reply)
+
+        def do_GET(self) -> None:
+            self._answer(server.get_reply)
+
+        def _answer(self, reply: Reply) -> None:
             try:
-                self._send(server.reply)
+                self._send(reply)
             except OSError:
                 self.close_connection = True  # the client went away first
 
         def _send(self, reply: Reply) -> None:
+            if reply.raw is not None:
+                self.close_connection = True
+                self.wfile.write(reply.raw)
+                return
             self.send_response_only(reply.status)  # its own Server header would be one too many
             self.send_header("content-type", reply.content_type)
             for name, value in reply.headers.items():
