@@ -8,7 +8,15 @@
 
 from otel_llm_energy.by_hand import measure
 from otel_llm_energy.instrument import Instrumentation, instrument, measure_idle
-from otel_llm_energy.meters import CpuEstimate, MeterError, NvmlMeter, RaplMeter, ScaphandreMeter, ScaphandreStream
+from otel_llm_energy.meters import (
+    CpuEstimate,
+    MeterError,
+    NvmlMeter,
+    PrometheusMeter,
+    RaplMeter,
+    ScaphandreMeter,
+    ScaphandreStream,
+)
 from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
 from otel_llm_energy.tracing.measurement import Measurement
@@ -22,6 +30,7 @@ __all__ = [
     "Measurement",
     "MeterError",
     "NvmlMeter",
+    "PrometheusMeter",
     "RaplMeter",
     "ScaphandreMeter",
     "ScaphandreStream",

@@ -122,7 +122,8 @@ def instrument(
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
         idle: ``"time"``, ``"activity"`` or ``"none"``: how idle energy is shared.
         share: ``"equal-time"`` or ``"phase-tokens"``: how calls that are at work at once share what is above idle.
-        max_hold: a finished span waits at most so long for its energy, s; 0 never holds one.
+        max_hold: a finished span waits at most so long for its energy, s; 0 never holds one. ``None``: 30 s, and longer
+            where readings are rarer.
         options: ``idle_watts``, ``idle_cache``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
 
     Raises:

@@ -48,7 +48,9 @@ from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 from otel_llm_energy.tracing.station import Activity, Station
 
 _LOOK_AGAIN_SECONDS = 1.0
-_SCAPHANDRE_PERIOD_SECONDS = 2.5
+_LEAST_PERIOD_SECONDS = 2.5  # Scaphandre's
+_MAX_HOLD_SECONDS = 30.0
+_LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
 
 _logger = logging.getLogger(__name__)
 
@@ -145,14 +147,13 @@ class Runtime:
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
     def _build(self) -> None:
-        options = self._options
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
         local = self._local_station()
         self.desk = SettlingDesk(
             Directory(local, self._named_stations(local)),
             self._listeners,
             balance_listener=self._metrics,
-            max_hold_seconds=options.max_hold,
+            max_hold_seconds=self._max_hold_seconds(),
         )
         self.unobserved = UnobservedCalls(self.desk)
         self._joiner = Poller("joining", self._look_again)
@@ -174,7 +175,7 @@ class Runtime:
         self._joiner.stop()
         if self._arrival is not None:
             self._arrival.leave()
-        self.desk.settle_now(_SCAPHANDRE_PERIOD_SECONDS, "uninstrument")
+        self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "uninstrument")
         with self._join_lock:
             if self._joint is not None:
                 self._left.append(self._joint)
@@ -236,7 +237,7 @@ class Runtime:
             atexit.register(self._at_exit)
 
     def _at_exit(self) -> None:
-        self.desk.settle_now(_SCAPHANDRE_PERIOD_SECONDS, "shutdown")
+        self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "shutdown")
         for station in self.desk.stations:
             station.keep_idle()
 
@@ -246,8 +247,8 @@ class Runtime:
             downstream,
             self.desk,
             style=Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity),
-            max_hold_seconds=self._options.max_hold,
-            meter_period_seconds=_SCAPHANDRE_PERIOD_SECONDS,
+            max_hold_seconds=self._max_hold_seconds(),
+            meter_period_seconds=self._period_seconds(),
         )
         gate.watch = self.watch
         self.gates = (*self.gates, gate)
@@ -260,7 +261,7 @@ class Runtime:
         def remaining_millis() -> int:
             return max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1)
 
-        self.desk.settle_now(min(timeout_millis / 1000, _SCAPHANDRE_PERIOD_SECONDS), "flush")
+        self.desk.settle_now(min(timeout_millis / 1000, self._period_seconds()), "flush")
         flushed = True
         for gate in self.gates:
             flushed &= gate.force_flush(remaining_millis())
@@ -327,6 +328,7 @@ class Runtime:
         """Tracing may be set up later, or again (`logfire.configure()` twice)."""
         self._join(self.provider())
         self._leave_the_left()
+        self._follow_meters()
         return _LOOK_AGAIN_SECONDS
 
     def _leave_the_left(self) -> None:
@@ -341,6 +343,22 @@ class Runtime:
         return [gate.health for gate in self.gates]
 
     # Metering
+
+    def _period_seconds(self) -> float:
+        """How long it may take until there is a reading of this instant."""
+        return max(self.desk.period_seconds, _LEAST_PERIOD_SECONDS)
+
+    def _max_hold_seconds(self, period_seconds: float = 0.0) -> float:
+        chosen = self._options.max_hold
+        return max(_MAX_HOLD_SECONDS, 2 * period_seconds) if chosen is None else chosen
+
+    def _follow_meters(self) -> None:
+        """How often there are readings is known only once the meters were found: a Prometheus may have one a minute."""
+        period_seconds = self._period_seconds()
+        self.desk.max_hold_seconds = self._max_hold_seconds(period_seconds)
+        for gate in self.gates:
+            gate.meter_period_seconds = period_seconds
+            gate.max_hold_seconds = self.desk.max_hold_seconds
 
     def _local_station(self) -> Station:
         options = self._options
@@ -383,7 +401,7 @@ class Runtime:
             time.monotonic_ns(),
             idle=self._options.idle,
             share=self._options.share,
-            max_wait_ns=int(self._options.max_hold * NS_PER_SECOND),
+            max_wait_ns=int(self._max_hold_seconds() * NS_PER_SECOND),
         )
         return Station(Books(ledger), find, activity, who, self._wake, idle_memory=_idle_memory(self._options))
 

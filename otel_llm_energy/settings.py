@@ -17,7 +17,10 @@ from otel_llm_energy.meters.discovery import NAMES as METER_NAMES
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.servers.figures import Selector
 
-METER_URLS: Final = "http://... of a Scaphandre exporter, file:///... that scaphandre json writes"
+METER_URLS: Final = (
+    "http://... of a Scaphandre exporter, prometheus+http://... of a Prometheus that scrapes one, file:///... that "
+    "scaphandre json writes"
+)
 CLIENTS: Final = ("openai", "ollama", "http", "langchain")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 
@@ -39,7 +42,7 @@ class Settings:
     detail: Tier
     idle: IdleSharing
     share: BatchSharing
-    max_hold: float
+    max_hold: float | None
     idle_watts: Mapping[str, float]
     idle_cache: str
     scaphandre_url: str | None
@@ -226,9 +229,9 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     ),
     Option(
         "max_hold",
-        30.0,
+        None,
         "seconds from 0 to 3600; 0 never holds a span",
-        "A finished span waits at most so long for its energy, s.",
+        "A finished span waits at most so long for its energy, s. By default 30, and longer where readings are rarer.",
         _seconds,
         _seconds,
     ),

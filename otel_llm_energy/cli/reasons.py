@@ -40,6 +40,8 @@ REASONS: Final[Mapping[str, str]] = {
     "gpu-unsupported": "the GPU tells neither its energy nor its power",
     "gpu-error": "the GPU's driver answers with an error",
     "meter-frozen": "the exporter's figures stand still: something else asks it too often",
+    "meter-no-data": "the Prometheus has no counter of this host",
+    "meter-ambiguous": "the Prometheus has several hosts, and none was chosen",
     "meter-stale": "the meter's newest figures are old: what writes them has stopped",
 }
 """Values of ``llm.energy.reason``."""
@@ -66,6 +68,8 @@ MENDING: Final[Mapping[str, str]] = {
     "gpu-no-driver": "nvidia-smi   (it shows what is wrong with the driver; in a container: docker run --gpus all ...)",
     "gpu-lost": "nvidia-smi   (then restart the machine, or reset the GPU)",
     "meter-stale": "scaphandre json --step 0 --step-nano 500000000 --file PATH &   (the file that you named)",
+    "meter-no-data": "In prometheus.yml a job that scrapes Scaphandre: scrape_interval: 5s, targets: ['host:8080']",
+    "meter-ambiguous": "prometheus+http://host:9090?instance=HOST:8080   (one of the hosts that are named)",
     "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
 }
 """For a meter that is left out, by reason: the line that would bring it back."""

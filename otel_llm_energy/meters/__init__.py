@@ -5,6 +5,7 @@ from otel_llm_energy.meters.cpu_estimate import CpuEstimate
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover, in_guest
 from otel_llm_energy.meters.nvml import NvmlMeter
 from otel_llm_energy.meters.powercap import RaplMeter
+from otel_llm_energy.meters.prometheus import PrometheusMeter
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scaphandre_stream import ScaphandreStream
 from otel_llm_energy.meters.urls import meter_at
@@ -19,6 +20,7 @@ __all__ = [
     "OpenMeter",
     "Pace",
     "ProcessMeter",
+    "PrometheusMeter",
     "RaplMeter",
     "ScaphandreMeter",
     "ScaphandreStream",

@@ -31,12 +31,19 @@ class Pace:
         at_edges: a reading is so cheap (some 10 us) that it is also taken in the caller's thread at a call's
             start, first chunk and end, at most one per `edge_gap_seconds`.
         edge_gap_seconds: see ``at_edges``.
+        delay_seconds: how old the newest reading may be when it is found, since somebody else takes them.
     """
 
     idle_seconds: float
     open_seconds: float
     at_edges: bool = False
     edge_gap_seconds: float = 0.005
+    delay_seconds: float = 0.0
+
+    @property
+    def longest_seconds(self) -> float:
+        """Until there is a reading of this instant, at the longest, while calls are open."""
+        return self.open_seconds + self.delay_seconds
 
 
 class Meter(Protocol):

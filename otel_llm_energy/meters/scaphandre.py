@@ -14,10 +14,11 @@ from collections.abc import Callable, Hashable, Sequence
 
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, component, counters
+from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.processes import PROCESS_FAMILIES, processes
 from otel_llm_energy.meters.refresh import Refreshes
-from otel_llm_energy.meters.scrape import Exporter, Scrape
+from otel_llm_energy.meters.scrape import Answer, Exporter
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
 SCAPHANDRE_URL = "http://localhost:8080/metrics"
@@ -72,7 +73,7 @@ class ScaphandreMeter:
         self.pace = Pace(interval_seconds, interval_seconds)
         self.process = process
         self.cpus = cpus
-        self._exporter = Exporter(url, timeout_seconds, clock)
+        self._exporter = Exporter(url, timeout_seconds=timeout_seconds, clock=clock)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj
         self._scale_error = scale_error
@@ -138,23 +139,23 @@ class ScaphandreMeter:
         """Forget the counters."""
         self._forget()
 
-    def _poll(self) -> tuple[Scrape, Counters]:
+    def _poll(self) -> tuple[Answer[list[Sample]], Counters]:
         self._next_poll_ns = self._clock() + self._interval_ns - _TIMER_SLACK_NS
         wanted = COUNTER_FAMILIES if self.process is None else COUNTER_FAMILIES | PROCESS_FAMILIES
         scrape = self._exporter.scrape(wanted)
-        found = counters(scrape.samples)
+        found = counters(scrape.content)
         if not found.by_channel_uj:
             raise MeterError("meter-garbage", f"{self.url}: no energy counter of Scaphandre on this page.")
         return scrape, found
 
-    def _take(self, scrape: Scrape, found: Counters) -> list[Reading]:
+    def _take(self, scrape: Answer[list[Sample]], found: Counters) -> list[Reading]:
         refreshed_ns = self._refreshes.date(scrape.asked_ns, scrape.answered_ns, found)
         if refreshed_ns is None:
             return self._stale(scrape.asked_ns)
         earliest_ns, latest_ns = refreshed_ns
         if self.process is not None:
             at_ns = (earliest_ns + latest_ns) // 2
-            self._powers.append(HostPower(at_ns, found.host_uw, processes(scrape.samples)))
+            self._powers.append(HostPower(at_ns, found.host_uw, processes(scrape.content)))
         return [
             Reading(channel_id, found.by_channel_uj[channel_id], earliest_ns, latest_ns)
             for channel_id in self._channel_ids

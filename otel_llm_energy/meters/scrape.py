@@ -1,13 +1,14 @@
-"""One bounded HTTP GET of a Prometheus exporter: in time, in size, and silent to tracing."""
+"""One bounded HTTP GET of an exporter, or of a Prometheus: in time, in size, and silent to tracing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from otel_llm_energy.meters.base import MeterError
@@ -17,6 +18,8 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 if TYPE_CHECKING:
     import requests
 
+T = TypeVar("T")
+
 MAX_BODY_BYTES = 16 << 20  # 30 times what a host with 200 processes sends
 MAX_SAMPLES = 50_000  # of wanted ones: one for each process and counter of a very large host
 _CHUNK_BYTES = 1 << 16
@@ -24,36 +27,52 @@ _CONNECT_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
-class Scrape(NamedTuple):
-    """The wanted samples, and when the exporter made them up: after we asked, before its answer began."""
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What was made of an answer, and when that was made up: after we asked, before the answer began."""
 
     asked_ns: int
     answered_ns: int
-    samples: list[Sample]
+    content: T
 
 
-class Exporter:
-    """An exporter's address. Credentials in the URL are sent, but never shown.
+class HttpSource:
+    """An address that is asked with one GET at a time. Credentials are sent, but never shown.
 
     Args:
-        url: of the metrics page, http or https.
+        url: http or https; a user and password in it are sent as basic authentication.
+        program: what should answer there, for messages.
+        headers: sent with each request, e.g. ``{"Authorization": "Bearer ..."}``.
+        ca_file: of the authority that signed the certificate of an https address; ``None`` for the usual ones.
         timeout_seconds: for the whole request; twice that where the body drips.
         clock: the monotonic clock, ns.
     """
 
-    def __init__(self, url: str, timeout_seconds: float = 3.0, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        program: str = "exporter",
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+        timeout_seconds: float = 3.0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._url, self._credentials = _split_credentials(url)
         self.shown_url = self._url.partition("?")[0]  # a query may hold a token
+        self._program = program
+        self._headers = dict(headers or {})
+        self._ca_file = ca_file
         self._timeout_seconds = timeout_seconds
         self._clock = clock
 
     @property
     def source(self) -> Hashable:
-        """Equal for exporters of the same address and credentials; not to be shown."""
-        return self._url, self._credentials
+        """Equal for the same address and credentials; not to be shown."""
+        return self._url, self._credentials, tuple(sorted(self._headers.items()))
 
-    def scrape(self, wanted: Collection[str]) -> Scrape:
-        """Fetch and parse the page, in a context that no instrumentation traces.
+    def get(self, consume: Callable[[Iterator[bytes]], T], query: Mapping[str, str] | None = None) -> Answer[T]:
+        """Ask, and give the body to ``consume`` as it comes, in a context that no instrumentation traces.
 
         Raises:
             MeterError: ``meter-refused``, ``-timeout``, ``-http-error``, ``-truncated``, ``-too-large`` or ``-garbage``
@@ -64,27 +83,37 @@ class Exporter:
 
         try:
             with suppress_instrumentation():
-                return self._scrape(wanted)
+                return self._get(consume, query)
         except (OSError, HTTPException, urllib3.exceptions.HTTPError) as error:  # requests' own are OSErrors
             reason, kind = _reason(error), type(error).__name__
         # Raised out here, the error holds no reference to the request and its credentials.
-        raise self._error(reason, f"{_EXPLANATIONS[reason].format(seconds=self._timeout_seconds)} ({kind})")
+        explanation = _EXPLANATIONS[reason].format(seconds=self._timeout_seconds, program=self._program)
+        raise self.error(reason, f"{explanation} ({kind})")
 
-    def _scrape(self, wanted: Collection[str]) -> Scrape:
+    def error(self, reason: str, what: str) -> MeterError:
+        """An error that names the address."""
+        return MeterError(reason, f"{self.shown_url}: {what}.")
+
+    def _get(self, consume: Callable[[Iterator[bytes]], T], query: Mapping[str, str] | None) -> Answer[T]:
         asked_ns = self._clock()
         timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
         with (
             self._new_session() as session,
             session.get(
-                self._url, auth=self._credentials, timeout=timeouts, stream=True, allow_redirects=False
+                self._url,
+                params=query,
+                auth=self._credentials,
+                timeout=timeouts,
+                stream=True,
+                allow_redirects=False,
             ) as response,
         ):
             answered_ns = self._clock()
             if response.status_code != 200:
-                raise self._error("meter-http-error", f"answered HTTP {response.status_code}")
+                hint = "; are the credentials right?" if response.status_code in (401, 403) else ""
+                raise self.error("meter-http-error", f"answered HTTP {response.status_code}{hint}")
             deadline_ns = asked_ns + int(2 * self._timeout_seconds * NS_PER_SECOND)
-            samples = parse(self._chunks(response, deadline_ns), wanted)
-            return Scrape(asked_ns, answered_ns, list(islice(samples, MAX_SAMPLES)))
+            return Answer(asked_ns, answered_ns, consume(self._chunks(response, deadline_ns)))
 
     def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
         # Not iter_content: it waits for whole chunks, however slowly they drip, and unpacks without bound.
@@ -93,13 +122,15 @@ class Exporter:
         while chunk := read1(_CHUNK_BYTES):
             received += len(chunk)
             if received > MAX_BODY_BYTES:
-                raise self._error("meter-too-large", f"more than {MAX_BODY_BYTES >> 20} MiB: no exporter's page")
+                raise self.error(
+                    "meter-too-large", f"more than {MAX_BODY_BYTES >> 20} MiB: no {self._program}'s answer"
+                )
             if self._clock() > deadline_ns:
-                raise self._error("meter-timeout", f"still answering after {2 * self._timeout_seconds:g} s")
+                raise self.error("meter-timeout", f"still answering after {2 * self._timeout_seconds:g} s")
             yield chunk
         promised = response.headers.get("content-length", "")
         if promised.isdecimal() and received < int(promised):
-            raise self._error("meter-truncated", _EXPLANATIONS["meter-truncated"])
+            raise self.error("meter-truncated", _EXPLANATIONS["meter-truncated"])
 
     def _new_session(self) -> requests.Session:
         """A session for one request: a connection kept over seconds would often be found dead."""
@@ -108,15 +139,22 @@ class Exporter:
         session = requests.Session()
         # A proxy of the environment does not know this machine's loopback.
         session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
-        session.headers.update({"Accept-Encoding": "identity", "Connection": "close"})
+        session.headers.update({"Accept-Encoding": "identity", "Connection": "close", **self._headers})
+        if self._ca_file is not None:
+            session.verify = self._ca_file
         return session
 
-    def _error(self, reason: str, what: str) -> MeterError:
-        return MeterError(reason, f"{self.shown_url}: {what}.")
+
+class Exporter(HttpSource):
+    """A page of metrics in Prometheus' text format."""
+
+    def scrape(self, wanted: Collection[str]) -> Answer[list[Sample]]:
+        """Fetch the wanted samples. Raises `MeterError` as `get` does."""
+        return self.get(lambda chunks: list(islice(parse(chunks, wanted), MAX_SAMPLES)))
 
 
 _EXPLANATIONS = {
-    "meter-refused": "no connection; is the exporter running, and is this its address?",
+    "meter-refused": "no connection; is the {program} running, and is this its address?",
     "meter-timeout": "no answer within {seconds:g} s",
     "meter-truncated": "the answer broke off",
     "meter-garbage": "the answer is not HTTP",
@@ -152,7 +190,7 @@ def _split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     except ValueError:
         host, parts = None, None
     if parts is None or host is None or parts.scheme not in ("http", "https"):
-        raise ValueError("The exporter's url must look like http://host:8080/metrics; what was given does not.")
+        raise ValueError("The url must look like http://host:8080/metrics; what was given does not.")
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     if parts.username is None:
         return bare, None

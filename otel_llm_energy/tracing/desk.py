@@ -38,6 +38,9 @@ class SettlingDesk:
         balance_listener: told where the metered energy went.
         max_hold_seconds: a claim whose meter fails is given up after this time at the latest.
         clock_ns: the monotonic clock.
+
+    Attributes:
+        max_hold_seconds: see above.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class SettlingDesk:
         self._station_by_books = {station.books: station for station in directory.stations}
         self._listeners = listeners
         self._balance_listener = balance_listener
-        self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
+        self.max_hold_seconds = max_hold_seconds
         self._clock_ns = clock_ns
         self._reported_nj: Counter[tuple[int, str, str]] = Counter()
         self._report_lock = threading.Lock()
@@ -63,6 +66,11 @@ class SettlingDesk:
     @property
     def stations(self) -> Sequence[Station]:
         return self._directory.stations
+
+    @property
+    def period_seconds(self) -> float:
+        """The longest time until there is a reading of this instant, of all meters."""
+        return max(station.period_seconds for station in self.stations)
 
     def start(self) -> None:
         """Start reading and settling."""
@@ -189,8 +197,8 @@ class SettlingDesk:
 
     def _give_up(self, station: Station, reason: str) -> list[Claim]:
         """A meter that fails may come back; claims wait a little for it, as far as holding allows."""
-        patience_ns = min(int((station.period_seconds + _PROBLEM_PATIENCE_SECONDS) * NS_PER_SECOND), self._max_hold_ns)
-        overdue = station.books.unsettled(self._clock_ns() - patience_ns)
+        patience_seconds = min(station.period_seconds + _PROBLEM_PATIENCE_SECONDS, self.max_hold_seconds)
+        overdue = station.books.unsettled(self._clock_ns() - int(patience_seconds * NS_PER_SECOND))
         return station.books.force(overdue, reason) if overdue else []
 
     def _all_settled(self) -> bool:

@@ -173,6 +173,15 @@ class Gate:
         self._exit_hook: Callable[[], None] | None = None
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
+    @property
+    def max_hold_seconds(self) -> float:
+        """How long a span waits for its energy at most; a change holds for spans that end from now on."""
+        return self._max_hold_ns / NS_PER_SECOND
+
+    @max_hold_seconds.setter
+    def max_hold_seconds(self, seconds: float) -> None:
+        self._max_hold_ns = int(seconds * NS_PER_SECOND)
+
     # What the tracer provider calls
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:

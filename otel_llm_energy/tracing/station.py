@@ -138,8 +138,8 @@ class Station:
 
     @property
     def period_seconds(self) -> float:
-        """The longest time between two readings while calls are open."""
-        return max((reader.open_meter.meter.pace.open_seconds for reader in self.meters), default=0.0)
+        """The longest time until there is a reading of this instant, while calls are open."""
+        return max((reader.open_meter.meter.pace.longest_seconds for reader in self.meters), default=0.0)
 
     @property
     def idle_period_seconds(self) -> float:

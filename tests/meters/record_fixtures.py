@@ -17,11 +17,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 
 from otel_llm_energy.servers import process_cpu_ns
-from tests.support.backends import Scaphandre, running_scaphandre, streaming_scaphandre
+from tests.support.backends import Scaphandre, running_prometheus, running_scaphandre, streaming_scaphandre
 from tests.support.burner import burning
 from tools.backends import obtain
 
@@ -147,6 +148,37 @@ def record_stream(folder: Path) -> None:
     (FIXTURES / "stream.json").write_text(_anonymous(f"[{text}]", folder))
 
 
+PROMETHEUS_CONFIG = """\
+scrape_configs:
+  - job_name: scaphandre
+    scrape_interval: 3s
+    static_configs: [{{targets: {targets}}}]
+"""
+
+
+def record_prometheus(folder: Path) -> None:
+    """The raw samples of two hosts that Prometheus scraped every 3 s; of the processes only the two exporters."""
+    zones, _ = SETS["two-sockets"]
+    one, two = folder / "one", folder / "two"
+    with (
+        _rising(one, zones),
+        _rising(two, {zone: (name, 2 * start_uj, 2 * watts) for zone, (name, start_uj, watts) in zones.items()}),
+        running_scaphandre(one, one) as first,
+        running_scaphandre(two, two) as second,
+    ):
+        hosts = {urlsplit(each.url).netloc: f"{name}:8080" for each, name in ((first, "one"), (second, "two"))}
+        config = folder / "prometheus.yml"
+        config.write_text(PROMETHEUS_CONFIG.format(targets=json.dumps(list(hosts))))
+        with running_prometheus(config, folder) as prometheus:
+            time.sleep(20)
+            found = prometheus.query('{__name__=~"scaph_.*energy.*|scaph_.*power.*|scaph_.*memory.*|scrape.*"}[5m]')
+    kept = [each for each in found if "pid" not in each["metric"] or "/scaphandre" in each["metric"].get("exe", "")]
+    text = _anonymous(json.dumps(kept, indent=0, separators=(",", ":")), folder)
+    for address, name in hosts.items():
+        text = text.replace(address, name).replace(f"--port{address.rpartition(':')[2]}", "--port8080")
+    (FIXTURES / "prometheus.json").write_text(text)
+
+
 def _of(line: bytes, pids: Iterable[int]) -> bool:
     """A line of one of these processes, or of a thread of theirs."""
     threads = {task.name.encode() for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()}
@@ -175,6 +207,7 @@ def main() -> None:
                 record(name, zones, instants, Path(folder))
             record_processes(Path(folder))
             record_stream(Path(folder))
+            record_prometheus(Path(folder))
     finally:
         hostile.kill()
         hostile.wait()

@@ -440,7 +440,7 @@ def test_memory_is_bounded_when_the_page_repeats_one_counter() -> None:
     """Only so many samples are kept, however many the page holds."""
     with exporter(f"{HOST_ENERGY} 1\n".encode() * (MAX_SAMPLES * 2)) as served:
         scrape = Exporter(served.url).scrape(COUNTER_FAMILIES)
-    assert len(scrape.samples) == MAX_SAMPLES
+    assert len(scrape.content) == MAX_SAMPLES
 
 
 def test_the_meter_starts_afresh_when_it_is_opened_again() -> None:

@@ -1,0 +1,373 @@
+"""Scaphandre's counters by way of a Prometheus that scrapes it (checked against Prometheus 2.53).
+
+A range vector (``metric[5m]``) gives each sample as it was scraped, with its time; nothing is interpolated or rated.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple
+
+from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, component, counters
+from otel_llm_energy.meters.exposition import Sample
+from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
+from otel_llm_energy.meters.processes import MEMORY, POWER, processes
+from otel_llm_energy.meters.refresh import Refreshes
+from otel_llm_energy.meters.scrape import HttpSource
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
+
+SCRAPE_SECONDS = "scrape_duration_seconds"
+"""Prometheus' own figure of how long a scrape took; it carries the target's labels alone."""
+
+_FAMILIES = COUNTER_FAMILIES | {SCRAPE_SECONDS}
+_PROCESS_FAMILIES = frozenset({POWER, MEMORY})
+_NOT_THE_HOSTS = frozenset({"__name__", "value_source"})  # other labels of the host's counter tell hosts apart
+_LOOK_BACK_SECONDS = 300
+_DEFAULT_INTERVAL_SECONDS = 15.0
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 1.0, 5.0
+_STALE_INTERVALS = 4
+_FROZEN_SAMPLES = 3
+_SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
+_CLOCK_LOOKS = 8
+_REMEMBERED_POWERS = 64
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Scrape:
+    """What one scrape gave, and how long it took."""
+
+    samples: list[Sample] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Scrapes(NamedTuple):
+    """Scrapes by their time on Prometheus' clock, ns, and when each host was scraped."""
+
+    by_time_ns: dict[int, _Scrape]
+    by_host_ns: dict[Labels, list[int]]
+
+
+class PrometheusMeter:
+    """Asks a Prometheus for what it scraped from a host's Scaphandre: one channel per CPU socket and DRAM domain.
+
+    Readings come as often as Prometheus scrapes (5 to 60 s; 2 s and less freeze Scaphandre for everyone), and as late.
+
+    Args:
+        url: of the Prometheus, with its path prefix if it has one; a user and password in it are sent as basic
+            authentication, but never shown. Anything with Prometheus' HTTP API will do (Thanos, Mimir).
+        instance: which host, where the Prometheus knows several: the ``instance`` label, e.g. ``"gpu-1:8080"``.
+        labels: more labels of the host's series, e.g. ``{"job": "scaphandre", "node": "gpu-1"}``.
+        process, cpus: as for `ScaphandreMeter`.
+        bearer_token, headers: sent with each request, never shown.
+        ca_file: of the authority that signed the Prometheus' certificate; ``None`` for the usual ones.
+        range_uj, scale_error: as for `ScaphandreMeter`.
+        timeout_seconds: for one request, s.
+        clock: the monotonic clock, ns.
+    """
+
+    name = "prometheus"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        instance: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        process: str | None = None,
+        cpus: int | None = None,
+        bearer_token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+        range_uj: int | None = None,
+        scale_error: float = RAPL_SCALE_ERROR,
+        timeout_seconds: float = 5.0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        if "?" in url:
+            raise ValueError("PrometheusMeter: its url takes no query; name the host by instance= or labels=.")
+        sent = {**(headers or {}), **({"Authorization": f"Bearer {bearer_token}"} if bearer_token else {})}
+        self._source = HttpSource(
+            f"{url.rstrip('/')}/api/v1/query",
+            program="Prometheus",
+            headers=sent,
+            ca_file=ca_file,
+            timeout_seconds=timeout_seconds,
+            clock=clock,
+        )
+        self._labels: dict[str, str] = {**(labels or {}), **({"instance": instance} if instance else {})}
+        self.process = process
+        self.cpus = cpus
+        self.pace = _pace(_DEFAULT_INTERVAL_SECONDS)
+        self._range_uj = range_uj
+        self._scale_error = scale_error
+        self._clock = clock
+        self._forget()
+
+    def _forget(self) -> None:
+        self._channel_ids: tuple[str, ...] = ()
+        self._first_readings: list[Reading] = []
+        self._host: Mapping[str, str] = self._labels
+        self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
+        self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
+        self._refreshes = Refreshes()
+        self._ahead = _ClockDifference()
+        self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
+
+    def __repr__(self) -> str:
+        return f"PrometheusMeter(url={self.url!r}, labels={self._labels!r})"
+
+    @property
+    def url(self) -> str:
+        """The address without credentials and query."""
+        return self._source.shown_url.removesuffix("/api/v1/query")
+
+    @property
+    def source(self) -> Hashable:
+        """Equal for meters that ask the same Prometheus for the same host."""
+        return self._source.source, tuple(sorted(self._labels.items()))
+
+    def host_powers(self) -> Sequence[HostPower]:
+        """The newest figures of processes, oldest first; they came with the readings."""
+        return tuple(self._powers)
+
+    def open(self) -> Sequence[Channel]:
+        """Find the host, its counters, and how often it is scraped.
+
+        Raises:
+            MeterError: ``meter-no-data`` (no such series), ``meter-ambiguous`` (of several hosts), ``meter-stale``, or
+                what `HttpSource.get` raises.
+        """
+        self.close()
+        scrapes = self._ask(COUNTER_FAMILIES, _LOOK_BACK_SECONDS)
+        self._interval_ns = _interval_ns(scrapes.by_host_ns.values())
+        self.pace = _pace(self._interval_ns / NS_PER_SECOND)
+        host = self._the_host(scrapes)
+        found = counters(scrapes.by_time_ns[max(scrapes.by_time_ns)].samples) if host else None
+        if host is None or found is None or not found.by_channel_uj:
+            raise MeterError("meter-no-data", self._no_data())
+        self._host = self._labels or dict(host)  # who named none means the one that there was
+        self._channel_ids = tuple(found.by_channel_uj)
+        self._last_ns = max(scrapes.by_time_ns) - 1
+        self._first_readings = self._new_readings()
+        return [self._channel(channel_id) for channel_id in self._channel_ids]
+
+    def read(self) -> Sequence[Reading]:
+        """All scrapes that are new, oldest first.
+
+        Raises:
+            MeterError: ``meter-stale`` (Prometheus gets nothing from the host), ``meter-frozen`` (it scrapes so often
+                that the exporter stands still), ``meter-ambiguous``, or what `HttpSource.get` raises.
+        """
+        first, self._first_readings = self._first_readings, []
+        return first + self._new_readings()
+
+    def close(self) -> None:
+        """Forget the host."""
+        self._forget()
+
+    def _new_readings(self) -> list[Reading]:
+        if self._last_ns is None:
+            raise MeterError("meter-closed", f"{self!r}: the meter is not open.")
+        now_ns = self._prometheus_now_ns()
+        families = _FAMILIES if self.process is None else _FAMILIES | _PROCESS_FAMILIES
+        back_seconds = min((now_ns - self._last_ns) // NS_PER_SECOND + 2, _LOOK_BACK_SECONDS)
+        scrapes = self._ask(families, back_seconds)
+        self._the_host(scrapes)
+        last_ns = self._last_ns
+        readings: list[Reading] = []
+        for at_ns in sorted(time_ns for time_ns in scrapes.by_time_ns if time_ns > last_ns):
+            readings += self._take(at_ns, scrapes.by_time_ns[at_ns])
+        self._check_age(now_ns)
+        return readings
+
+    def _take(self, at_ns: int, scrape: _Scrape) -> list[Reading]:
+        """The readings of one scrape; none where the exporter repeats itself."""
+        found = counters(scrape.samples)
+        if not found.by_channel_uj:
+            return []
+        self._last_ns = at_ns
+        refreshed_ns = self._date(at_ns, scrape, found)
+        if refreshed_ns is None:
+            return []
+        earliest_ns, latest_ns = refreshed_ns
+        if self.process is not None:
+            self._powers.append(HostPower((earliest_ns + latest_ns) // 2, found.host_uw, processes(scrape.samples)))
+        return [
+            Reading(channel_id, found.by_channel_uj[channel_id], earliest_ns, latest_ns)
+            for channel_id in self._channel_ids
+            if channel_id in found.by_channel_uj
+        ]
+
+    def _date(self, at_ns: int, scrape: _Scrape, found: Counters) -> tuple[int, int] | None:
+        """A scrape's time is that of its request: when the exporter refreshed, on our clock. ``None`` for no news."""
+        asked_ns = self._ahead.here(at_ns)
+        answered_ns = asked_ns + int(scrape.seconds * NS_PER_SECOND)
+        refreshed_ns = self._refreshes.date(asked_ns, answered_ns, found)
+        if refreshed_ns is None:
+            return None
+        error_ns = self._ahead.error_ns
+        # What has been told has been, however the clocks differ.
+        latest_ns = min(refreshed_ns[1] + error_ns, self._clock())
+        return min(refreshed_ns[0] - error_ns, latest_ns), latest_ns
+
+    def _check_age(self, now_ns: int) -> None:
+        if self._refreshes.stale >= _FROZEN_SAMPLES:
+            raise MeterError(
+                "meter-frozen",
+                f"{self.url}: the counters of {_shown(self._host)} stand still. Scaphandre answers with old values if"
+                " it is asked more than once in 2 s, by all clients together (issue 434): scrape it every 5 s.",
+            )
+        age_ns = now_ns - (self._last_ns or 0)
+        if age_ns > _STALE_INTERVALS * self._interval_ns:
+            raise MeterError(
+                "meter-stale",
+                f"{self.url}: the newest sample of {_shown(self._host)} is {age_ns / NS_PER_SECOND:.0f} s old. Is its"
+                " Scaphandre up? See the page /targets of this Prometheus.",
+            )
+
+    # Asking
+
+    def _ask(self, families: Iterable[str], back_seconds: int) -> _Scrapes:
+        """All that was scraped in the last seconds."""
+        names = "|".join(sorted(families))
+        matchers = "".join(f",{name}={json.dumps(value)}" for name, value in sorted(self._host.items()))
+        found = _Scrapes({}, {})
+        for series in self._query(f'{{__name__=~"{names}"{matchers}}}[{back_seconds}s]'):
+            labels = {str(name): str(value) for name, value in _mapping(series.get("metric")).items()}
+            values = dict(_values(series))
+            name = labels.get("__name__", "")
+            if name == HOST_ENERGY:
+                host = tuple(sorted(pair for pair in labels.items() if pair[0] not in _NOT_THE_HOSTS))
+                found.by_host_ns.setdefault(host, []).extend(values)
+            for at_ns, value in values.items():
+                scrape = found.by_time_ns.setdefault(at_ns, _Scrape())
+                if name == SCRAPE_SECONDS:
+                    scrape.seconds = value
+                else:
+                    scrape.samples.append(Sample(name, labels, value))
+        return found
+
+    def _query(self, promql: str) -> Iterator[Mapping[str, Any]]:
+        answer = self._source.get(_document, {"query": promql}).content
+        result = _mapping(_mapping(answer).get("data")).get("result")
+        if not isinstance(result, list):
+            raise self._source.error("meter-garbage", "the answer is not that of a Prometheus")
+        return (each for each in result if isinstance(each, Mapping))
+
+    def _prometheus_now_ns(self) -> int:
+        """The time on Prometheus' clock, which need not be ours."""
+        answer = self._source.get(_document, {"query": "time()"})
+        try:
+            now_ns = int(float(_mapping(_mapping(answer.content).get("data"))["result"][0]) * NS_PER_SECOND)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise self._source.error("meter-garbage", "the answer is not that of a Prometheus") from None
+        self._ahead.look(now_ns, answer.asked_ns, answer.answered_ns)
+        return now_ns
+
+    def _the_host(self, scrapes: _Scrapes) -> Labels | None:
+        """The labels of the host that is scraped now; they may change with a new exporter. ``None`` if there is none.
+
+        Raises:
+            MeterError: ``meter-ambiguous``: there are several.
+        """
+        newest_ns = {host: max(times_ns) for host, times_ns in scrapes.by_host_ns.items() if times_ns}
+        last_ns = max(newest_ns.values(), default=0)
+        # One that was not scraped for an interval has given way to the newest, such as a pod that was started again.
+        alive = [host for host, at_ns in newest_ns.items() if last_ns - at_ns < 0.9 * self._interval_ns]
+        if len(alive) > 1:
+            names = ", ".join(sorted(_shown(dict(host)) for host in alive))
+            raise MeterError(
+                "meter-ambiguous",
+                f"{self.url}: Scaphandre of several hosts: {names}. Choose one: PrometheusMeter(url, instance=...) or"
+                " labels={...}, or ?instance=... in the URL.",
+            )
+        return alive[0] if alive else None
+
+    def _no_data(self) -> str:
+        wanted = f" with {_shown(self._labels)}" if self._labels else ""
+        return (
+            f"{self.url}: no series {HOST_ENERGY}{wanted} in the last {_LOOK_BACK_SECONDS // 60} minutes. Let it scrape"
+            " Scaphandre every 5 s or more seldom."
+        )
+
+    def _channel(self, channel_id: str) -> Channel:
+        return Channel(
+            id=channel_id,
+            component=component(channel_id),
+            meter=self.name,
+            range_uj=self._range_uj,
+            scale_error=self._scale_error,
+        )
+
+
+class _ClockDifference:
+    """How far another machine's wall clock is ahead of our monotonic clock, from requests that tell its time."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[int, int]] = deque(maxlen=_CLOCK_LOOKS)  # error, difference, ns
+
+    def look(self, there_ns: int, asked_ns: int, answered_ns: int) -> None:
+        """It was ``there_ns`` there at some time between."""
+        error_ns = (answered_ns - asked_ns + 1) // 2
+        difference_ns = there_ns - (asked_ns + answered_ns) // 2
+        if any(abs(difference_ns - other_ns) > error_ns + other_error_ns for other_error_ns, other_ns in self._looks):
+            self._looks.clear()  # a clock was set
+        self._looks.append((error_ns, difference_ns))
+
+    @property
+    def error_ns(self) -> int:
+        """How far `here` may be off."""
+        return min(self._looks)[0]
+
+    def here(self, there_ns: int) -> int:
+        """That time there on our clock."""
+        return there_ns - min(self._looks)[1]
+
+
+def _values(series: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+    values = series.get("values")
+    for value in values if isinstance(values, list) else []:
+        try:
+            at_ms, number = round(float(value[0]) * 1000), float(value[1])
+        except (IndexError, TypeError, ValueError):
+            continue
+        if number - number == 0:  # finite
+            yield at_ms * 1_000_000, int(number) if number.is_integer() else number
+
+
+def _document(chunks: Iterator[bytes]) -> Any:
+    try:
+        return json.loads(b"".join(chunks))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _interval_ns(times_ns: Iterable[Sequence[int]]) -> int:
+    """The usual time between two scrapes of a host."""
+    steps = [later - earlier for each in times_ns for earlier, later in pairwise(sorted(each))]
+    return int(median(steps)) if steps else int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
+
+
+def _pace(interval_seconds: float) -> Pace:
+    """A few polls for each scrape: each reading is found soon after it is there."""
+    poll_seconds = min(max(interval_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
+    return Pace(max(interval_seconds / 2, poll_seconds), poll_seconds, delay_seconds=interval_seconds + _SCRAPE_SECONDS)
+
+
+def _shown(labels: Mapping[str, str]) -> str:
+    """A host in few words."""
+    named = ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
+    return labels.get("instance") or named or "the host"

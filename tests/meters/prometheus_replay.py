@@ -1,0 +1,125 @@
+"""Answers as a Prometheus does from samples that a real one recorded, at any time that a test wants it to be.
+
+A stand-in, because a real one scrapes in real time; `test_prometheus_live` asks the real one. It knows ``time()`` and
+range vectors of matched names and labels, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).with_name("fixtures") / "prometheus.json").read_text())
+_SELECTOR = re.compile(r"\{(.*)\}\[(\d+)s\]")
+_MATCHER = re.compile(r'(\w+)(=~|=)"((?:[^"\\]|\\.)*)"')
+
+
+class Replay:
+    """The recorded series, and what time it is.
+
+    Attributes:
+        series: in the form of the API.
+        ahead_seconds: by how much its clock is ahead of the recording's.
+        now: seconds since 1970 by the recording's clock.
+        requests: path and headers of each request.
+        broken: a body to answer with instead, and its status.
+    """
+
+    def __init__(self) -> None:
+        self.series = [dict(each) for each in RECORDED]
+        self.now = self.times("one:8080")[1] + 0.5
+        self.ahead_seconds = 0.0
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.broken: tuple[int, bytes] | None = None
+        self.url = ""
+
+    def times(self, instance: str) -> list[float]:
+        """When a host was scraped."""
+        (energy,) = [
+            each
+            for each in self.series
+            if each["metric"]["__name__"] == "scaph_host_energy_microjoules" and each["metric"]["instance"] == instance
+        ]
+        return [value[0] for value in energy["values"]]
+
+    def keep(self, instance: str) -> None:
+        """There is only this host."""
+        self.series = [each for each in self.series if each["metric"].get("instance") == instance]
+
+    def stretch(self, factor: float) -> None:
+        """Scraped so many times as seldom; powers are as much lower."""
+        first = self.times("one:8080")[0]
+        stretched = []
+        for each in self.series:
+            power = "power" in each["metric"]["__name__"]
+            stretched.append(
+                {
+                    **each,
+                    "values": [
+                        [round(first + (at - first) * factor, 3), str(float(text) / factor) if power else text]
+                        for at, text in each["values"]
+                    ],
+                }
+            )
+        self.series = stretched
+
+    def answer(self, query: str) -> Any:
+        """The ``data`` of an instant query."""
+        now = self.now + self.ahead_seconds
+        if query == "time()":
+            return {"resultType": "scalar", "result": [now, f"{now:.3f}"]}
+        selector = _SELECTOR.fullmatch(query)
+        assert selector is not None, query
+        matchers = _MATCHER.findall(selector[1])
+        first = now - int(selector[2])
+        result = []
+        for each in self.series:
+            shifted = [[at + self.ahead_seconds, text] for at, text in each["values"]]
+            values = [value for value in shifted if first < value[0] <= now]
+            if values and all(_matches(each["metric"], *matcher) for matcher in matchers):
+                result.append({"metric": each["metric"], "values": values})
+        return {"resultType": "matrix", "result": result}
+
+
+def _matches(labels: dict[str, str], name: str, how: str, value: str) -> bool:
+    if how == "=~":
+        return re.fullmatch(value, labels.get(name, "")) is not None
+    return labels.get(name, "") == json.loads(f'"{value}"')
+
+
+@contextmanager
+def replaying() -> Iterator[Replay]:
+    """A Prometheus on loopback for the length of the block."""
+    replay = Replay()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            replay.requests.append((self.path, dict(self.headers)))
+            (query,) = parse_qs(urlsplit(self.path).query)["query"]
+            status, body = replay.broken or (
+                200,
+                json.dumps({"status": "success", "data": replay.answer(query)}).encode(),
+            )
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        replay.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield replay
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,291 @@
+"""The meter that asks a Prometheus, on what a real one scraped from two real exporters."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from otel_llm_energy.meters import MeterError, PrometheusMeter, meter_at
+from otel_llm_energy.quantities import Reading
+from tests.meters.exporters import ManualClock
+from tests.meters.prometheus_replay import Replay, replaying
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture
+def replay() -> Iterator[Replay]:
+    """The recorded Prometheus, just after the second scrape of each of its two hosts."""
+    with replaying() as replay:
+        yield replay
+
+
+class Time:
+    """Our clock and the Prometheus', which move together."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.clock = ManualClock()
+        self._replay = replay
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self._replay.now += seconds
+
+    def meter(self, **options: Any) -> PrometheusMeter:
+        """A meter that goes by our clock."""
+        return PrometheusMeter(self._replay.url, clock=self.clock, **options)
+
+
+def by_channel(readings: Sequence[Reading]) -> dict[str, list[int]]:
+    """The counter's values of each channel."""
+    values: dict[str, list[int]] = {}
+    for reading in readings:
+        values.setdefault(reading.channel_id, []).append(reading.energy_uj)
+    return values
+
+
+@pytest.mark.parametrize(("instance", "watts"), [("one:8080", 30.0), ("two:8080", 60.0)])
+def test_each_host_has_its_own_counters_when_one_prometheus_scrapes_two(
+    instance: str, watts: float, replay: Replay
+) -> None:
+    """Sockets and memory of the chosen host, and nothing of the other."""
+    time = Time(replay)
+    meter = time.meter(instance=instance)
+    channels = meter.open()
+    assert {channel.id for channel in channels} == {"package-0", "package-1", "package-0/dram", "package-1/dram"}
+    assert {channel.meter for channel in channels} == {"prometheus"}
+    readings = list(meter.read())
+    for _ in range(3):
+        time.pass_by(3.0)
+        readings += meter.read()
+    package = [reading for reading in readings if reading.channel_id == "package-0"]
+    assert len(package) == 4
+    length_ns = package[-1].latest_ns - package[0].latest_ns
+    assert (package[-1].energy_uj - package[0].energy_uj) / length_ns * 1e3 == pytest.approx(watts, rel=0.02)
+
+
+def test_every_scrape_is_a_reading_when_it_was_not_asked_for_long(replay: Replay) -> None:
+    """Raw samples, not a rate between two polls."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    meter.read()
+    time.pass_by(9.0)
+    assert {name: len(values) for name, values in by_channel(meter.read()).items()}["package-0"] == 3
+    assert meter.read() == []
+
+
+def test_readings_are_dated_by_the_scrape_when_nobody_else_asks_the_exporter(replay: Replay) -> None:
+    """Prometheus' time of the request, and how long the scrape took, on our clock."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    meter.read()
+    time.pass_by(3.0)
+    readings = meter.read()
+    scraped_ns = time.clock.now_ns - round((replay.now - replay.times("one:8080")[2]) * 1e9)
+    assert {channel.channel_id for channel in readings} == {
+        "package-0",
+        "package-1",
+        "package-0/dram",
+        "package-1/dram",
+    }
+    for reading in readings:
+        assert abs(reading.earliest_ns - scraped_ns) < 1_000_000
+        assert 10_000_000 < reading.latest_ns - reading.earliest_ns < 100_000_000, "the recorded scrape took 30 ms"
+
+
+@pytest.mark.parametrize("ahead_seconds", [-3600.0, 0.25, 7 * 86400.0])
+def test_times_are_ours_when_the_prometheus_has_another_clock(ahead_seconds: float, replay: Replay) -> None:
+    """Its clock is asked for, so no host's clock needs to be right."""
+    replay.ahead_seconds = ahead_seconds
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    (reading, *_) = meter.read()
+    scraped_ns = time.clock.now_ns - round((replay.now - replay.times("one:8080")[1]) * 1e9)
+    assert reading.earliest_ns <= scraped_ns + 1_000_000 <= reading.latest_ns + 2_000_000
+    assert reading.latest_ns <= time.clock.now_ns, "nothing was read in the future"
+
+
+@pytest.mark.parametrize("interval", [3, 15, 60])
+def test_polls_follow_the_interval_when_prometheus_scrapes_more_seldom(interval: int, replay: Replay) -> None:
+    """It is measured, not set; a reading of this instant may take a whole interval and a poll."""
+    replay.keep("one:8080")
+    replay.stretch(interval / 3)
+    replay.now = replay.times("one:8080")[3] + 1
+    meter = Time(replay).meter()
+    meter.open()
+    assert 1 <= meter.pace.open_seconds <= 5
+    assert meter.pace.idle_seconds <= interval
+    assert interval < meter.pace.longest_seconds <= interval + 6.1
+
+
+def test_a_host_must_be_chosen_when_there_are_several(replay: Replay) -> None:
+    """The message names them, and how to choose."""
+    with pytest.raises(MeterError, match=r"one:8080, two:8080.*instance=") as caught:
+        Time(replay).meter().open()
+    assert caught.value.reason == "meter-ambiguous"
+
+
+def test_the_only_host_is_kept_when_another_one_is_scraped_later(replay: Replay) -> None:
+    """Who named none means the one that there was: the new one's energy is not mixed in."""
+    both = replay.series
+    replay.keep("one:8080")
+    time = Time(replay)
+    meter = time.meter()
+    meter.open()
+    meter.read()
+    replay.series = both
+    time.pass_by(3.0)
+    (value,) = by_channel(meter.read())["package-0"]
+    assert value < 700_000_000, "the other host's counter is above that"
+
+
+def test_a_new_exporter_goes_on_when_the_host_was_chosen_by_another_label(replay: Replay) -> None:
+    """In Kubernetes the instance is the pod's address, which changes; the node stays."""
+    replay.keep("one:8080")
+    old, new = [], []
+    for each in replay.series:
+        labels = {**each["metric"], "node": "gpu-1"}
+        old.append({"metric": labels, "values": each["values"][:3]})
+        new.append({"metric": {**labels, "instance": "10.0.0.9:8080"}, "values": each["values"][3:]})
+    replay.series = [*old, *new]
+    time = Time(replay)
+    meter = time.meter(labels={"node": "gpu-1"})
+    meter.open()
+    meter.read()
+    time.pass_by(9.0)
+    assert len(by_channel(meter.read())["package-0"]) == 3
+
+
+def test_processes_come_with_the_counters_when_one_is_named(replay: Replay) -> None:
+    """The host's power at each scrape, and each process once."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080", process="scaphandre")
+    meter.open()
+    time.pass_by(3.0)
+    meter.read()
+    powers = meter.host_powers()
+    assert [round((power.microwatts or 0) / 1e6) for power in powers] == [55, 55]
+    assert all(process.exe.endswith("/scaphandre") for process in powers[-1].processes)
+    assert len({process.pid for process in powers[-1].processes}) == len(powers[-1].processes)
+    unnamed = time.meter(instance="one:8080")
+    unnamed.open()
+    assert unnamed.host_powers() == ()
+    assert not any("process" in path for path, _ in replay.requests[-3:]), "not asked for in vain"
+
+
+def test_the_meter_says_so_when_prometheus_gets_nothing_from_the_host(replay: Replay) -> None:
+    """After a few intervals, and not before."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    time.pass_by(9.0)
+    meter.read()
+    time.pass_by(10.0)
+    meter.read()
+    time.pass_by(10.0)
+    with pytest.raises(MeterError, match="Is its Scaphandre up") as caught:
+        meter.read()
+    assert caught.value.reason == "meter-stale"
+
+
+def test_the_meter_says_so_when_scrapes_freeze_the_exporter(replay: Replay) -> None:
+    """Scraped every second Scaphandre repeats itself for ever: no reading, and how to mend it."""
+    replay.keep("one:8080")
+    for each in replay.series:
+        each["values"] = [[at, each["values"][0][1]] for at, _ in each["values"]]
+    replay.now = replay.times("one:8080")[0] + 0.5
+    time = Time(replay)
+    meter = time.meter()
+    meter.open()
+    meter.read()
+    time.pass_by(12.0)
+    with pytest.raises(MeterError, match="every 5 s") as caught:
+        meter.read()
+    assert caught.value.reason == "meter-frozen"
+
+
+def test_an_error_says_what_to_do_when_there_is_no_such_host(replay: Replay) -> None:
+    """With what was asked for."""
+    with pytest.raises(MeterError, match=r"three:8080.*scrape") as caught:
+        Time(replay).meter(instance="three:8080").open()
+    assert caught.value.reason == "meter-no-data"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((401, b"Unauthorized"), "meter-http-error"),
+        ((200, b"<html>Grafana</html>"), "meter-garbage"),
+        ((200, b'{"status":"success","data":{"result":{"x":1}}}'), "meter-garbage"),
+        ((200, b"[" * 100_000), "meter-garbage"),
+    ],
+)
+def test_an_error_is_a_meters_when_something_else_answers(
+    answer: tuple[int, bytes], reason: str, replay: Replay
+) -> None:
+    """At opening and later."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    replay.broken = answer
+    for attempt in (meter.read, time.meter().open):
+        with pytest.raises(MeterError) as caught:
+            attempt()
+        assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("form", ["url", "token", "header"])
+def test_credentials_are_sent_but_never_shown(form: str, replay: Replay, caplog: pytest.LogCaptureFixture) -> None:
+    """Basic, bearer, or any header: not in an error with its whole traceback, nor in a log, nor in repr."""
+    url = replay.url.replace("//", f"//joule:{SECRET}@") if form == "url" else replay.url
+    options: dict[str, Any] = {
+        "url": {},
+        "token": {"bearer_token": SECRET},
+        "header": {"headers": {"X-Scope-OrgID": "team", "Authorization": f"Key {SECRET}"}},
+    }[form]
+    with caplog.at_level(logging.DEBUG):
+        meter = PrometheusMeter(url, **options)
+        with pytest.raises(MeterError) as caught:
+            meter.open()
+    sent = replay.requests[0][1]
+    expected = {"url": "Basic am91bGU6czNjcjN0", "token": f"Bearer {SECRET}", "header": f"Key {SECRET}"}[form]
+    assert sent["Authorization"] == expected
+    assert sent.get("X-Scope-OrgID") == ("team" if form == "header" else None)
+    told = [repr(meter), meter.url, "".join(traceback.format_exception(caught.value))]
+    told += [record.getMessage() for record in caplog.records if record.name.startswith("otel_llm")]
+    assert not [text for text in told if SECRET in text]
+
+
+def test_a_url_says_all_when_it_is_given_as_text(replay: Replay) -> None:
+    """Host, labels and process, so that the environment can name them; it reads what the object reads."""
+    meter = meter_at(f"prometheus+{replay.url}/?instance=one%3A8080&job=scaphandre#scaphandre")
+    assert isinstance(meter, PrometheusMeter)
+    assert meter.process == "scaphandre"
+    assert meter.source == PrometheusMeter(replay.url, instance="one:8080", labels={"job": "scaphandre"}).source
+    assert meter.source != PrometheusMeter(replay.url, instance="two:8080").source
+    for wrong in ("prometheus+http://x?in-stance=1", "prometheus+http://x?instance=", "prometheus+ftp://x"):
+        with pytest.raises(ValueError, match="url"):
+            meter_at(wrong)
+    with pytest.raises(ValueError, match="no query"):
+        PrometheusMeter("http://x:9090?instance=one")
+
+
+def test_the_meter_is_closed_when_it_was_never_opened(replay: Replay) -> None:
+    """Or closed, or after an open that failed; and it starts afresh when it is opened again."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    with pytest.raises(MeterError) as caught:
+        meter.read()
+    assert caught.value.reason == "meter-closed"
+    meter.open()
+    first = by_channel(meter.read())
+    meter.close()
+    meter.open()
+    assert by_channel(meter.read()) == first
