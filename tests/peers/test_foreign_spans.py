@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 from otel_llm_energy import conventions as names
 from tests.instrument.running import REPOSITORY
 from tests.support.powercap import PowercapTree
+
+BySurface = dict[str, list[dict[str, Any]]]
+Exported = Callable[[str, str], BySurface]
 
 APP = Path(__file__).parent / "apps" / "foreign.py"
 OURS = "otel_llm_instrumentation."
@@ -29,9 +34,17 @@ OURS_ALONE = {
     "genai-langchain": {"embeddings"},
     "openlit-ollama": {"embeddings"},
 }
+# It starts two spans for a stream and ends the one that was not there during the call: the bill is never shown.
+NEVER_ENDED = {"openlit-ollama": {"stream"}}
 
 
-def spans_of(whose: str, order: str, powercap: PowercapTree) -> dict[str, list[dict[str, Any]]]:
+@pytest.fixture(scope="session")
+def exported(powercap: PowercapTree) -> Exported:
+    """Runs the app once for each of its arguments."""
+    return functools.lru_cache(lambda whose, order: spans_of(whose, order, powercap))
+
+
+def spans_of(whose: str, order: str, powercap: PowercapTree) -> BySurface:
     """What the app exported, by the surface that it called."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_", "LOGFIRE_"))}
     settings = {
@@ -64,14 +77,15 @@ def peers() -> list[str]:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("whose", peers())
 def test_each_call_has_one_bill_on_one_span_when_somebody_else_instruments_it(
-    whose: str, order: str, powercap: PowercapTree
+    whose: str, order: str, exported: Exported
 ) -> None:
     """Whoever was first; on theirs, wherever theirs can be known for the call's, and then ours makes none."""
-    found = spans_of(whose, order, powercap)
+    found = exported(whose, order)
     assert len(found) > 3
     for surface, spans in found.items():
         bills = billed(spans)
-        assert len(bills) == CALLS.get(surface, 1), (surface, spans)
+        expected = 0 if surface in NEVER_ENDED.get(whose, ()) else CALLS.get(surface, 1)
+        assert len(bills) == expected, (surface, spans)
         ours = [span for span in spans if span["scope"].startswith(OURS)]
         if surface in OURS_ALONE.get(whose, ()):
             assert ours == bills, surface
@@ -81,9 +95,9 @@ def test_each_call_has_one_bill_on_one_span_when_somebody_else_instruments_it(
 
 
 @pytest.mark.parametrize("whose", peers())
-def test_span_of_another_library_says_what_ours_would(whose: str, powercap: PowercapTree) -> None:
+def test_span_of_another_library_says_what_ours_would(whose: str, exported: Exported) -> None:
     """The server's own timings, and joules per token by the tokens that the server reported."""
-    found = spans_of(whose, "theirs-first", powercap)
+    found = exported(whose, "theirs-first")
     first, *_ = found.values()
     (span,) = billed(first)
     said = span["attributes"]
