@@ -25,6 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
+from otel_llm_instrumentation.content import Asked, Content, as_json, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.facts import Facts, Request
 from otel_llm_instrumentation.standing import standing_span
@@ -81,6 +82,8 @@ class Call:
 
     __slots__ = (
         "__weakref__",
+        "_asked",
+        "_content",
         "_observers",
         "_once",
         "_outer_error",
@@ -131,12 +134,17 @@ class Call:
         self._telemetry = telemetry
         # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk of each
         # choice, then the usage. To keep more costs more than to keep: memory is then not used again while warm.
-        self._payloads: deque[object] = deque(maxlen=1 + request.choices)
+        self._content = request.route.content if standing is None and telemetry.capture.value else None
+        self._asked: Asked | None = None
+        kept = 1 + request.choices if self._content is None else None
+        self._payloads: deque[object] = deque(maxlen=kept)
         self.see = self._payloads.append
         self._read = request.route.read
         self._outer_error = sys.exc_info()[1]
         self._once = threading.Lock()
         self.owns_span = standing is None
+        if self._content is not None:
+            self._read_asked(self._content, request)
         if standing is None:
             self.span = self._start_span(request, context)
             context = set_span_in_context(self.span, context)
@@ -150,7 +158,7 @@ class Call:
     @property
     def payloads_kept(self) -> int:
         """How many of the last payloads of a stream count."""
-        return self._payloads.maxlen or 1
+        return self._payloads.maxlen or sys.maxsize
 
     def run(self, function: Callable[..., _T], *args: object, **kwargs: object) -> _T:
         """Call ``function`` with this call's span as the current one."""
@@ -241,7 +249,29 @@ class Call:
         except Exception:  # noqa: BLE001 - an observer's failure is its own
             self._telemetry.complain(f"{type(observer).__qualname__}.{what}")
 
+    def _read_asked(self, content: Content, request: Request) -> None:
+        try:
+            self._asked = content.asked(request.body or {})
+        except Exception:  # noqa: BLE001 - an odd request is the server's to refuse
+            self._telemetry.complain(f"reading the content of a request of {self.operation}", logging.DEBUG)
+
+    def _note_content(self) -> None:
+        """Before the facts are read: they are the last to need the payloads."""
+        if self._content is None:
+            return
+        try:
+            content = content_attributes(self._asked, self._content.answered(self._payloads))
+            if self._telemetry.capture.on_span:
+                self.span.set_attributes({key: as_json(value) for key, value in content.items()})
+            if self._telemetry.capture.in_event:
+                self._telemetry.emit_details({**self._metric_attributes(), **content}, self.context)
+        except Exception:  # noqa: BLE001 - content is the least of what the span says
+            self._telemetry.complain(f"reading the content of {self.operation}")
+        finally:
+            self._asked = None
+
     def _read_facts(self) -> Facts:
+        self._note_content()
         try:
             return self._read(self._payloads)
         except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's

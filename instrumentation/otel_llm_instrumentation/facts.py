@@ -14,6 +14,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import ServerTimings
+from otel_llm_instrumentation.content import Content
 
 _INT64_MAX: Final = 2**63 - 1
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
@@ -53,16 +54,22 @@ class Route:
 
     Attributes:
         read: the facts in an answer: the one response, or the last chunks of a stream, oldest first.
+        content: how what was said is read, where the user asks for it; ``None`` where nothing is said.
     """
 
     operation: str
     parameters: Mapping[str, Parameter]
     read: Callable[[Sequence[object]], Facts]
+    content: Content | None = None
 
 
 @dataclass(slots=True)
 class Request:
-    """A call that is about to be made, as its client library describes it."""
+    """A call that is about to be made, as its client library describes it.
+
+    Attributes:
+        body: of the request, of which content is read.
+    """
 
     route: Route
     provider: str
@@ -71,6 +78,7 @@ class Request:
     port: int | None
     streaming: bool
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
 
     @property
     def choices(self) -> int:

@@ -19,8 +19,8 @@ from otel_llm_instrumentation.watcher import Watcher
 class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
     """Puts a `Watcher` into each of its libraries: now if the app has imported it, else as soon as the app does.
 
-    `instrument` takes ``tracer_provider`` and ``meter_provider``: by default the global ones, also where they are
-    set later.
+    `instrument` takes ``tracer_provider``, ``meter_provider`` and ``logger_provider``: by default the global ones, also
+    where they are set later.
     """
 
     _watcher_types: ClassVar[Mapping[str, type[Watcher]]]
@@ -30,7 +30,9 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
     def _instrument(self, **kwargs: Any) -> None:
         scope = type(self).__module__
-        telemetry = Telemetry(scope, kwargs.get("tracer_provider"), kwargs.get("meter_provider"))
+        telemetry = Telemetry(
+            scope, kwargs.get("tracer_provider"), kwargs.get("meter_provider"), kwargs.get("logger_provider")
+        )
         watchers = {library: watcher_type(telemetry) for library, watcher_type in self._watcher_types.items()}
         self._watchers = tuple(watchers.values())
         for library, watcher in watchers.items():

@@ -43,6 +43,12 @@ USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 USAGE_REASONING_OUTPUT_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 
+# Content: only where the user asks for it.
+SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+DETAILS_EVENT: Final = "gen_ai.client.inference.operation.details"
+
 # Not GenAI's: what the server itself measured. Double, seconds; the last a Unix time.
 SERVER_LOAD_SECONDS: Final = "llm.server.load_seconds"
 SERVER_PREFILL_SECONDS: Final = "llm.server.prefill_seconds"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from opentelemetry._logs import LoggerProvider, LogRecord, get_logger
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from otel_llm_instrumentation import semconv
+from otel_llm_instrumentation.content import wanted_capture
 
 _DISTRIBUTION = "otel-llm-energy"
 _logger = logging.getLogger("otel_llm_instrumentation")
@@ -20,15 +26,18 @@ class Telemetry:
     Providers that are set later serve as well: what the API hands out are proxies until then.
     """
 
-    __slots__ = ("_complaints", "duration", "token_usage", "tracer")
+    __slots__ = ("_complaints", "_logger", "capture", "duration", "token_usage", "tracer")
 
     def __init__(
         self,
         scope: str,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
     ) -> None:
         version_of_scope = _version()
+        self.capture = wanted_capture()
+        self._logger = get_logger(scope, version_of_scope, logger_provider) if self.capture.in_event else None
         self._complaints: set[str] = set()
         self.tracer = get_tracer(scope, version_of_scope, tracer_provider)
         meter = get_meter(scope, version_of_scope, meter_provider)
@@ -49,6 +58,18 @@ class Telemetry:
     def records_metrics(self) -> bool:
         """Whether there is a meter provider. The API does not say so: its proxy is asked for the real instrument."""
         return getattr(self.duration, "_real_instrument", self.duration) is not None
+
+    def emit_details(self, attributes: Mapping[str, Any], context: Context) -> None:
+        """Tell of a call and its content in an event, which can be structured."""
+        if self._logger is not None:
+            self._logger.emit(
+                LogRecord(
+                    timestamp=time.time_ns(),
+                    context=context,
+                    event_name=semconv.DETAILS_EVENT,
+                    attributes=dict(attributes),
+                )
+            )
 
     def complain(self, what: str, level: int = logging.WARNING) -> None:
         """Log the exception that is being handled, once for each ``what``; the app's call goes on."""

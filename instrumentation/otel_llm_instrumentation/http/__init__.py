@@ -3,7 +3,8 @@
 One hook each at ``requests.Session.send`` and at ``send`` of the clients of ``httpx`` and ``httpx2``. Only what goes to
 a known route *and* has a body of that route's shape is a call (`otel_llm_instrumentation.http.routes`); all else
 passes through. A streamed answer is read as the app reads it, not a byte ahead. A request that a client library
-makes for a call of its own is that call's: it gets no second span. No content is captured, no request is changed.
+makes for a call of its own is that call's: it gets no second span. No request is changed, and no content is captured
+unless ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` asks for it.
 """
 
 from __future__ import annotations

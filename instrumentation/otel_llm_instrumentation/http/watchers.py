@@ -49,6 +49,7 @@ class HTTPWatcher(Watcher):
                 port,
                 endpoint.is_streaming(body),
                 request_attributes(endpoint.parameters(body), endpoint.route.parameters),
+                body,
             ),
         )
 

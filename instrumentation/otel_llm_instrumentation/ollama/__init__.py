@@ -2,7 +2,8 @@
 
 One hook, at ``Client._request`` and ``AsyncClient._request``, sees module functions, functions bound before
 `OllamaInstrumentor.instrument`, and every client. Chat, generate and embeddings become spans; the rest passes
-through. Ollama's own durations come along. No content is captured, no request is changed.
+through. Ollama's own durations come along. No request is changed, and no content is captured unless
+``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` asks for it.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from otel_llm_instrumentation.facts import (
     as_texts,
     fields,
 )
+from otel_llm_instrumentation.ollama import content
 
 _NS_PER_SECOND = 1_000_000_000
 # Go writes as many digits of the second's fraction as it needs: https://pkg.go.dev/time#RFC3339Nano
@@ -75,8 +76,8 @@ OPTIONS: Final[Mapping[str, Parameter]] = {
 }
 
 ROUTES: Final[Mapping[str, Route]] = {
-    "/api/chat": Route(semconv.CHAT, OPTIONS, read_answer),
-    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, read_answer),
+    "/api/chat": Route(semconv.CHAT, OPTIONS, read_answer, content.CHAT),
+    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, read_answer, content.TEXT),
     "/api/embed": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
     "/api/embeddings": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
 }

@@ -41,6 +41,7 @@ class OllamaWatcher(Watcher):
             port,
             kwargs.get("stream") is True,
             request_attributes(_mapping(body.get("options")), route.parameters),
+            body,
         )
         return begin_call(self.telemetry, request)
 

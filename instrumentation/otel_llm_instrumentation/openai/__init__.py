@@ -2,8 +2,8 @@
 
 One hook, at ``OpenAI.request`` and ``AsyncOpenAI.request``, sees every surface: resources and helpers, raw and
 streaming responses, Azure, subclasses, ``with_options`` and clients made before `OpenAIInstrumentor.instrument`.
-Chat and text completions, responses and embeddings become spans; the rest passes through. No content is captured,
-no request is changed.
+Chat and text completions, responses and embeddings become spans; the rest passes through. No request is changed, and
+no content is captured unless ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` asks for it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from otel_llm_instrumentation.facts import (
     as_texts,
     fields,
 )
+from otel_llm_instrumentation.openai import content
 from otel_llm_instrumentation.providers import provider_in_answer
 
 _MS_PER_SECOND = 1_000.0
@@ -161,9 +162,9 @@ _EMBEDDINGS: Final[Mapping[str, Parameter]] = {
 
 # The longer path first: an address that ends in the one also ends in the other.
 ROUTES: Final[Mapping[str, Route]] = {
-    "/chat/completions": Route(semconv.CHAT, _COMPLETION, read_completion),
-    "/completions": Route(semconv.TEXT_COMPLETION, _COMPLETION, read_completion),
-    "/responses": Route(semconv.CHAT, _RESPONSES, read_response),
+    "/chat/completions": Route(semconv.CHAT, _COMPLETION, read_completion, content.CHAT),
+    "/completions": Route(semconv.TEXT_COMPLETION, _COMPLETION, read_completion, content.TEXT),
+    "/responses": Route(semconv.CHAT, _RESPONSES, read_response, content.RESPONSES),
     "/embeddings": Route(semconv.EMBEDDINGS, _EMBEDDINGS, read_completion),
 }
 

@@ -59,6 +59,7 @@ class OpenAIWatcher(Watcher):
             port,
             kwargs.get("stream") is True,
             request_attributes(body, route.parameters),
+            body,
         )
         return begin_call(self.telemetry, request)
 
