@@ -88,6 +88,7 @@ class ActivitySample:
         capacity: how many CPUs (or GPU engines) can be busy at once.
         resolution_ns: error of one difference of ``by_server_ns``.
         total_resolution_ns: error of one difference of ``total_ns``.
+        absent: servers that draw nothing from the resource: they hold no context on the GPU.
     """
 
     resource: str
@@ -97,6 +98,7 @@ class ActivitySample:
     capacity: int
     resolution_ns: int
     total_resolution_ns: int
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tests.support.backends import (
     running_ollama,
     running_scaphandre,
 )
+from tests.support.fake_nvml import VARIABLE, FakeDriver, built, loaded
 from tests.support.feeder import feeding
 from tests.support.powercap import PowercapTree
 from tools.backends import BackendError, obtain
@@ -94,6 +95,25 @@ def scaphandre(scaphandre_program: Path, powercap: PowercapTree, tmp_path: Path)
     """The real Scaphandre exporter over `powercap`; a fresh process, since requests of another test would freeze it."""
     with running_scaphandre(powercap.root, tmp_path) as exporter:
         yield exporter
+
+
+@pytest.fixture(scope="session")
+def gpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that plays NVIDIA's driver, in this process from now on. No GPU is measured with it."""
+    library = built(tmp_path_factory.mktemp("nvml"))
+    loaded(library)
+    return library
+
+
+@pytest.fixture
+def gpu_driver(gpu_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """What that driver answers: it has one GPU, with an energy counter."""
+    driver = FakeDriver(tmp_path / "nvml.txt")
+    driver.say(
+        count=1, gpu0_energy_mj=5_000_000, gpu0_power_mw=50_000, gpu0_limit_mw=300_000, gpu0_pstate=0, gpu0_busy=0
+    )
+    monkeypatch.setenv(VARIABLE, str(driver.path))
+    return driver
 
 
 @pytest.fixture(scope="session")

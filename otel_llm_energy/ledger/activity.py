@@ -28,6 +28,7 @@ class Cell:
     capacity: int
     resolution_ns: int
     total_resolution_ns: int
+    absent: frozenset[str] = frozenset()
 
     @property
     def others_ns(self) -> int:
@@ -119,6 +120,16 @@ class ActivityLog:
             covered_ns += length_ns
         return busy_ns if covered_ns == end_ns - start_ns else None
 
+    def absent(self, start_ns: int, end_ns: int) -> frozenset[str]:
+        """Servers that are known to draw nothing from the resource in all of [start_ns, end_ns].
+
+        Who was not there when it was first looked for was not there before.
+        """
+        cells = self.cells(start_ns, end_ns)
+        if not cells or cells[-1].end_ns < end_ns:
+            return frozenset()
+        return frozenset.intersection(*[cell.absent for cell in cells])
+
     def parts(self, start_ns: int, end_ns: int, timelines: Mapping[str, Timeline]) -> Parts:
         """Busy time inside [start_ns, end_ns], of each server at work there and of the others."""
         parts = Parts()
@@ -169,6 +180,7 @@ def _cell(last: ActivitySample, sample: ActivitySample, total_ns: int) -> Cell:
         capacity=sample.capacity,
         resolution_ns=sample.resolution_ns,
         total_resolution_ns=sample.total_resolution_ns,
+        absent=frozenset(s for s in sample.absent if s in last.absent or s not in last.by_server_ns),
     )
 
 

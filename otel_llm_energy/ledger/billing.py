@@ -63,6 +63,9 @@ def bill_for(
     if not work_ns:
         return unavailable(reason or "no-work"), {}
     stretches = entry.stretches
+    sweeps = _used(entry, sweeps)
+    if not sweeps:
+        return unavailable(reason or "not-on-gpu"), {}
     coverage = min([_covered_ns(stretches, sweep) for sweep in sweeps]) / work_ns
     if coverage < _LEAST_COVERAGE:
         return unavailable(reason or "no-reading"), {}
@@ -90,6 +93,14 @@ def bill_for(
         queue_ns=_queue_ns(entry),
     )
     return bill, by_channel
+
+
+def _used(entry: Entry, sweeps: Sequence[Sweep]) -> Sequence[Sweep]:
+    """Those of the channels from which the entry's server drew at all."""
+    if not entry.stretches:
+        return sweeps
+    start_ns, end_ns = entry.stretches[0][0].start_ns, entry.stretches[-1][-1].end_ns
+    return [sweep for sweep in sweeps if not sweep.unused_by(entry.server, start_ns, end_ns)]
 
 
 def charge_nj(entry: Entry, sweep: Sweep) -> int:

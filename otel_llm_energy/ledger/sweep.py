@@ -98,11 +98,14 @@ class Sweep:
         self._ends_ns: list[int] = []
         self._metered = Track()
         self._learned_ns = 0
+        self._absent: dict[str, Track] = {}
+        # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
+        self._idle_in_common = idle == "time" and channel.component != "gpu"
 
     def clocks(self, server: str) -> ServerClocks:
         """The clocks of a server."""
         if server not in self._clocks:
-            common = self._idle_by_time if self._sharing == "time" else None
+            common = self._idle_by_time if self._idle_in_common else None
             self._clocks[server] = ServerClocks(common)
         return self._clocks[server]
 
@@ -125,6 +128,8 @@ class Sweep:
         for clocks in self._clocks.values():
             for track in clocks.tracks():
                 track.forget_before(time_ns)
+        for absent in self._absent.values():
+            absent.forget_before(time_ns)
 
     def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
         """Share out one bucket, up to whose end every timeline is final."""
@@ -132,6 +137,7 @@ class Sweep:
         self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
             self.idle_model.cpus = activity.capacity
+            timelines = self._present(bucket, timelines, activity)
             self._learn(bucket, timelines, activity)
             self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
         else:
@@ -140,6 +146,20 @@ class Sweep:
             self._learned_ns = bucket.end_ns
             self._remember(Swept(bucket, Baseline(None, 0.0, None, "unknown"), 0, {}, 0, 0, 0))
         self._close(bucket)
+
+    def _present(
+        self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog
+    ) -> Mapping[str, Timeline]:
+        """The servers that may draw from this channel: a GPU serves only those that hold a context on it."""
+        absent = activity.absent(bucket.start_ns, bucket.end_ns)
+        for name in absent:
+            self._absent.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
+        return {name: line for name, line in timelines.items() if name not in absent} if absent else timelines
+
+    def unused_by(self, server: str, start_ns: int, end_ns: int) -> bool:
+        """The server drew nothing from this channel in [start_ns, end_ns]."""
+        absent = self._absent.get(server)
+        return absent is not None and absent.between(start_ns, end_ns) >= end_ns - start_ns
 
     def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
         steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
@@ -192,7 +212,8 @@ class Sweep:
         parts: Parts,
     ) -> None:
         if self._sharing == "time":
-            rest = self._distribute(idle_nj, bucket.length_ns, everyone, [self._idle_by_time])
+            clocks = [self._idle_by_time] if self._idle_in_common else [self.clocks(name).idle for name in steps]
+            rest = self._distribute(idle_nj, bucket.length_ns, everyone, clocks)
             self.unattributed_nj["idle"] += rest
             return
         if self._sharing == "activity":

@@ -105,7 +105,7 @@ class Procfs:
     def roots(self, pids: Iterable[int]) -> list[int]:
         """Those of the processes that descend from no other of them."""
         given = set(pids)
-        return sorted(pid for pid in given if not given.intersection(self._ancestors(pid)))
+        return sorted(pid for pid in given if not given.intersection(self.ancestors(pid)))
 
     def newest_pid(self) -> bytes | None:
         """The number that was given last to a process or thread; while it stays the same, none is new."""
@@ -117,7 +117,8 @@ class Procfs:
         text = (self._read(name) or b"").decode(errors="replace")
         return [line.split() for line in text.splitlines()[1:]]
 
-    def _ancestors(self, pid: int) -> Iterator[int]:
+    def ancestors(self, pid: int) -> Iterator[int]:
+        """Its parent, that one's parent, and so on."""
         seen = {pid}
         while (stat := self.stat(pid)) and stat.parent not in seen:
             pid = stat.parent

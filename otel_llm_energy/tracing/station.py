@@ -14,6 +14,7 @@ from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
+from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
@@ -50,6 +51,7 @@ class Station:
         activity: samples the machine's servers.
         resolve: finds the server at an address.
         on_reading: told after each round of readings, in a meter's thread.
+        gpus: samples the work of the machine's servers on its GPUs; ``None`` where that cannot be seen.
         idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
         clock_ns: the monotonic clock.
     """
@@ -62,6 +64,7 @@ class Station:
         resolve: Callable[[str, int], Server],
         on_reading: Callable[[], None],
         *,
+        gpus: GpuActivity | None = None,
         idle_memory: IdleMemory | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -72,7 +75,7 @@ class Station:
         self._discover = discover
         self._on_reading = on_reading
         self._clock_ns = clock_ns
-        self._servers = ServerWatch(books, activity, resolve, clock_ns)
+        self._servers = ServerWatch(books, activity, resolve, clock_ns, gpus)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._stopped = False
         self._stop_lock = threading.Lock()
@@ -176,6 +179,7 @@ class Station:
     def _start_reading(self, meters: Sequence[OpenMeter]) -> None:
         remembered = self.idle_memory.recall(meters)
         self.books.add_channels([channel for meter in meters for channel in meter.channels], remembered)
+        self._servers.resources = frozenset(channel.resource for meter in meters for channel in meter.channels)
         self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in meters]
         for reader in self.meters:
             reader.start()
@@ -290,8 +294,11 @@ class ServerWatch:
         activity: Activity,
         resolve: Callable[[str, int], Server],
         clock_ns: Callable[[], int],
+        gpus: GpuActivity | None = None,
     ) -> None:
         self.final = False
+        self.resources: frozenset[str] = frozenset()
+        self._gpus = gpus or GpuActivity()
         self._books = books
         self._activity = activity
         self._resolve = resolve
@@ -321,6 +328,7 @@ class ServerWatch:
 
     def close(self) -> None:
         self._activity.close()
+        self._gpus.close()
 
     def sample(self) -> bool:
         """Look up new addresses and sample the activity of all servers; False if that was done just now."""
@@ -334,14 +342,16 @@ class ServerWatch:
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
         self._next_sample_ns = self._clock_ns() + _ACTIVITY_GAP_NS
-        sample = self._activity.sample()
-        if sample is None:
-            return
-        final, self.final = self.final, False
+        final = self.final
         keys = {server.id: key for key, server in self._found.items()}
-        by_key = {keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys}
-        self._replace_dead(by_key)
-        self._books.sample(replace(sample, by_server_ns=by_key), final=final)
+        sample = self._activity.sample()
+        if sample is not None:
+            self.final = False
+            sample = _under_keys(sample, keys)
+            self._replace_dead(sample.by_server_ns)
+            self._books.sample(sample, final=final)
+        for sample in self._gpus.samples(self.resources):
+            self._books.sample(_under_keys(sample, keys), final=final)
 
     def _look_up(self, host: str, port: int) -> None:
         key = f"{host}:{port}"
@@ -354,8 +364,10 @@ class ServerWatch:
         old = self._found.get(key)
         if old is not None and old.id != server.id:
             self._activity.forget(old.id)
+            self._gpus.forget(old.id)
         self._found[key] = server
         self._activity.watch(server)
+        self._gpus.watch(server)
         caution = server.reason if server.reason == "relay" else None
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.reason is not None:
@@ -369,6 +381,15 @@ class ServerWatch:
             if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
                 self._looked_ns[key] = now_ns
                 self._waiting.append(address)
+
+
+def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySample:
+    """The sample with the ledger's names of its servers."""
+    return replace(
+        sample,
+        by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
+        absent=frozenset(keys[name] for name in sample.absent if name in keys),
+    )
 
 
 def _asleep_ns() -> int:

@@ -44,6 +44,7 @@ class RefCell:
     total_ns: int
     by_server_ns: Mapping[str, int | None]
     capacity: int
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -67,6 +68,14 @@ def share(
     return shares
 
 
+def _absent(bucket: RefBucket, cells: Sequence[RefCell]) -> frozenset[str]:
+    """Servers that draw nothing from the resource in the whole bucket, as far as cells say so."""
+    inside = [cell for cell in cells if cell.start_ns < bucket.end_ns and bucket.start_ns < cell.end_ns]
+    if not inside or inside[-1].end_ns < bucket.end_ns:
+        return frozenset()
+    return frozenset.intersection(*[cell.absent for cell in inside])
+
+
 def _share_bucket(
     shares: Shares,
     bucket: RefBucket,
@@ -75,6 +84,8 @@ def _share_bucket(
     idle_nw: int,
     by_weight: bool,
 ) -> None:
+    absent = _absent(bucket, cells)
+    calls = [call for call in calls if call.server not in absent]
     length = bucket.end_ns - bucket.start_ns
     idle = min(idle_nw * length, bucket.energy_nj)
     dyn = bucket.energy_nj - idle

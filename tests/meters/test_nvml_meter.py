@@ -12,9 +12,8 @@ import pytest
 
 from otel_llm_energy.meters import MeterError, NvmlMeter, discover
 from otel_llm_energy.meters.nvml import POWER_SCALE_ERROR, REFRESH_NS
-from otel_llm_energy.quantities import NS_PER_SECOND
 from tests.meters.exporters import exporter
-from tests.support.fake_nvml import LIBRARY, VARIABLE, FakeDriver, built, loaded
+from tests.support.fake_nvml import VARIABLE, FakeDriver
 from tests.support.powercap import PowercapTree
 from tests.tracing.fakes import ManualClock
 
@@ -22,21 +21,9 @@ NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_DRIVER, LOST, UNKNOWN = 3, 4, 6, 9, 
 MS = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that plays the driver, in this process from now on."""
-    library = built(tmp_path_factory.mktemp("nvml"))
-    loaded(library)
-    return library
-
-
 @pytest.fixture
-def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    """Of a machine with one GPU that has an energy counter."""
-    driver = FakeDriver(tmp_path / "nvml.txt")
-    driver.say(count=1, gpu0_energy_mj=5_000_000, gpu0_power_mw=50_000, gpu0_limit_mw=300_000, gpu0_pstate=0)
-    monkeypatch.setenv(VARIABLE, str(driver.path))
-    return driver
+def driver(gpu_driver: FakeDriver) -> FakeDriver:
+    return gpu_driver
 
 
 @pytest.fixture
@@ -256,9 +243,3 @@ def test_no_estimate_of_the_cpu_stands_beside_measured_gpus(driver: FakeDriver, 
     with exporter(b"") as nothing:
         found = discover(proc=proc, dev=dev, default_powercap_root=proc, scaphandre_url=nothing.url)
     assert [opened.meter.name for opened in found.meters] == ["nvml"]
-
-
-def test_library_has_the_name_that_the_bindings_load(library: Path) -> None:
-    """Else all of the above would test the driver of this machine."""
-    assert library.name == LIBRARY
-    assert NS_PER_SECOND == 10 * REFRESH_NS

@@ -1,0 +1,73 @@
+"""A call to a real server on a GPU that is played: its energy stands beside the CPU's. NO GPU WAS MEASURED."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import conventions as names
+from tests.conftest import LlamaServerFactory
+from tests.instrument.asking import ask, calls, until
+from tests.support.fake_nvml import FakeDriver
+from tests.support.powercap import PowercapTree
+
+WATTS = 50
+
+
+@pytest.fixture
+def gpus(gpu_driver: FakeDriver, llama_server: LlamaServerFactory) -> Iterator[FakeDriver]:
+    """Two GPUs of 50 W, refreshed ten times a second; the model's server holds a context on the first."""
+    stop = threading.Event()
+    start_ns = time.monotonic_ns()
+
+    def refresh() -> None:
+        while not stop.wait(0.1):
+            energy_mj = WATTS * (time.monotonic_ns() - start_ns) // 1_000_000
+            gpu_driver.say(gpu0_energy_mj=energy_mj, gpu1_energy_mj=energy_mj)
+
+    pid = llama_server().pid
+    gpu_driver.say(count=2, gpu0_energy_mj=0, gpu1_energy_mj=0, gpu0_pids=pid, gpu0_busy=90, gpu1_busy=0)
+    refreshing = threading.Thread(target=refresh)
+    refreshing.start()
+    yield gpu_driver
+    stop.set()
+    refreshing.join()
+
+
+def test_call_has_a_gpu_part_when_its_server_works_on_one(
+    client: OpenAI,
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    powercap: PowercapTree,
+    gpus: FakeDriver,
+) -> None:
+    """The parts sum to the whole; of the GPU that it does not use it gets nothing."""
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters=["rapl", "nvml"],
+        powercap_root=powercap.root,
+        detail="full",
+        idle_watts={"package-0": 20, "package-0/dram": 2, "gpu-0": 10, "gpu-1": 10},
+    )
+    try:
+        until(lambda: len(energy.status().channels) == 4)
+        ask(client)
+        ask(client, max_tokens=40)
+        until(lambda: len(calls(exporter)) == 2)
+        billed_nj = {each.channel.id: each.balance.billed_nj for each in energy.status().channels}
+    finally:
+        energy.uninstrument()
+    attributes = calls(exporter)[-1].attributes or {}
+    parts = [attributes[key] for key in (names.CPU_JOULES, names.MEMORY_JOULES, names.GPU_JOULES)]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) == pytest.approx(attributes[names.JOULES], rel=1e-4)
+    assert attributes[names.METER] == "rapl+nvml"
+    assert billed_nj["gpu-0"] > 0
+    assert billed_nj["gpu-1"] == 0
