@@ -21,7 +21,7 @@ from pathlib import Path
 from otel_llm_energy.ledger.bill import Window
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.ledger import Ledger
-from otel_llm_energy.ledger.sweep import BATCH_SHARINGS
+from otel_llm_energy.ledger.sweep import BATCH_SHARINGS, BatchSharing
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
 
 _CHANNELS = (Channel("package-0", "cpu", "rapl"), Channel("package-0/dram", "memory", "rapl"))
@@ -37,13 +37,14 @@ _BAR = 50
 class Machine:
     """A ledger, and a machine on which ``open_calls`` calls are open at any time, each for as long as the others."""
 
-    def __init__(self, open_calls: int, calls_per_second: int, share: str) -> None:
+    def __init__(self, open_calls: int, calls_per_second: int, share: BatchSharing) -> None:
         self._between_ns = NS_PER_SECOND // calls_per_second
         self._open_calls = open_calls
         self._open: deque[Entry] = deque()
         self._now_ns = 0
         self._next_reading_ns = self._next_sample_ns = self._next_settling_ns = 0
-        self._ledger = Ledger(0, share=share)  # type: ignore[arg-type]
+        self._ledger = Ledger(0, share=share)
+        self._weights = (2000, 800) if share == "phase-tokens" else (0, 0)
         for channel in _CHANNELS:
             self._ledger.add_channel(channel)
         self._ledger.add_server("server", reports=True)
@@ -60,7 +61,8 @@ class Machine:
 
     def _close(self, entry: Entry, now_ns: int) -> None:
         turn_ns = entry.opened_ns + (now_ns - entry.opened_ns) // 4
-        prefill, decode = Window(entry.opened_ns, turn_ns, "prefill", 2000), Window(turn_ns, now_ns, "decode", 800)
+        prefill = Window(entry.opened_ns, turn_ns, "prefill", self._weights[0])
+        decode = Window(turn_ns, now_ns, "decode", self._weights[1])
         self._ledger.close(entry, (prefill, decode), reported=True)
 
     def _advance(self) -> int:

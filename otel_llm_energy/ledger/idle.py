@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ _SHORTEST_NS = NS_PER_SECOND // 2
 _SHORTEST_WORK_NS = NS_PER_SECOND // 5
 _LEAST_SAMPLES = 2
 _REMEMBERED = 128
-_LEAST_SPREAD_CPUS = 0.3
+_LEAST_POINTS = 6
+_LEAST_SPREAD_CPUS = 0.01
+_TWO_SIGMA = 2.0
+# The cost of load is known well enough if it is in doubt by no more than this part of the power that was seen.
+_CLEAR_PART = 0.1
+_MUCH_LOAD_CPUS = 0.3
 _LIMIT_MARGIN = 1.1
 # Idle power learned from so much time is worth keeping, and better than that of an earlier run.
 ENOUGH_SECONDS = 5.0
@@ -86,8 +92,8 @@ class _Run:
 class IdleModel:
     """Learns P0 of one channel: the lower of the 10 % quantile and a fit of power against busy time.
 
-    A quantile alone takes a constant background load for idle. So the slope of power against busy time is taken
-    from all samples, at work or not, and what it explains is subtracted from the claim-free ones. Until there are
+    A quantile alone takes a constant background load for idle. So what a busy CPU costs is learned from all samples,
+    at work or not, and what it explains is subtracted from the claim-free ones. Until there are
     enough of them, what an earlier run learned is better (`remember`), and without that the baseline is in doubt.
 
     Attributes:
@@ -134,28 +140,29 @@ class IdleModel:
     def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
         """A bucket in which no call was at work."""
         self._work_run.interrupt()
-        self._learn_from(self._idle_run, energy_nj, length_ns, busy_ns)
+        if self._idle_run.add(energy_nj, length_ns, busy_ns):
+            self._baseline = None
 
-    def working(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+    def working(self, energy_nj: int, length_ns: int) -> None:
         """A bucket in which calls were at work all the time."""
         self._idle_run.interrupt()
-        self._learn_from(self._work_run, energy_nj, length_ns, busy_ns)
+        if self._work_run.add(energy_nj, length_ns, None):
+            self._baseline = None
 
-    def mixed(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
+    def mixed(self) -> None:
         """A bucket in which calls were at work for a part of the time."""
         self._idle_run.interrupt()
         self._work_run.interrupt()
-        self._learn_from(None, energy_nj, length_ns, busy_ns)
+
+    def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
+        """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
+        if self._run.add(energy_nj, length_ns, busy_ns):
+            self._baseline = None
 
     def gap(self) -> None:
         """A stretch whose energy is not known."""
         for run in (self._idle_run, self._work_run, self._run):
             run.interrupt()
-
-    def _learn_from(self, run: _Run | None, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
-        completed = run is not None and run.add(energy_nj, length_ns, busy_ns)
-        if self._run.add(energy_nj, length_ns, busy_ns) or completed:
-            self._baseline = None
 
     def baseline(self) -> Baseline:
         """What is known now."""
@@ -186,14 +193,15 @@ class IdleModel:
         watts = [s.watts for s in self._idle]
         point, lowest = quantile(watts, 0.10), quantile(watts, 0.02)
         seen = most = point
-        without_load = self._without_load()
-        if without_load:
+        load, cost = self._least_load(), _cost_of_load(self._all)
+        doubt_watts = math.inf if cost is None else _TWO_SIGMA * cost.error * load
+        if cost is not None and doubt_watts <= _CLEAR_PART * seen:
+            without_load = [s.watts - cost.watts * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
             point = min(point, max(quantile(without_load, 0.5), 0.0))
-            lowest = min(lowest, max(quantile(without_load, 0.02), 0.0))
-            most = min(seen, quantile(without_load, 0.98))
-        load = self._least_load()
-        if load > _LEAST_SPREAD_CPUS and not (without_load and _length_ns(self._all) >= _ENOUGH_NS):
-            point = min(point, self._without_unexplained(seen, load))
+            lowest = min(lowest, max(quantile(without_load, 0.02) - doubt_watts, 0.0))
+            most = min(seen, quantile(without_load, 0.98) + doubt_watts)
+        elif load > _MUCH_LOAD_CPUS:
+            point = self._without_unexplained(seen, load)
             return Baseline(point, 0.0, highest, "under-load", _above(point, seen))
         return Baseline(point, min(lowest, point), highest, drift=_above(point, most))
 
@@ -210,14 +218,6 @@ class IdleModel:
         if self.cpus is None:
             return watts
         return watts * (1 - (1 - _LEAST_IDLE_PART) * min(load / self.cpus, 1.0))
-
-    def _without_load(self) -> list[float]:
-        """Claim-free samples less what their load explains; empty where the load varies too little to tell."""
-        points = [(s.busy_cpus, s.watts) for s in self._all if s.busy_cpus is not None]
-        slope = _slope(points)
-        if slope is None:
-            return []
-        return [s.watts - slope * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
 
 
 def _above(point: float, most: float) -> float:
@@ -237,12 +237,53 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def _slope(points: Sequence[tuple[float, float]]) -> float | None:
-    """Least-squares slope of y over x; ``None`` where x varies too little; never negative."""
-    if len(points) < 4 or max(x for x, _ in points) - min(x for x, _ in points) < _LEAST_SPREAD_CPUS:
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What a busy CPU adds to the power, W, and the standard error of that."""
+
+    watts: float
+    error: float
+
+
+def _cost_of_load(samples: Iterable[_Sample]) -> _Cost | None:
+    """From samples in a row; ``None`` where there are too few, or the load never changed.
+
+    A fit of cumulative energy against time and cumulative busy time. The errors of meter and CPU clock are those of
+    reading at an instant: what one sample has too much, the next has too little. A fit of power against load, which
+    takes each sample for itself, is misled by them: by 3 of 20 W where the CPUs were nearly always busy, against 0.2.
+    """
+    seconds, busy, joules = [0.0], [0.0], [0.0]
+    for sample in samples:
+        if sample.busy_cpus is not None:
+            length = sample.length_ns / NS_PER_SECOND
+            seconds.append(seconds[-1] + length)
+            busy.append(busy[-1] + sample.busy_cpus * length)
+            joules.append(joules[-1] + sample.watts * length)
+    if len(seconds) < _LEAST_POINTS:
         return None
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    variance = sum((x - mean_x) ** 2 for x, _ in points)
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    return max(covariance / variance, 0.0)
+    load, energy = _residuals(busy, seconds), _residuals(joules, seconds)  # what time alone does not explain
+    variance = _dot(load, load)
+    if variance <= _LEAST_SPREAD_CPUS**2 * seconds[-1] ** 2 / len(seconds):
+        return None
+    watts = _dot(load, energy) / variance
+    rest = [each - watts * by for each, by in zip(energy, load, strict=True)]
+    return _Cost(max(watts, 0.0), math.sqrt(_dot(rest, rest) / (_independent(rest) - 3) / variance))
+
+
+def _residuals(values: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """What is left of ``values`` after their straight line over time."""
+    mean_value, mean_time = sum(values) / len(values), sum(seconds) / len(seconds)
+    times = [each - mean_time for each in seconds]
+    slope = _dot(times, values) / _dot(times, times)
+    return [value - mean_value - slope * time for value, time in zip(values, times, strict=True)]
+
+
+def _independent(residuals: Sequence[float]) -> float:
+    """How many independent residuals these are worth, given the correlation of neighbours; more than 3."""
+    total = _dot(residuals, residuals)
+    correlation = max(_dot(residuals[:-1], residuals[1:]) / total, 0.0) if total else 0.0
+    return max(len(residuals) * (1 - correlation) / (1 + correlation), 3.5)
+
+
+def _dot(some: Sequence[float], others: Sequence[float]) -> float:
+    return sum([one * other for one, other in zip(some, others, strict=True)])

@@ -57,6 +57,10 @@ class Swept:
     total_resolution_ns: int
 
 
+# Two instants that lie no further apart than this part of the time since the last ones are taken for one.
+_NEAR_PART = 0.04
+
+
 class ServerClocks:
     """What one call at work on a server has been given so far, on one channel, nanojoules.
 
@@ -138,8 +142,10 @@ class Sweep:
         if bucket.gap is None:
             self.idle_model.cpus = activity.capacity
             timelines = self._present(bucket, timelines, activity)
-            self._learn(bucket, timelines, activity)
-            self._share(bucket, timelines, activity.parts(bucket.start_ns, bucket.end_ns, timelines))
+            parts = activity.parts(bucket.start_ns, bucket.end_ns, timelines)
+            self._learn_power(bucket, timelines, parts)
+            self._learn_cost_of_load(bucket, activity)
+            self._share(bucket, timelines, parts)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle_model.gap()
@@ -173,35 +179,35 @@ class Sweep:
         busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
 
-    def _learn(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
-        """Learn idle power from this bucket, or, where cells of activity are longer, from those that end in it.
-
-        Power is fitted against busy time, so both must be of the same stretch. Readings and samples are taken
-        together: the longer of bucket and cell begins and ends where the other does.
-        """
-        cells = activity.cells(max(self._learned_ns, bucket.start_ns - bucket.length_ns), bucket.end_ns)
-        if not cells or all(cell.end_ns - cell.start_ns <= bucket.length_ns * 5 // 4 for cell in cells):
-            busy_ns = activity.busy_ns(bucket.start_ns, bucket.end_ns)
-            self._learn_from(bucket.start_ns, bucket.end_ns, bucket.energy_nj, busy_ns, timelines)
-            self._learned_ns = bucket.end_ns
-            return
-        for cell in cells:
-            if self._learned_ns <= cell.start_ns and bucket.start_ns < cell.end_ns <= bucket.end_ns:
-                energy_nj = self._metered.between(cell.start_ns, cell.end_ns)
-                self._learn_from(cell.start_ns, cell.end_ns, energy_nj, cell.total_ns, timelines)
-                self._learned_ns = cell.end_ns
-
-    def _learn_from(
-        self, start_ns: int, end_ns: int, energy_nj: int, busy_ns: int | None, timelines: Mapping[str, Timeline]
-    ) -> None:
-        at_work_ns = _length(merged([line.steps(start_ns, end_ns) for line in timelines.values()]))
-        length_ns = end_ns - start_ns
+    def _learn_power(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
+        """Learn from this bucket what is drawn while no call is at work, or while one always is."""
+        steps = [line.steps(bucket.start_ns, bucket.end_ns) for line in timelines.values()]
+        at_work_ns = _length(merged(steps))
         if at_work_ns == 0:
-            self.idle_model.free(energy_nj, length_ns, busy_ns)
-        elif at_work_ns == length_ns:
-            self.idle_model.working(energy_nj, length_ns, busy_ns)
+            self.idle_model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
+        elif at_work_ns == bucket.length_ns:
+            self.idle_model.working(bucket.energy_nj, bucket.length_ns)
         else:
-            self.idle_model.mixed(energy_nj, length_ns, busy_ns)
+            self.idle_model.mixed()
+
+    def _learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
+        """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
+
+        In between either is interpolated, and need not go evenly: an instant counts if it is no further from the next
+        one of the other kind than a small part of the time since the last one that counted.
+        """
+        cells = activity.cells(bucket.start_ns, bucket.end_ns)
+        ends_ns = [cell.end_ns for cell in cells]
+        for at_ns in sorted({bucket.end_ns, *[end_ns for end_ns in ends_ns if end_ns < bucket.end_ns]}):
+            others_ns = ends_ns if at_ns == bucket.end_ns else (bucket.start_ns, bucket.end_ns)
+            apart_ns = min((abs(other_ns - at_ns) for other_ns in others_ns), default=0)
+            if apart_ns > _NEAR_PART * (at_ns - self._learned_ns):
+                continue
+            busy_ns = activity.busy_ns(self._learned_ns, at_ns)
+            if busy_ns is not None:
+                energy_nj = self._metered.between(self._learned_ns, at_ns)
+                self.idle_model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
+            self._learned_ns = at_ns
 
     def _share_idle(
         self,

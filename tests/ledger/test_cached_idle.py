@@ -61,7 +61,7 @@ def test_first_call_is_degraded_when_nothing_but_load_was_seen_before_it() -> No
     """What other programs draw cannot be told from idle power yet; the bill says so, and its bounds hold the truth."""
     bill = bill_of_first_call(20.0, None)
     assert bill.energy_nj is not None and bill.lower_nj is not None and bill.upper_nj is not None
-    assert bill.energy_nj / 1e9 == pytest.approx(true_joules(20.0), rel=0.1)
+    assert bill.energy_nj / 1e9 == pytest.approx(true_joules(20.0), rel=0.15)
     assert (bill.quality, bill.reason) == (Quality.DEGRADED, "idle-under-load")
     assert bill.lower_nj / 1e9 <= true_joules(20.0) <= bill.upper_nj / 1e9
 

@@ -16,13 +16,18 @@ WATTS_PER_CPU = 60.0
 def free(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float | None = 0.0) -> None:
     """A stretch without calls."""
     length_ns = round(seconds * NS_PER_SECOND)
-    model.free(round(watts * length_ns), length_ns, None if busy_cpus is None else round(busy_cpus * length_ns))
+    busy_ns = None if busy_cpus is None else round(busy_cpus * length_ns)
+    model.free(round(watts * length_ns), length_ns, busy_ns)
+    if busy_ns is not None:
+        model.observe(round(watts * length_ns), length_ns, busy_ns)
 
 
 def working(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float | None = 1.0) -> None:
     """A stretch with calls at work all the time."""
     length_ns = round(seconds * NS_PER_SECOND)
-    model.working(round(watts * length_ns), length_ns, None if busy_cpus is None else round(busy_cpus * length_ns))
+    model.working(round(watts * length_ns), length_ns)
+    if busy_cpus is not None:
+        model.observe(round(watts * length_ns), length_ns, round(busy_cpus * length_ns))
 
 
 def linear(busy_cpus: float) -> float:
@@ -78,12 +83,15 @@ def test_true_idle_is_found_when_a_constant_background_load_never_pauses() -> No
 
 
 def test_true_idle_is_found_when_the_background_load_is_noisy() -> None:
-    """Ticks make busy time uncertain by some per cent."""
-    model, chance = IdleModel(), random.Random(2)
+    """Ticks make busy time uncertain at each instant: what one stretch has too much, the next has too little."""
+    model, chance, error = IdleModel(), random.Random(2), 0.0
     for _ in range(60):
         for stretch, busy_cpus in ((free, 1.0), (working, 1.0 + chance.uniform(0.5, 3.0))):
-            stretch(model, linear(busy_cpus), busy_cpus=busy_cpus * chance.gauss(1, 0.02))
-    assert model.baseline().watts == pytest.approx(IDLE_WATTS, abs=3)
+            before, error = error, chance.gauss(0, 0.02)  # CPU seconds
+            stretch(model, linear(busy_cpus), busy_cpus=busy_cpus + (error - before) / 0.5)
+    baseline = model.baseline()
+    assert baseline.watts == pytest.approx(IDLE_WATTS, abs=1)
+    assert baseline.lowest_watts <= IDLE_WATTS <= baseline.watts * (1 + baseline.drift)
 
 
 def test_fit_is_left_out_when_the_load_hardly_varies() -> None:
