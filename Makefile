@@ -6,10 +6,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo test versions e2e peers backends fetch lint format bench lock clean
+.PHONY: help demo study test versions e2e peers backends fetch lint format bench lock clean
 
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
+	@echo "make study     collect 200 calls of a small real model, report, learn a forecast, print its error"
 	@echo "make test      all tests that need no compiled back end"
 	@echo "make versions  the tests of the client wrappers on the oldest and newest libraries and Pythons"
 	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
@@ -69,6 +70,9 @@ bench: fetch
 
 LOCK := uv pip compile --universal --python-version 3.10 --generate-hashes \
   --no-header --no-annotate --no-emit-index-url --quiet
+
+study: fetch
+	$(RUN) benchmarks study $(ARGS)
 
 lock:
 	$(LOCK) pyproject.toml --group dev --extra demo --extra ollama --extra nvidia --extra study -o requirements-dev.txt

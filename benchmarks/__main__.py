@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("accuracy", "queue", "shapley", "overhead", "throughput", "memory", "ledger_scale", "study_report")
+NAMES = ("accuracy", "queue", "shapley", "overhead", "throughput", "memory", "ledger_scale", "study_report", "study")
 
 
 def main(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ def add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_collect(below)
     _add_import(below)
     _add_report(below)
+    _add_forecast(below)
 
 
 def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -87,6 +88,54 @@ def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_report, own_signals=False)
 
 
+def _add_forecast(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "forecast",
+        help="learn energy from what was collected, and forecast a dataset's",
+        description="Learns what a call takes from its prompt, deployment and limit, and from its tokens where "
+        "they are known; with intervals, and its error beside that of simple baselines.",
+    )
+    below = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    fit = below.add_parser("fit", help="learn, and write a model file")
+    fit.add_argument("folders", nargs="+", metavar="DIR", help="folders of studies")
+    fit.add_argument("--out", default="forecast.json", metavar="FILE", help="the model file (forecast.json)")
+    _add_target(fit)
+    fit.set_defaults(command=_fit, own_signals=False)
+    evaluate = below.add_parser("evaluate", help="print the error on calls that were not learned from")
+    evaluate.add_argument("folders", nargs="+", metavar="DIR", help="folders of studies")
+    evaluate.add_argument("--json", action="store_true", help="print a JSON list")
+    _add_target(evaluate)
+    evaluate.set_defaults(command=_evaluate, own_signals=False)
+    predict = below.add_parser("predict", help="print what prompts would take")
+    predict.add_argument("model_file", metavar="FILE", help="a model file that fit wrote")
+    predict.add_argument("prompts", metavar="PROMPTS", help="as for collect")
+    predict.add_argument("--model", metavar="M", help="only this model; all that were collected if left out")
+    predict.add_argument("--server", metavar="NAME", help="only this server")
+    predict.add_argument("--max-tokens", type=int, default=256, metavar="N", help="limit of the answers (256)")
+    predict.add_argument("--output-tokens", type=int, metavar="N", help="length of the answers, where it is known")
+    predict.add_argument("--level", type=_part, default=0.9, metavar="P", help="of the intervals (0.9)")
+    predict.add_argument("--json", action="store_true", help="print one JSON object")
+    predict.set_defaults(command=_predict, own_signals=False)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--above-idle",
+        dest="target",
+        action="store_const",
+        const="above_idle_joules",
+        default="joules",
+        help="the part above idle, instead of a call's joules with its part of the idle power",
+    )
+
+
+def _part(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError("a number between 0 and 1")
+    return value
+
+
 def _collect(asked: argparse.Namespace) -> int:
     from otel_llm_energy.cli.study import run_collect
 
@@ -103,3 +152,21 @@ def _report(asked: argparse.Namespace) -> int:
     from otel_llm_energy.cli.study import run_report
 
     return run_report(asked)
+
+
+def _fit(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study_forecast import run_fit
+
+    return run_fit(asked)
+
+
+def _evaluate(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study_forecast import run_evaluate
+
+    return run_evaluate(asked)
+
+
+def _predict(asked: argparse.Namespace) -> int:
+    from otel_llm_energy.cli.study_forecast import run_predict
+
+    return run_predict(asked)

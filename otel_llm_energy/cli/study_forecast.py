@@ -1,0 +1,123 @@
+"""``study forecast``: learn energy from what was collected, forecast a dataset's, and say how far off that is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_llm_energy.cli import CommandError
+from otel_llm_energy.cli.progress import say
+from otel_llm_energy.cli.study import study_errors
+
+if TYPE_CHECKING:
+    from otel_llm_energy.study.forecast import Forecast, Predicted, Total, When
+
+_SHOWN_PROMPTS = 20
+_WORDS = 48
+
+
+def run_fit(asked: argparse.Namespace) -> int:
+    """Learn, and write the model's file; 0. Raises `CommandError`."""
+    with study_errors():
+        from otel_llm_energy.study.columns import short_rows
+        from otel_llm_energy.study.forecast import fit, save, training_rows
+        from otel_llm_energy.study.journal import replace_file
+
+        rows = training_rows(short_rows([Path(name) for name in asked.folders]), asked.target)
+        forecast = fit(rows, asked.target)
+        content = save(forecast)
+        try:
+            replace_file(Path(asked.out), content)
+        except OSError as error:
+            raise CommandError(f"{asked.out}: cannot be written: {error.strerror}.") from error
+    low, high = forecast.before.interval_factors(0.9)
+    print(
+        f"{asked.out}: {len(content) / 1e3:.0f} kB, from {forecast.rows:,} calls of {forecast.prompts:,} prompts.\n"
+        f"Before the call, 90 % of calls take {low:.2f} to {high:.2f} times the forecast."
+    )
+    if forecast.after is not None:
+        low, high = forecast.after.interval_factors(0.9)
+        print(f"After it, with the tokens, {low:.2f} to {high:.2f} times.")
+    return 0
+
+
+def run_evaluate(asked: argparse.Namespace) -> int:
+    """Print the errors on calls that were not learned from; 0. Raises `CommandError`."""
+    with study_errors():
+        from otel_llm_energy.study.columns import short_rows
+        from otel_llm_energy.study.evaluation import evaluate, table
+        from otel_llm_energy.study.forecast import training_rows
+
+        rows = training_rows(short_rows([Path(name) for name in asked.folders]), asked.target)
+        errors = evaluate(rows, asked.target)
+    if asked.json:
+        print(json.dumps([asdict(each) for each in errors], indent=1))
+        return 0
+    print(table(errors))
+    print("prompts: a quarter of the prompts was held out, with all their repeats on all deployments.")
+    if any(each.split != "prompts" for each in errors):
+        print(
+            "A deployment's name: it was held out whole. Where that is far off, collect some calls before you forecast."
+        )
+    return 0
+
+
+def run_predict(asked: argparse.Namespace) -> int:
+    """Print what prompts would take; 0. Raises `CommandError`."""
+    with study_errors():
+        from otel_llm_energy.study.forecast import load, predict, rows_to_predict, totals
+        from otel_llm_energy.study.prompts import read_prompts
+
+        forecast = load(Path(asked.model_file))
+        deployments = _deployments(forecast, asked)
+        prompts = read_prompts(asked.prompts).prompts
+        when: When = "before" if asked.output_tokens is None else "after"
+        rows = rows_to_predict(forecast, prompts, deployments, asked.max_tokens, asked.output_tokens)
+        predicted = predict(forecast, rows, when, asked.level)
+        sums = list(totals(forecast, predicted, when, asked.level))
+        too_long = sum(len(prompt.text) > forecast.longest_characters for prompt in prompts)
+    if too_long:
+        say(f"{too_long} prompts are longer than any that was learned from: their intervals do not hold.")
+    if asked.json:
+        both = {"prompts": [asdict(each) for each in predicted], "totals": [asdict(each) for each in sums]}
+        print(json.dumps({"target": forecast.target, "level": asked.level, **both}, indent=1))
+    else:
+        _show(predicted, sums, {prompt.id: prompt.text for prompt in prompts}, asked.level)
+    return 0
+
+
+def _deployments(forecast: Forecast, asked: argparse.Namespace) -> Sequence[str]:
+    """Those that were collected and that the options leave; no interval is known of any other."""
+    left = [
+        name
+        for name, facts in forecast.deployments.items()
+        if (asked.model is None or facts.get("model") == asked.model)
+        and (asked.server is None or name.removesuffix(f" {facts.get('model')}") == asked.server)
+    ]
+    if not left:
+        known = ", ".join(forecast.deployments)
+        raise CommandError(f"No such deployment was collected. There are (server, then model): {known}.")
+    return left
+
+
+def _show(predicted: Sequence[Predicted], sums: Sequence[Total], texts: dict[str, str], level: float) -> None:
+    from otel_llm_energy.study.charts import number
+
+    def interval(low: float, high: float) -> str:
+        return f"{number(low)}..{number(high)}"
+
+    for each in predicted[:_SHOWN_PROMPTS]:
+        text = " ".join(texts[each.prompt_id].split())
+        words = text if len(text) <= _WORDS else text[: _WORDS - 3] + "..."
+        print(f"{number(each.joules):>9} J  {interval(each.low, each.high):<16} {words:<{_WORDS}}  {each.deployment}")
+    if len(predicted) > _SHOWN_PROMPTS:
+        print(f"... and {len(predicted) - _SHOWN_PROMPTS} more; --json has all.")
+    for total in sums:
+        print(
+            f"{total.calls:,} calls: {number(total.joules, 4)} J  {interval(total.low, total.high)}  {total.deployment}"
+        )
+    print(f"Intervals: {level:.0%}, for calls like those that were learned from.")

@@ -1,0 +1,495 @@
+"""A forecast of a call's energy: before it from prompt, deployment and limit, after it from the lengths too.
+
+Energy is nearly linear in tokens, so a line for each deployment comes first; boosted trees then learn by which factor
+the truth differs from it. Their forecast is ``line x factor``. Intervals are conformal: the factors by which calls of
+prompts that a model had not seen differed from its forecast give the interval of the next (split conformal prediction
+with cross-fitting; Vovk 2015, Barber et al. 2021). They hold for prompts and deployments like those collected, and for
+no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from otel_llm_energy.study import StudyError
+
+if TYPE_CHECKING:
+    import lightgbm
+    import polars as pl
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+When = Literal["before", "after"]
+Target = Literal["joules", "above_idle_joules"]
+TARGETS: Final[tuple[Target, ...]] = ("joules", "above_idle_joules")
+
+FORMAT: Final = "otel-llm-energy forecast"
+FORMAT_VERSION: Final = 1
+
+_BEFORE: Final = (
+    "prompt_characters",
+    "prompt_words",
+    "prompt_lines",
+    "prompt_sentences",
+    "prompt_word_characters",
+    "prompt_ari",
+    "prompt_coleman_liau",
+    "prompt_lix",
+    "prompt_tokens",
+    "max_tokens",
+    "temperature",
+    "turn",
+    "server_model_parameters",
+    "server_model_bytes",
+)
+_LENGTHS: Final = ("input_tokens", "output_tokens", "cached_tokens")
+NUMBERS: Final[Mapping[When, tuple[str, ...]]] = {"before": _BEFORE, "after": (*_BEFORE, *_LENGTHS)}
+NAMES: Final = ("deployment", "model", "machine", "type")
+_LINEAR: Final[Mapping[When, tuple[str, str]]] = {
+    "before": ("prompt_length", "max_tokens"),
+    "after": ("input_tokens", "output_tokens"),
+}
+
+_FOLDS: Final = 5
+_LEAST_PROMPTS: Final = 2 * _FOLDS
+_LEAST_LINE_ROWS: Final = 10
+_MOST_ROWS: Final = 100_000
+_FLOOR_PART: Final = 0.05  # of the mean energy: no line falls below, so that factors stay finite
+_TOKENS_PER_WORD: Final = 1.33  # of English in common vocabularies; only where no tokenizer counted
+_QUANTILES: Final = 401
+_MOST_TREES: Final = 300
+_PATIENCE: Final = 25
+_TREES: Final[Mapping[str, Any]] = {
+    "objective": "regression",
+    "learning_rate": 0.05,
+    "num_leaves": 15,
+    "min_data_in_leaf": 15,
+    "feature_fraction": 0.8,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "max_cat_to_onehot": 8,
+    "seed": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 1,  # a small model; and OpenMP's threads spin, which costs the energy that is studied
+    "verbosity": -1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Energy as ``c0 + c1 x + c2 y`` over two lengths, J; a set of coefficients for each deployment.
+
+    Attributes:
+        when: which lengths: see `_LINEAR`.
+        by_deployment: coefficients and the least that a forecast may be, J.
+        pooled: the same over all, for a deployment that was not collected.
+    """
+
+    when: When
+    by_deployment: Mapping[str, tuple[tuple[float, ...], float]]
+    pooled: tuple[tuple[float, ...], float]
+
+    def predict(self, rows: pl.DataFrame) -> Floats:
+        """Joules of each row."""
+        design = _design(rows, self.when)
+        joules = np.empty(rows.height)
+        names = np.array(rows["deployment"].to_list(), dtype=object)
+        for name in set(names):
+            coefficients, floor = self.by_deployment.get(name, self.pooled)
+            mine = names == name
+            joules[mine] = np.maximum(design[mine] @ np.array(coefficients), floor)
+        return joules
+
+
+def fit_line(rows: pl.DataFrame, energy: Floats, when: When) -> Line:
+    """By least squares, for each deployment with enough rows, and over all."""
+    design = _design(rows, when)
+    names = np.array(rows["deployment"].to_list(), dtype=object)
+    found = {}
+    for name in sorted(set(names)):
+        mine = names == name
+        if mine.sum() >= _LEAST_LINE_ROWS:
+            found[str(name)] = _least_squares(design[mine], energy[mine])
+    return Line(when, found, _least_squares(design, energy))
+
+
+def _least_squares(design: Floats, energy: Floats) -> tuple[tuple[float, ...], float]:
+    coefficients = np.linalg.lstsq(design, energy, rcond=None)[0]
+    return tuple(float(each) for each in coefficients), max(_FLOOR_PART * float(energy.mean()), 1e-9)
+
+
+def _design(rows: pl.DataFrame, when: When) -> Floats:
+    import polars as pl
+
+    length = pl.coalesce(pl.col("prompt_tokens").cast(pl.Float64), pl.col("prompt_words") * _TOKENS_PER_WORD)
+    first, second = _LINEAR[when]
+    columns = rows.with_columns(prompt_length=length).select(
+        pl.lit(1.0), pl.col(first).cast(pl.Float64).fill_null(0.0), pl.col(second).cast(pl.Float64).fill_null(0.0)
+    )
+    return columns.to_numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The forecast before, or after, the call.
+
+    Attributes:
+        categories: the names that were collected, by column; others are unknown to the trees.
+        trees: LightGBM's own text form.
+        factors: quantiles, evenly spaced from the least to the greatest, of truth / forecast of unseen prompts.
+        calibrated: how many calls these are of.
+    """
+
+    when: When
+    numbers: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+    line: Line
+    trees: str
+    factors: tuple[float, ...]
+    calibrated: int
+
+    def predict(self, rows: pl.DataFrame) -> Floats:
+        """Joules of each row, best guess."""
+        import lightgbm
+
+        booster = lightgbm.Booster(model_str=self.trees)
+        return _times(self.line.predict(rows), booster, _matrix(rows, self.numbers, self.categories))
+
+    def interval_factors(self, level: float) -> tuple[float, float]:
+        """Of the forecast: what the truth is between, with probability ``level``, for a call like those collected.
+
+        The finite-sample correction of conformal prediction is in it: ranks are taken of one more than there were.
+        """
+        beyond = (1 - level) / 2 * (self.calibrated + 1) / self.calibrated
+        grid = np.linspace(0, 1, len(self.factors))
+        low, high = np.interp([beyond, 1 - beyond], grid, self.factors)
+        return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """All that a model file holds.
+
+    Attributes:
+        target: what is forecast: ``"joules"``, with the call's part of idle power, or ``"above_idle_joules"``.
+        rows, prompts: it was learned from.
+        deployments: columns that are the same for all calls of one, by name.
+        longest_characters: of the prompts that it was learned from.
+    """
+
+    target: Target
+    rows: int
+    prompts: int
+    deployments: Mapping[str, Mapping[str, Any]]
+    longest_characters: int
+    before: Stage
+    after: Stage | None
+
+    def stage(self, when: When) -> Stage:
+        """Raises `StudyError` where the rows it was learned from had no token counts."""
+        if when == "before":
+            return self.before
+        if self.after is None:
+            raise StudyError("This model forecasts only before a call: the rows had no token counts.")
+        return self.after
+
+
+def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecast:
+    """Learn a forecast from answered calls with energy; see `training_rows`.
+
+    Args:
+        rows: as `training_rows` gives them.
+        target: what to forecast.
+        seed: of the folds.
+
+    Raises:
+        StudyError: too few prompts.
+    """
+    import polars as pl
+
+    prompts = rows["prompt_sha256"].n_unique()
+    if prompts < _LEAST_PROMPTS:
+        raise StudyError(
+            f"{prompts} prompts with energy are too few to learn a forecast from and to know its error: "
+            f"at least {_LEAST_PROMPTS}. Collect more."
+        )
+    with_lengths = rows.filter(pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null())
+    enough = with_lengths["prompt_sha256"].n_unique() >= _LEAST_PROMPTS
+    fixed = rows.group_by("deployment", maintain_order=True).agg(
+        pl.col("model", "machine", "server_model_parameters", "server_model_bytes", "temperature").drop_nulls().first()
+    )
+    return Forecast(
+        target,
+        rows.height,
+        prompts,
+        {row.pop("deployment"): row for row in fixed.sort("deployment").to_dicts()},
+        int(rows["prompt_characters"].max() or 0),  # type: ignore[arg-type]
+        _fit_stage(rows, target, "before", seed),
+        _fit_stage(with_lengths, target, "after", seed) if enough else None,
+    )
+
+
+def training_rows(rows: pl.LazyFrame, target: Target) -> pl.DataFrame:
+    """Answered calls with energy; of very many a sample, always the same.
+
+    Raises:
+        StudyError: there are none.
+    """
+    import polars as pl
+
+    from otel_llm_energy.study.analysis import sample
+
+    good = rows.filter(pl.col(target).is_not_null() & (pl.col(target) > 0) & pl.col("error_type").is_null())
+    found = sample(good, _MOST_ROWS)
+    if found.is_empty():
+        raise StudyError(f"No answered call has {target}, so there is nothing to learn from.")
+    return found.with_columns(pl.col(name).fill_null("") for name in NAMES)
+
+
+def folds(rows: pl.DataFrame, count: int, seed: int) -> Floats:
+    """A fold for each row, from 0; all calls of one prompt are in one, whoever answered them and however often."""
+    prompts = sorted(set(rows["prompt_sha256"].to_list()))
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    fold_of = dict(zip(prompts, (order % count).tolist(), strict=True))
+    return np.array([fold_of[prompt] for prompt in rows["prompt_sha256"].to_list()], dtype=np.float64)
+
+
+def _fit_stage(rows: pl.DataFrame, target: Target, when: When, seed: int) -> Stage:
+    energy = rows[target].to_numpy().astype(np.float64)
+    numbers = NUMBERS[when]
+    categories = {name: tuple(sorted(set(rows[name].to_list()))) for name in NAMES}
+    matrix = _matrix(rows, numbers, categories)
+    fold = folds(rows, _FOLDS, seed)
+    guesses, rounds = [], []
+    for number in range(_FOLDS):
+        held = fold == number
+        line = fit_line(_where(rows, ~held), energy[~held], when)
+        base = line.predict(rows)
+        booster = _boost(matrix, energy / base, ~held, _MOST_TREES, held)
+        guesses.append((held, base[held], booster))
+        rounds.append(booster.best_iteration)
+    trees = max(int(np.median(rounds)), 1)  # one number for all folds, so that none is fitted to what it is judged by
+    factors = np.empty(rows.height)
+    for held, base, booster in guesses:
+        factors[held] = energy[held] / _times(base, booster, matrix[held], trees)
+    line = fit_line(rows, energy, when)
+    whole = _boost(matrix, energy / line.predict(rows), np.ones(rows.height, dtype=bool), trees)
+    return Stage(
+        when,
+        numbers,
+        categories,
+        line,
+        whole.model_to_string(num_iteration=trees),
+        tuple(float(f"{each:.6g}") for each in np.quantile(factors, np.linspace(0, 1, _QUANTILES))),
+        rows.height,
+    )
+
+
+def _boost(
+    matrix: Floats, factor: Floats, learn: NDArray[np.bool_], trees: int, watch: NDArray[np.bool_] | None = None
+) -> lightgbm.Booster:
+    """Trees for the factor between truth and line; with ``watch``, as many as these rows gain from."""
+    import lightgbm
+
+    names = list(range(matrix.shape[1] - len(NAMES), matrix.shape[1]))
+    data = lightgbm.Dataset(
+        matrix[learn], factor[learn], categorical_feature=names, free_raw_data=False, params=dict(_TREES)
+    )
+    if watch is None:
+        return lightgbm.train(dict(_TREES), data, trees)
+    held = lightgbm.Dataset(matrix[watch], factor[watch], reference=data, free_raw_data=False)
+    stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
+    return lightgbm.train(dict(_TREES), data, trees, valid_sets=[held], callbacks=[stop])
+
+
+def _times(line_joules: Floats, booster: lightgbm.Booster, matrix: Floats, trees: int | None = None) -> Floats:
+    factors = np.asarray(booster.predict(matrix, num_iteration=trees), dtype=np.float64)
+    forecast: Floats = line_joules * np.clip(factors, 0.01, None)
+    return forecast
+
+
+def _matrix(rows: pl.DataFrame, numbers: Sequence[str], categories: Mapping[str, Sequence[str]]) -> Floats:
+    """Numbers, then names as their places among the known ones; what is not known is NaN, which trees understand."""
+    import polars as pl
+
+    columns = [rows[name].cast(pl.Float64).to_numpy().astype(np.float64) for name in numbers]
+    for name, known in categories.items():
+        place = {value: float(index) for index, value in enumerate(known)}
+        columns.append(np.array([place.get(value, np.nan) for value in rows[name].to_list()]))
+    return np.column_stack(columns)
+
+
+def _where(rows: pl.DataFrame, mask: NDArray[np.bool_]) -> pl.DataFrame:
+    import polars as pl
+
+    return rows.filter(pl.Series(mask))
+
+
+# The file
+
+
+def save(forecast: Forecast) -> bytes:
+    """The model as JSON: readable, small, and with nothing in it that a loader would execute."""
+    content = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "made_by": f"otel-llm-energy {version('otel-llm-energy')}",
+        **asdict(forecast),
+    }
+    return json.dumps(content).encode()
+
+
+def load(path: Path) -> Forecast:
+    """A model from its file.
+
+    Raises:
+        StudyError: no such file, no model, or one of another version.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise StudyError(f"{path}: not a forecast model: {error}.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StudyError(f"{path}: not a forecast model. Make one: otel-llm-energy study forecast fit DIR --out FILE.")
+    if content.get("version") != FORMAT_VERSION:
+        made_for = content.get("version")
+        raise StudyError(f"{path}: a model of version {made_for}; this program reads {FORMAT_VERSION}. Fit it anew.")
+    try:
+        return Forecast(
+            content["target"],
+            content["rows"],
+            content["prompts"],
+            content["deployments"],
+            content["longest_characters"],
+            _stage(content["before"]),
+            None if content["after"] is None else _stage(content["after"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyError(f"{path}: a broken forecast model: {error!r}. Fit it anew.") from None
+
+
+def _stage(content: Mapping[str, Any]) -> Stage:
+    line = content["line"]
+    return Stage(
+        content["when"],
+        tuple(content["numbers"]),
+        {name: tuple(known) for name, known in content["categories"].items()},
+        Line(
+            line["when"],
+            {name: (tuple(each[0]), each[1]) for name, each in line["by_deployment"].items()},
+            (tuple(line["pooled"][0]), line["pooled"][1]),
+        ),
+        content["trees"],
+        tuple(content["factors"]),
+        content["calibrated"],
+    )
+
+
+# Prompts that were not asked yet
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The forecast for one prompt and one deployment, J."""
+
+    prompt_id: str
+    deployment: str
+    joules: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The forecast for all prompts together, J; the interval supposes that calls err independently of one another."""
+
+    deployment: str
+    calls: int
+    joules: float
+    low: float
+    high: float
+
+
+def predict(forecast: Forecast, rows: pl.DataFrame, when: When, level: float) -> list[Predicted]:
+    """What calls will take.
+
+    Args:
+        rows: as `rows_to_predict` gives them.
+        when: ``"before"``, or ``"after"`` where the lengths are known.
+        level: of the interval, such as 0.9.
+    """
+    stage = forecast.stage(when)
+    joules = stage.predict(rows)
+    low, high = stage.interval_factors(level)
+    named = zip(rows["prompt_id"].to_list(), rows["deployment"].to_list(), joules.tolist(), strict=True)
+    return [Predicted(prompt, deployment, each, each * low, each * high) for prompt, deployment, each in named]
+
+
+def totals(forecast: Forecast, predicted: Sequence[Predicted], when: When, level: float) -> Iterator[Total]:
+    """The sum for each deployment, the least first."""
+    from scipy import stats
+
+    factors = np.array(forecast.stage(when).factors)
+    sums = []
+    for deployment in {each.deployment for each in predicted}:
+        joules = np.array([each.joules for each in predicted if each.deployment == deployment])
+        mean = float(joules.sum() * factors.mean())
+        off = float(stats.norm.ppf((1 + level) / 2) * factors.std() * np.sqrt((joules**2).sum()))
+        sums.append(Total(deployment, joules.size, mean, max(mean - off, 0.0), mean + off))
+    yield from sorted(sums, key=lambda each: each.joules)
+
+
+def rows_to_predict(
+    forecast: Forecast,
+    prompts: Sequence[Any],
+    deployments: Sequence[str],
+    max_tokens: int,
+    output_tokens: int | None = None,
+) -> pl.DataFrame:
+    """Every prompt for every deployment, in the columns that a forecast is made from.
+
+    Args:
+        prompts: `otel_llm_energy.study.prompts.Prompt`.
+        deployments: names; one that was not collected is allowed, and not known to the model.
+        max_tokens: limit of the answers.
+        output_tokens: length of the answers, for a forecast after the call; input tokens are taken from the words.
+    """
+    import polars as pl
+
+    from otel_llm_energy.study.features import prompt_features
+
+    looked_at = [(prompt, prompt_features(prompt.text)) for prompt in prompts]
+    rows = [
+        {
+            "prompt_id": prompt.id,
+            "deployment": deployment,
+            "type": prompt.type,
+            "turn": prompt.turn,
+            "max_tokens": max_tokens,
+            "model": "",
+            "machine": "",
+            **features,
+            **forecast.deployments.get(deployment, {}),
+        }
+        for deployment in deployments
+        for prompt, features in looked_at
+    ]
+    numbers = dict.fromkeys(NUMBERS["after"], pl.Float64)
+    names = dict.fromkeys((*NAMES, "prompt_id"), pl.String)
+    frame = pl.DataFrame(rows, schema={**names, **numbers}, strict=False)
+    if output_tokens is None:
+        return frame
+    return frame.with_columns(
+        input_tokens=pl.col("prompt_words") * _TOKENS_PER_WORD, output_tokens=pl.lit(float(output_tokens))
+    )
