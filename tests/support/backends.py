@@ -14,6 +14,7 @@ from typing import Any
 import requests
 
 from tests.support.children import answers, free_port, listens, running
+from tests.support.hosts import Host
 from tools.backends import binary, obtain, scaphandre_environment
 
 OLLAMA_MODEL = "smollm2"
@@ -36,14 +37,15 @@ class Scaphandre:
 
 
 @contextmanager
-def running_scaphandre(powercap_root: Path, log_folder: Path) -> Iterator[Scaphandre]:
+def running_scaphandre(powercap_root: Path, log_folder: Path, host: Host | None = None) -> Iterator[Scaphandre]:
     """The real exporter over a powercap tree. Not a request is made: the first one is the caller's."""
+    host = host or Host()
     port = free_port()
-    options = ["--vm", "--no-header", "prometheus", "--address", "127.0.0.1", "--port", str(port)]
-    command = [str(obtain("scaphandre")), *options]
+    options = ["--vm", "--no-header", "prometheus", "--address", host.address, "--port", str(port)]
+    command = [*host.enter, str(obtain("scaphandre")), *options]
     env = {"SCAPHANDRE_POWERCAP_PATH": str(powercap_root), **scaphandre_environment()}
-    with running(command, lambda: listens(port), log_folder / "scaphandre.log", env) as process:
-        yield Scaphandre(f"http://127.0.0.1:{port}/metrics", process.pid)
+    with running(command, lambda: listens(port, host.address), log_folder / "scaphandre.log", env) as process:
+        yield Scaphandre(f"http://{host.address}:{port}/metrics", process.pid)
 
 
 @contextmanager
@@ -180,26 +182,28 @@ class Ollama:
 
 
 @contextmanager
-def running_ollama(gguf: Path, folder: Path, parallel: int = 1) -> Iterator[Ollama]:
+def running_ollama(gguf: Path, folder: Path, parallel: int = 1, host: Host | None = None) -> Iterator[Ollama]:
     """The real Ollama with ``gguf`` imported, one thread, ``parallel`` requests at a time.
 
     Raises:
         tools.backends.BackendError: it was never built.
     """
+    host = host or Host()
     port = free_port()
     program = binary("ollama")
     env = {
         "HOME": str(folder),  # it writes a key there
-        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_HOST": f"{host.address}:{port}",
         "OLLAMA_MODELS": str(folder / "models"),
         "OLLAMA_NUM_PARALLEL": str(parallel),
     }
     modelfile = folder / "Modelfile"
     modelfile.write_text(f"FROM {gguf}\nPARAMETER num_thread 1\n")
-    with running([str(program), "serve"], lambda: listens(port), folder / "ollama.log", env) as process:
+    serve = [*host.enter, str(program), "serve"]
+    with running(serve, lambda: listens(port, host.address), folder / "ollama.log", env) as process:
         create = [str(program), "create", OLLAMA_MODEL, "-f", str(modelfile)]
         subprocess.run(create, env=env, check=True, capture_output=True, timeout=60)
-        yield Ollama(f"http://127.0.0.1:{port}", OLLAMA_MODEL, process.pid)
+        yield Ollama(f"http://{host.address}:{port}", OLLAMA_MODEL, process.pid)
 
 
 @dataclass(frozen=True, slots=True)

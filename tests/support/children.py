@@ -22,11 +22,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def listens(port: int) -> bool:
-    """Whether somebody accepts connections on this loopback port; sends nothing."""
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts connections on this port; sends nothing."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def answers(url: str) -> bool:
