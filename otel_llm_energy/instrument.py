@@ -228,15 +228,16 @@ class CallMeter:
         conversation = conversation_in(parent_context)
         if conversation is not None and _CONVERSATION not in (span.attributes or {}):
             span.set_attribute(_CONVERSATION, conversation)
-        claim = self._runtime.unobserved.started(span)
-        if claim is not None:
-            gate.bind(span, claim, parent_context)
+        self._runtime.unobserved.started(gate, span, parent_context)
 
     def ended(self, span: ReadableSpan) -> None:
         self._runtime.unobserved.ended(span)
 
     def told_elsewhere(self, span: ReadableSpan) -> bool:
         return self._runtime.unobserved.told_elsewhere(span)
+
+    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
+        self._runtime.unobserved.claim_late(gate, span)
 
 
 def _metric_attributes(call: CallView) -> dict[str, str | int]:

@@ -96,11 +96,13 @@ class Books:
 
     # From the callers' threads
 
-    def open(self, claim: Claim, server: str, route: str, *, reports: bool | None = None) -> None:
-        """A call to ``server`` begins."""
+    def open(
+        self, claim: Claim, server: str, route: str, *, reports: bool | None = None, since_ns: int | None = None
+    ) -> None:
+        """A call to ``server`` begins, or began at ``since_ns``, where that was not known then."""
         claim.books = self
         with self._intake_lock:
-            claim.opened_ns = self._clock_ns()
+            claim.opened_ns = self._clock_ns() if since_ns is None else since_ns
             self._opened += 1
             self._intake.append((Books._open, self, claim, server, route, reports))
 

@@ -90,13 +90,22 @@ class SettlingDesk:
 
     # In the callers' threads
 
-    def open(self, claim: Claim, host: str | None, port: int | None, provider: str, operation: str) -> None:
-        """A call begins."""
+    def open(
+        self,
+        claim: Claim,
+        host: str | None,
+        port: int | None,
+        provider: str,
+        operation: str,
+        *,
+        since_ns: int | None = None,
+    ) -> None:
+        """A call begins, or began at ``since_ns`` (monotonic clock), where that was not known then."""
         found = self._directory.find(host, port, provider)
         if isinstance(found, Metered):
             # Ollama's answers carry its timings, so its windows are worth waiting for from the first call on.
             reports = True if provider == "ollama" else None
-            found.station.open(claim, found.host, found.port, operation, reports=reports)
+            found.station.open(claim, found.host, found.port, operation, reports=reports, since_ns=since_ns)
         else:
             claim.reason = found.reason
 

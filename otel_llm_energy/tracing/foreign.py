@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.util.types import AttributeValue
 
@@ -17,6 +18,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.books import ServerReport
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.gate import Gate
 
 _Attributes = Mapping[str, AttributeValue]
 
@@ -32,7 +34,16 @@ _MODEL_KEYS: Final = ("gen_ai.request.model", "llm.model_name")
 class CallDesk(Protocol):
     """Where calls are opened and closed (`otel_llm_energy.tracing.desk.SettlingDesk`)."""
 
-    def open(self, claim: Claim, host: str | None, port: int | None, provider: str, operation: str) -> None: ...
+    def open(
+        self,
+        claim: Claim,
+        host: str | None,
+        port: int | None,
+        provider: str,
+        operation: str,
+        *,
+        since_ns: int | None = None,
+    ) -> None: ...
 
     def close(self, claim: Claim, report: ServerReport | None = None) -> None: ...
 
@@ -71,16 +82,16 @@ class UnobservedCalls:
         self._told: deque[Told] = deque(maxlen=_MOST_TOLD)
         self.tell = self._told.append
 
-    def started(self, span: Span) -> Claim | None:
-        """The claim of an LLM span, opened if the span says who answers."""
+    def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
+        """An LLM span of another library starts: if it says who answers, its claim opens."""
         attributes = enrich.raw_attributes(span)
         host, port = _server(attributes)
         if host is None or not enrich.marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
-            return None
+            return
         claim = Claim(span.get_span_context())
+        gate.bind(span, claim, parent_context)
         self._desk.open(claim, host, port, _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS))
         self._open[claim.span_context.span_id] = claim
-        return claim
 
     def adopt(self, span_id: int) -> Claim | None:
         """The open claim of a span, for somebody who will close it; ``None`` if there is none (any more)."""
@@ -89,9 +100,23 @@ class UnobservedCalls:
     def ended(self, span: ReadableSpan) -> None:
         """Close the claim of a span that is about to end, if it is still ours."""
         claim = self.adopt(span.context.span_id) if self._open and span.context is not None else None
-        if claim is None:
-            return
+        if claim is not None:
+            self._close(claim, enrich.raw_attributes(span))
+
+    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
+        """An LLM span ends that had no call: it may say by now who answered. What was metered since is not all lost."""
         attributes = enrich.raw_attributes(span)
+        host, port = _server(attributes)
+        if host is None or span.start_time is None or span.context is None:
+            return
+        claim = Claim(span.context)
+        gate.bind(span, claim)
+        since_ns = span.start_time - time.time_ns() + time.monotonic_ns()
+        provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
+        self._desk.open(claim, host, port, provider, operation, since_ns=since_ns)
+        self._close(claim, attributes)
+
+    def _close(self, claim: Claim, attributes: _Attributes) -> None:
         tokens = enrich.tokens_said(attributes)
         claim.input_tokens, claim.output_tokens = tokens.input, tokens.output
         claim.attributes = _metric_attributes(attributes)

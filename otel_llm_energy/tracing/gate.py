@@ -43,6 +43,9 @@ class SpanWatch(Protocol):
     def told_elsewhere(self, span: ReadableSpan) -> bool:
         """Whether the bill of this LLM span's call stands on another span."""
 
+    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
+        """Bind a claim to this LLM span, of whose call nobody knew, if the span says who answered."""
+
 
 class Health:
     """What the gate did, for the metrics of its own health.
@@ -221,7 +224,7 @@ class Gate:
 
     # What the instrument layer and the desk call
 
-    def bind(self, span: trace.Span, claim: Claim, parent_context: Context | None = None) -> bool:
+    def bind(self, span: trace.Span | ReadableSpan, claim: Claim, parent_context: Context | None = None) -> bool:
         """A call starts, and ``span`` is to display its bill. Returns whether it can.
 
         A span that was not sampled or has ended displays nothing: the call then counts only for the ancestors, found
@@ -278,9 +281,10 @@ class Gate:
             node = self._tree.find(span.get_span_context())
             if node is not None and node.marked:
                 return self._admit(node, span)
-            if node is not None:
+            passing = self._explained(node, span) if enrich.is_call_of_another_library(span) else span
+            if node is not None and passing is not None:
                 node.left = True
-            return self._without_server(span) if self._is_unexplained_call(span) else span
+            return passing
         except Exception:  # noqa: BLE001 - nothing of ours raises into the app
             self._failed("end", "A span goes on without its energy.")
             return span
@@ -296,10 +300,16 @@ class Gate:
             self._run_errands()
         return None
 
-    def _is_unexplained_call(self, span: ReadableSpan) -> bool:
-        if not enrich.is_call_of_another_library(span):
-            return False
-        return self.watch is None or not self.watch.told_elsewhere(span)
+    def _explained(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
+        """What to do with an LLM span of another library that no call was bound to."""
+        if self.watch is not None:
+            if self.watch.told_elsewhere(span):
+                return span
+            if node is not None:
+                self.watch.claim_late(self, span)
+                if node.marked:
+                    return self._admit(node, span)
+        return self._without_server(span)
 
     def _without_server(self, span: ReadableSpan) -> ReadableSpan:
         """A call of another library that nobody observed: nothing says what answered it."""

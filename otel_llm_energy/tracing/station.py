@@ -103,12 +103,21 @@ class Station:
         """There is a server at this address: its part of the activity is of interest before its first call."""
         self._servers.key(host, port)
 
-    def open(self, claim: Claim, host: str, port: int, route: str, *, reports: bool | None) -> None:
-        """A call to a server of this machine begins, in the caller's thread."""
+    def open(
+        self,
+        claim: Claim,
+        host: str,
+        port: int,
+        route: str,
+        *,
+        reports: bool | None,
+        since_ns: int | None = None,
+    ) -> None:
+        """A call to a server of this machine begins, in the caller's thread; for ``since_ns`` see `Books.open`."""
         was_busy = self.books.busy
         self.read_edge()
         server = self._servers.key(host, port)
-        self.books.open(claim, server, route, reports=reports)
+        self.books.open(claim, server, route, reports=reports, since_ns=since_ns)
         if self._servers.unresolved:
             self._look_up.wake()
         if not was_busy:
