@@ -18,8 +18,8 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 _OFFICIAL: Final = "opentelemetry.instrumentation.genai.langchain"
 _LIBRARY: Final = "langchain_core"
-# The official instrumentor imports it, which fails within an import of it that is under way.
 _GRAPHS: Final = "langgraph.pregel"
+_BESIDE_GRAPHS: Final = ("langgraph.checkpoint", "langgraph.store", "langgraph.cache")
 
 # Instrumentations of LangChain by others, each with its instrumentor.
 _OTHERS: Final = {
@@ -47,10 +47,11 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         if not _is_installed(_OFFICIAL):
             return
         self._options = kwargs
-        if _is_imported(_LIBRARY) and not _is_being_imported("langgraph"):
+        if _LIBRARY in sys.modules and not _is_being_imported(_LIBRARY):
             self._turn_on()
         else:
             wrapt.register_post_import_hook(self._imported, _LIBRARY)
+            wrapt.register_post_import_hook(self._imported, _GRAPHS)
 
     def give_way_to(self, scope: str) -> None:
         """A span of ``scope`` starts: if that is another instrumentation of LangChain, one of the two is too many."""
@@ -71,9 +72,8 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         self._wrapper = None
 
     def _imported(self, module: ModuleType) -> None:
-        if _is_being_imported("langgraph") and module.__name__ != _GRAPHS:
-            wrapt.register_post_import_hook(self._imported, _GRAPHS)
-        else:
+        # LangGraph imports LangChain: then its own end is the time, since the official instrumentor imports it.
+        if module.__name__ == _GRAPHS or not _is_being_imported("langgraph"):
             self._turn_on()
 
     def _turn_on(self) -> None:
@@ -81,9 +81,11 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
             return  # perhaps undone before the app imported the library; import hooks cannot be taken back
         try:
             official = importlib.import_module(_OFFICIAL).LangChainInstrumentor()
-            if not official.is_instrumented_by_opentelemetry:
-                official.instrument(**self._options)
-                self._official, self._wrapper = official, _outermost()
+            if official.is_instrumented_by_opentelemetry:
+                return
+            self._official = official  # at once: what it imports may call us again
+            official.instrument(**self._options)
+            self._wrapper = _outermost()
         except Exception:
             _logger.warning("LangChain is not instrumented; its calls are, by their clients.", exc_info=True)
 
@@ -107,11 +109,12 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _is_imported(module: str) -> bool:
-    return module in sys.modules and not _is_being_imported(module)
-
-
 def _is_being_imported(package: str) -> bool:
     """Whether ``package`` or a module of it is in the middle of its import."""
-    modules = [module for name, module in sys.modules.copy().items() if name.partition(".")[0] == package]
+    modules = [module for name, module in sys.modules.copy().items() if _belongs_to(package, name)]
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+
+
+def _belongs_to(package: str, name: str) -> bool:
+    # Distributions of their own, which may be imported without the graphs.
+    return name.partition(".")[0] == package and not name.startswith(_BESIDE_GRAPHS)

@@ -1,0 +1,273 @@
+"""LangChain and LangGraph with the one line and the extra: a real model where it can answer, else recorded answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from langchain.agents import create_agent
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda, RunnableParallel
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.pregel import Pregel
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import Instrumentation
+from otel_llm_energy import conventions as names
+from tests.conftest import LlamaServerFactory
+from tests.instrument.asking import until
+from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
+from tests.instrument.running import REPOSITORY
+from tests.instrumentation import payloads
+from tests.instrumentation.replay import ReplayServer, json_reply, replaying
+from tests.support.powercap import PowercapTree
+
+_QUESTION = {"question": "Write one sentence about the ocean."}
+_OFFICIAL = "opentelemetry.instrumentation.genai.langchain"
+
+Model = Callable[..., ChatOpenAI]
+
+
+@pytest.fixture
+def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:  # noqa: F811
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters="rapl",
+        powercap_root=powercap.root,
+        idle_watts={"package-0": 20, "package-0/dram": 2},
+    )
+    until(lambda: bool(energy.status().channels))
+    yield energy
+    energy.uninstrument()
+
+
+@pytest.fixture
+def model(llama_server: LlamaServerFactory, energy: Instrumentation) -> Model:
+    """A chat model of LangChain, aimed at the real llama.cpp server."""
+
+    def make(**options: Any) -> ChatOpenAI:
+        address: dict[str, Any] = {"base_url": llama_server().base_url, "api_key": "unused", "max_retries": 0}
+        return ChatOpenAI(model="smollm2-135m", max_tokens=8, temperature=0, **address, **options)
+
+    return make
+
+
+@pytest.fixture
+def chain(model: Model) -> Any:
+    return ChatPromptTemplate.from_template("{question}") | model(stream_usage=True)
+
+
+@pytest.fixture
+def recorded(energy: Instrumentation) -> Iterator[tuple[ReplayServer, ChatOpenAI]]:
+    """A model that says what the test gives it."""
+    with replaying() as server:
+        yield server, ChatOpenAI(model="m", base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+
+
+class Trace:
+    """What was exported, by what it is."""
+
+    def __init__(self, spans: tuple[ReadableSpan, ...]) -> None:
+        self.spans = spans
+        self.calls = [span for span in spans if self.said(span).get("gen_ai.operation.name") in ("chat", "embeddings")]
+
+    @staticmethod
+    def said(span: ReadableSpan) -> dict[str, Any]:
+        return dict(span.attributes or {})
+
+    def joules(self) -> float:
+        return sum(float(self.said(call)[names.JOULES]) for call in self.calls)
+
+    def named(self, start: str) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.name.startswith(start)]
+
+
+@pytest.fixture
+def traced(energy: Instrumentation, exporter: InMemorySpanExporter) -> Callable[[], Trace]:  # noqa: F811
+    def trace() -> Trace:
+        energy.force_flush()
+        return Trace(exporter.get_finished_spans())
+
+    return trace
+
+
+async def events(chain: Any) -> None:
+    async for _ in chain.astream_events(_QUESTION):
+        pass
+
+
+def in_threads(chain: Any) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: contextvars.copy_context().run(chain.invoke, _QUESTION), range(2)))
+
+
+LOOP = asyncio.new_event_loop()  # one for all: langchain-openai keeps its connections
+SURFACES: dict[str, tuple[int, Callable[[Any], object]]] = {
+    "invoke": (1, lambda chain: chain.invoke(_QUESTION)),
+    "batch": (3, lambda chain: chain.batch([_QUESTION] * 3)),
+    "abatch": (3, lambda chain: LOOP.run_until_complete(chain.abatch([_QUESTION] * 3))),
+    "ainvoke": (1, lambda chain: LOOP.run_until_complete(chain.ainvoke(_QUESTION))),
+    "stream": (1, lambda chain: list(chain.stream(_QUESTION))),
+    "astream_events": (1, lambda chain: LOOP.run_until_complete(events(chain))),
+    "thread pool": (2, in_threads),
+    "parallel": (2, lambda chain: RunnableParallel(a=chain, b=chain).invoke(_QUESTION)),
+}
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_each_call_of_a_chain_has_its_bill_on_the_chat_span(
+    surface: str, chain: Any, traced: Callable[[], Trace]
+) -> None:
+    """One span a call, with joules per token and the server's timings; each step above has the sum."""
+    calls, run = SURFACES[surface]
+    run(chain)
+    trace = traced()
+    assert len(trace.calls) == calls
+    for call in trace.calls:
+        said = trace.said(call)
+        assert call.instrumentation_scope is not None
+        assert call.instrumentation_scope.name == _OFFICIAL
+        assert said[names.JOULES] > 0
+        assert said["gen_ai.usage.output_tokens"] == 8
+        assert said[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(said[names.JOULES] / 8, rel=1e-4)
+        assert said["llm.server.decode_seconds"] > 0
+    tops = [span for span in trace.spans if span.parent is None]
+    total = sum(trace.said(span)[names.SUBTREE_JOULES] for span in tops)
+    assert total == pytest.approx(trace.joules(), rel=1e-4)
+
+
+def test_early_end_of_a_stream_still_has_its_bill(chain: Any, traced: Callable[[], Trace]) -> None:
+    """The work until then."""
+    stream = chain.stream(_QUESTION)
+    next(stream)
+    stream.close()
+    (call,) = traced().calls
+    assert names.QUALITY in (call.attributes or {})
+
+
+def test_agent_and_tool_get_totals_and_each_model_call_its_bill(
+    recorded: tuple[ReplayServer, ChatOpenAI], traced: Callable[[], Trace]
+) -> None:
+    """Two calls with a tool between them, below one agent."""
+    server, model = recorded
+
+    @tool
+    def answer_next() -> str:
+        """Have the model answer from now on."""
+        server.reply = json_reply(payloads.chat())
+        return "done"
+
+    call = {"id": "call_1", "type": "function", "function": {"name": "answer_next", "arguments": "{}"}}
+    asks = {"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": [call]}}
+    server.reply = json_reply(payloads.chat(choices=[asks]))
+    agent = create_agent(model, [answer_next])
+    agent.invoke({"messages": [{"role": "user", "content": "Go."}]})
+    trace = traced()
+    assert len(trace.calls) == 2
+    (top,) = [span for span in trace.spans if span.parent is None]
+    assert trace.said(top)[names.SUBTREE_JOULES] == pytest.approx(trace.joules(), rel=1e-4, abs=1e-6)
+    (executed,) = trace.named("execute_tool")
+    assert names.JOULES not in trace.said(executed)
+    assert names.QUALITY not in trace.said(executed)
+
+
+def test_thread_of_a_graph_is_the_conversation_of_its_calls(model: Model, traced: Callable[[], Trace]) -> None:
+    """LangGraph's id over ours, also on what the official instrumentation leaves to the client."""
+    embeddings = OpenAIEmbeddings(
+        model="m", base_url=str(model().openai_api_base), api_key="k", check_embedding_ctx_length=False, max_retries=0
+    )
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        with pytest.raises(openai.OpenAIError):  # this server embeds nothing
+            embeddings.embed_query("x")
+        return {"messages": [model().invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", node)
+    graph.add_edge(START, "answer")
+    graph.add_edge("answer", END)
+    with otel_llm_energy.conversation("ours"):
+        graph.compile().invoke({"messages": [("user", "Hello")]}, {"configurable": {"thread_id": "thread-7"}})
+    trace = traced()
+    assert sorted(trace.said(call)["gen_ai.operation.name"] for call in trace.calls) == ["chat", "embeddings"]
+    assert {trace.said(call)["gen_ai.conversation.id"] for call in trace.calls} == {"thread-7"}
+
+
+def test_embeddings_are_the_clients_span_below_the_step(
+    llama_server: LlamaServerFactory, energy: Instrumentation, traced: Callable[[], Trace]
+) -> None:
+    """LangChain tells nobody of embeddings; the client does, and the step has the total."""
+    base_url = llama_server(embeddings=True).base_url
+    embeddings = OpenAIEmbeddings(model="m", base_url=base_url, api_key="k", check_embedding_ctx_length=False)
+    step = RunnableLambda(embeddings.embed_query) | RunnableLambda(len)
+    step.invoke("The ocean is deep.")
+    trace = traced()
+    (call,) = trace.calls
+    (top,) = [span for span in trace.spans if span.parent is None]
+    assert trace.said(call)[names.JOULES] == trace.said(top)[names.SUBTREE_JOULES] > 0
+
+
+def test_langchain_is_as_before_when_it_is_undone(
+    provider: TracerProvider,  # noqa: F811
+    powercap: PowercapTree,
+    exporter: InMemorySpanExporter,  # noqa: F811
+    llama_server: LlamaServerFactory,
+) -> None:
+    """No span any more; the same methods."""
+    seams = [
+        (BaseCallbackManager, "__init__"),
+        (BaseChatModel, "_generate_with_cache"),
+        (Pregel, "stream"),
+        (openai.OpenAI, "request"),
+    ]
+    before = [vars(owner).get(name) for owner, name in seams]
+    energy = otel_llm_energy.instrument(tracer_provider=provider, meters="rapl", powercap_root=powercap.root)
+    assert all(vars(owner).get(name) is not old for (owner, name), old in zip(seams, before, strict=True))
+    energy.uninstrument()
+    assert [vars(owner).get(name) for owner, name in seams] == before
+    ChatOpenAI(model="m", base_url=llama_server().base_url, api_key="k", max_tokens=2).invoke("Hello")
+    assert exporter.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import langgraph.pregel",
+        "import langgraph.checkpoint.memory",
+        "from langgraph.graph import StateGraph",
+        "from langchain_openai import ChatOpenAI",
+    ],
+)
+def test_langchain_is_instrumented_whichever_of_it_is_imported_first(first: str) -> None:
+    """After the one line, which imports none of it."""
+    script = f"""
+        import sys, warnings, logging
+        logging.basicConfig(level=logging.WARNING)
+        import otel_llm_energy
+        energy = otel_llm_energy.instrument(meters="cpu-estimate")
+        assert not [name for name in sys.modules if name.startswith(("langchain", "langgraph"))]
+        {first}
+        from langchain_core.callbacks import BaseCallbackManager
+        from langgraph.pregel import Pregel
+        assert hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+        assert hasattr(vars(Pregel)["stream"], "__wrapped__")
+        energy.uninstrument()
+        assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
