@@ -11,7 +11,7 @@ from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, una
 from otel_llm_energy.ledger.bounds import edge_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Origin
-from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, ServerClocks, Sweep, Swept
+from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, ServerClocks, ServerPart, Sweep, Swept
 from otel_llm_energy.ledger.timeline import Timeline
 
 _LEAST_COVERAGE = 0.9
@@ -219,10 +219,25 @@ def _edge(server: str, swept: Swept, share: _Share) -> tuple[float, float]:
     idle_weight = min(share.idle_nj / idle_evenly_nj, 1.0) if idle_evenly_nj else 1.0
     part = swept.parts.get(server)
     if part is None or not part.dyn_nj:
-        return edge_bounds_nj(bucket, swept.baseline, covered_ns, 1.0, idle_weight, 0.0)
-    evenly_nj = part.dyn_nj * covered_ns / part.at_work_ns
-    dyn_weight = min(share.dyn_nj / evenly_nj, 1.0) if evenly_nj else 0.0
-    return edge_bounds_nj(bucket, swept.baseline, covered_ns, part.dyn_nj / swept.dyn_nj, idle_weight, dyn_weight)
+        return edge_bounds_nj(bucket, swept.baseline, covered_ns, 1.0, idle_weight, [])
+    server_part = part.dyn_nj / swept.dyn_nj
+    return edge_bounds_nj(bucket, swept.baseline, covered_ns, server_part, idle_weight, _divisions(part, share))
+
+
+def _divisions(part: ServerPart, share: _Share) -> list[tuple[int, float]]:
+    """Into how many parts like the call's the server's energy is divided while it is at work: (length, parts).
+
+    Where the calls change often, only the extremes, each for all of the time.
+    """
+    if len(part.steps) == len(part.extremes):
+        overlaps = [(min(step.end_ns, share.end_ns) - max(step.start_ns, share.start_ns), step) for step in part.steps]
+    else:
+        overlaps = [(share.end_ns - share.start_ns, step) for step in part.extremes]
+    return [
+        (length_ns, step.weight / share.weight if step.weight and share.weight else float(step.calls))
+        for length_ns, step in overlaps
+        if length_ns > 0
+    ]
 
 
 def _reading_doubt(first: Swept, last: Swept) -> float:

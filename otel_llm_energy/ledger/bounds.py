@@ -33,7 +33,7 @@ def edge_bounds_nj(
     covered_ns: int,
     part: float,
     idle_weight: float,
-    dyn_weight: float,
+    divisions: Sequence[tuple[int, float]],
 ) -> tuple[float, float]:
     """Bounds of a share of a bucket of which the call's window covers only ``covered_ns``.
 
@@ -42,14 +42,15 @@ def edge_bounds_nj(
         baseline: of its channel.
         covered_ns: overlap of window and bucket.
         part: the server's part of the energy above idle, u_s.
-        idle_weight, dyn_weight: the call's mean share of idle and of the server's energy while at work, 0 to 1.
+        idle_weight: the call's mean share of idle while at work, 0 to 1.
+        divisions: into how many parts like the call's the server's energy is divided meanwhile: (length, parts).
     """
     least, most = held_nj(bucket, baseline, covered_ns)
     if baseline.watts is None:
         return idle_weight * part * least, idle_weight * most
     floor, idle = baseline.lowest_watts * covered_ns, baseline.watts * covered_ns
-    lower = idle_weight * floor + dyn_weight * part * max(least - floor, 0.0)
-    upper = idle_weight * idle + dyn_weight * part * max(most - idle, 0.0)
+    lower = idle_weight * floor + _least_placed(part * max(least - floor, 0.0), baseline, divisions)
+    upper = idle_weight * idle + _most_placed(part * max(most - idle, 0.0), baseline, divisions)
     return lower, upper
 
 
@@ -104,15 +105,15 @@ def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj:
     return int(max(idle_nj - lower_idle_nj, 0.0) * (1 - part) * idle_share_nj / idle_nj)
 
 
-def _least_placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+def _least_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
     return _placed(energy_nj, baseline, sorted(steps, key=lambda step: -step[1]))
 
 
-def _most_placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+def _most_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
     return _placed(energy_nj, baseline, sorted(steps, key=lambda step: step[1]))
 
 
-def _placed(energy_nj: int, baseline: Baseline, steps: Sequence[tuple[int, int]]) -> int:
+def _placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
     """One part's share if the energy is placed into these steps (length, parts) in turn, as far as the power allows."""
     most_watts = None
     if baseline.highest_watts is not None and baseline.watts is not None:

@@ -36,12 +36,21 @@ BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
 @dataclass(frozen=True, slots=True)
 class ServerPart:
-    """A server's part of one bucket: its energy above idle, those who share it, and whether its activity is known."""
+    """A server's part of one bucket.
+
+    Attributes:
+        dyn_nj: its energy above idle.
+        at_work_ns: how long it was at work.
+        known: its part of the activity is known.
+        steps: the calls that share it.
+        extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
+    """
 
     dyn_nj: int
     at_work_ns: int
     known: bool
     steps: Sequence[Step]
+    extremes: Sequence[Step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class Swept:
 
 # Two instants that lie no further apart than this part of the time since the last ones are taken for one.
 _NEAR_PART = 0.04
+# A bound looks at each change of the calls inside a bucket, if there are no more than these.
+_MANY_STEPS = 16
 
 
 class ServerClocks:
@@ -244,12 +255,13 @@ class Sweep:
                 self.unattributed_nj["outside"] += portion_nj
                 continue
             clocks = [self.clocks(name) for name in names]
+            extremes = _extremes(at_work)
             rest = self._distribute(
                 portion_nj, at_work_ns, at_work, [each.dyn for each in clocks], [each.weighed for each in clocks]
             )
             self.unattributed_nj["rounding"] += rest
             for name in names:
-                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work)
+                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes)
         self.unattributed_nj["other"] += other_nj
         return shares
 
@@ -352,6 +364,15 @@ def _groups(energy_nj: int, steps: Mapping[str, Sequence[Step]], parts: Parts) -
         portion_nj = energy_nj * parts.others_ns // total_ns if total_ns else energy_nj
         groups.append((pool, portion_nj, False))
     return groups
+
+
+def _extremes(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps that matter for bounds."""
+    if len(steps) <= _MANY_STEPS:
+        return steps
+    by_calls, by_weight = sorted(steps, key=lambda step: step.calls), [step for step in steps if step.weight]
+    by_weight.sort(key=lambda step: step.weight)
+    return (by_calls[0], by_calls[-1], *by_weight[:1], *by_weight[-1:])
 
 
 def _length(steps: Sequence[Step]) -> int:
