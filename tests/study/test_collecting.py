@@ -166,6 +166,41 @@ def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.Ca
     )
 
 
+def test_study_is_repeated_from_its_manifest_when_that_is_the_plan(
+    tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers, two limits: the same calls in the same order, with the same answers, into another folder."""
+    monkeypatch.setenv("OTEL_LLM_ENERGY_POWERCAP_ROOT", "/nonexistent")
+    monkeypatch.setenv("OTEL_LLM_ENERGY_METERS", "rapl")
+    url = llama_server().base_url
+    servers = [{"name": name, "base_url": url, "models": [MODEL_NAME]} for name in ("one", "other")]
+    plan = _plan(tmp_path, url, [{"prompt": "Hello."}, {"prompt": "Bye."}], servers=servers, max_tokens=[2, 4])
+    collect(plan, tmp_path / "first", Options(energy=_NO_METER))
+    words = ["study", "collect", "--plan", str(tmp_path / "first" / "manifest.json"), "--out", str(tmp_path / "again")]
+    assert main(words) == 0
+    first, again = _table(tmp_path / "first"), _table(tmp_path / "again")
+    same = ["call_id", "position", "deployment", "max_tokens", "response_sha256"]
+    assert first.select(same).rows() == again.select(same).rows()
+    assert first.group_by("deployment").len()["len"].to_list() == [4, 4]
+
+
+def test_rows_so_far_are_whole_and_the_rest_comes_later_when_the_disk_is_full(
+    tmp_path: Path, llama_server: LlamaServerFactory
+) -> None:
+    """The kernel refuses a file of more than 9 kB: one clear error; with room again, every call has its row."""
+    plan = _plan(tmp_path, llama_server().base_url, [{"prompt": f"Say {number}."} for number in range(8)])
+    (tmp_path / "plan.json").write_text(json.dumps({"plan": plan.as_dict()}))
+    with _collector(tmp_path, "--most-bytes", "9000") as process:
+        said = process.communicate(timeout=100)[0]
+    assert process.returncode == 1
+    assert "All rows so far are whole. Make room and run the same command again." in said
+    assert 0 < _table(tmp_path / "out").height < 8
+    with _collector(tmp_path) as process:
+        process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert _table(tmp_path / "out")["call_id"].to_list() == _planned_ids(plan)
+
+
 @pytest.mark.parametrize(
     "kills",
     [
@@ -193,8 +228,8 @@ def test_each_planned_call_is_a_row_once_when_the_collector_is_killed(
     assert table["error_type"].null_count() == count
 
 
-def _collector(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.study.collecting", str(folder / "plan.json"), str(folder / "out")]
+def _collector(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.study.collecting", str(folder / "plan.json"), str(folder / "out"), *options]
     repository = Path(__file__).parents[2]
     return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
