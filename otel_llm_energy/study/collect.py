@@ -131,7 +131,7 @@ def collect(
         _write_manifest(folder, plan, prompts, askers, options)
         log = PowerLog()
         with _measuring(plan, options, log) as (tracer, energy, sink_to):
-            sink = _RowSink(journal, log)
+            sink = _RowSink(journal, log, content=options.content)
             sink_to(sink)
             before_calls(energy)
             run = _Run(plan, options, work, askers, score, tracer, energy, sink, folder)
@@ -210,12 +210,13 @@ class _RowSink(SpanProcessor):
     energy of what is below it.
     """
 
-    def __init__(self, journal: Journal, log: PowerLog) -> None:
+    def __init__(self, journal: Journal, log: PowerLog, *, content: bool) -> None:
         self.written = Counter[str]()
         self.joules = 0.0
         self.failure: OSError | None = None
         self._journal = journal
         self._log = log
+        self._content = content
         self._lock = threading.Lock()
         self._expected: dict[int, _Pending] = {}
         self._drawn = Counter[str]()
@@ -245,7 +246,7 @@ class _RowSink(SpanProcessor):
                 del self._expected[trace_id]
         elif semconv.OPERATION_NAME in (span.attributes or {}):
             start_ns, end_ns = span.start_time or 0, span.end_time or 0
-            pending.row |= span_columns(span.attributes or {})
+            pending.row |= span_columns(span.attributes or {}, content=self._content)
             pending.row |= {"started_at": start_ns / NS_PER_SECOND, "seconds": (end_ns - start_ns) / NS_PER_SECOND}
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -423,7 +424,9 @@ class _Run:
             try:
                 asker.ask(self._request(call.model, messages, call.max_tokens), answer)
             except Exception as error:  # noqa: BLE001 - every failure is a row
-                row |= {"error_type": type(error).__qualname__, "error": _words(error)}
+                row["error_type"] = type(error).__qualname__
+                if self._options.content:  # a server may quote the prompt
+                    row["error"] = _words(error)
             text = "".join(answer)
             row |= self._answer_columns(call.prompt, text, failed=row["error_type"] is not None)
         if row["error_type"] is not None:
@@ -504,7 +507,7 @@ class _Run:
             try:
                 row["score"] = self._score(prompt, answer)
             except Exception as error:  # noqa: BLE001 - the user's function; the call's energy is known all the same
-                row["score_error"] = _words(error)
+                row["score_error"] = _words(error) if self._options.content else type(error).__qualname__
         return row
 
 

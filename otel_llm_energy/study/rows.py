@@ -26,6 +26,7 @@ class Column:
 
 
 OTHER_ATTRIBUTES: Final = "other_attributes"
+_CONTENT: Final = frozenset({semconv.SYSTEM_INSTRUCTIONS, semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES})
 
 _OWN: Final = (
     Column("call_id", "string", "Of the planned call; unique in a dataset."),
@@ -141,11 +142,16 @@ def schema() -> dict[str, pl.DataType]:
     return {column.name: types[column.type] for column in COLUMNS}
 
 
-def span_columns(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """All attributes of a span as columns; those that have none of their own together as JSON."""
+def span_columns(attributes: Mapping[str, Any], *, content: bool = True) -> dict[str, Any]:
+    """All attributes of a span as columns; those that have none of their own together as JSON.
+
+    Without ``content``, texts of prompts and answers are left out, though the user may have them captured on spans.
+    """
     row: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for key, value in attributes.items():
+        if key in _CONTENT and not content:
+            continue
         kind = _TYPES.get(key)
         if kind is None:
             others[key] = list(value) if isinstance(value, tuple) else value

@@ -95,8 +95,11 @@ def test_empty_and_huge_prompts_are_failed_rows_when_they_are_asked(
     assert errors == {"fine": None, "empty": "empty_prompt", "huge": "BadRequestError"}
 
 
-def test_texts_are_not_kept_when_content_is_unwanted(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
-    """Hashes tell equal prompts and answers; no text is anywhere in the folder, and turns still follow one another."""
+def test_texts_are_not_kept_when_content_is_unwanted(
+    tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though spans are told to carry it, no text is in the folder; hashes are, and turns still follow one another."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
     secret = "Xylophonist Quillfeather"
     prompts = [{"prompt": f"Greet {secret}.", "conversation": "c"}, {"prompt": "Again.", "conversation": "c"}]
     plan = _plan(tmp_path, llama_server().base_url, prompts)
@@ -108,6 +111,8 @@ def test_texts_are_not_kept_when_content_is_unwanted(tmp_path: Path, llama_serve
     assert second > first  # the second turn carries the first
     kept = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert secret.encode() not in kept
+    assert secret not in str(table.to_dicts())  # the table is compressed
+    assert not any("messages" in (other or "") for other in table["other_attributes"])
 
 
 def test_nothing_is_asked_again_when_every_call_has_its_row(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
