@@ -15,6 +15,7 @@ from otel_llm_energy.ledger.ledger import Balance, Ledger
 from otel_llm_energy.ledger.windows import CallTimes, work_windows
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.clocks import WallClock
 
 
 class ServerReport(Protocol):
@@ -68,7 +69,7 @@ class Books:
     ) -> None:
         self._ledger = ledger
         self._clock_ns = clock_ns
-        self._unix_clock_ns = unix_clock_ns
+        self._wall_clock = WallClock(clock_ns=clock_ns, unix_clock_ns=unix_clock_ns)
         self._intake_lock = threading.RLock()
         self._intake: list[_Event] = []
         self._ledger_lock = threading.RLock()
@@ -102,7 +103,8 @@ class Books:
         """A call to ``server`` begins, or began at ``since_ns``, where that was not known then."""
         claim.books = self
         with self._intake_lock:
-            claim.opened_ns = self._clock_ns() if since_ns is None else since_ns
+            now_ns = self._clock_ns()
+            claim.opened_ns = now_ns if since_ns is None else min(since_ns, now_ns)
             self._opened += 1
             self._intake.append((Books._open, self, claim, server, route, reports))
 
@@ -206,6 +208,7 @@ class Books:
         with self._intake_lock:
             now_ns = self._clock_ns()
             events, self._intake = self._intake, []
+        self._wall_clock.look()
         for action, *arguments in events:
             action(*arguments)
         return now_ns
@@ -237,7 +240,7 @@ class Books:
             )
         server_end_ns = None
         if report.end_unix_ns is not None:
-            server_end_ns = report.end_unix_ns - self._unix_clock_ns() + self._clock_ns()
+            server_end_ns = self._wall_clock.place(report.end_unix_ns, claim.opened_ns)
         return CallTimes(
             start_ns=claim.opened_ns,
             end_ns=ended_ns,

@@ -90,7 +90,8 @@ class UnobservedCalls:
             return
         claim = Claim(span.get_span_context())
         gate.bind(span, claim, parent_context)
-        self._desk.open(claim, host, port, _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS))
+        provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
+        self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))
         self._open[claim.span_context.span_id] = claim
 
     def adopt(self, span_id: int) -> Claim | None:
@@ -111,9 +112,8 @@ class UnobservedCalls:
             return
         claim = Claim(span.context)
         gate.bind(span, claim)
-        since_ns = span.start_time - time.time_ns() + time.monotonic_ns()
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
-        self._desk.open(claim, host, port, provider, operation, since_ns=since_ns)
+        self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))
         self._close(claim, attributes)
 
     def _close(self, claim: Claim, attributes: _Attributes) -> None:
@@ -139,6 +139,16 @@ class UnobservedCalls:
             if within and tokens.output is not None and told.tokens == tokens:
                 return True
         return False
+
+
+def _begun_ns(span: ReadableSpan) -> int | None:
+    """When the work began, on the monotonic clock; ``None`` for now.
+
+    Some libraries make a span afterwards, with a start in the past. A future one comes from a wall clock that was stepped.
+    """
+    now_ns = time.monotonic_ns()
+    past_ns = time.time_ns() - (span.start_time or 0)
+    return now_ns - past_ns if _CLOCKS_APART_NS < past_ns < now_ns else None
 
 
 def _server(attributes: _Attributes) -> tuple[str | None, int | None]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
@@ -18,6 +19,7 @@ from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.troubles import Troubles
 
@@ -25,7 +27,6 @@ _ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 60.0
 _KEEP_IDLE_SECONDS = 60.0
-_SUSPENDED_NS = NS_PER_SECOND
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Station:
         self._on_reading = on_reading
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns, gpus)
+        self._sleep = SleepWatch()
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._stopped = False
         self._stop_lock = threading.Lock()
@@ -189,7 +191,7 @@ class Station:
         remembered = self.idle_memory.recall(meters)
         self.books.add_channels([channel for meter in meters for channel in meter.channels], remembered)
         self._servers.resources = frozenset(channel.resource for meter in meters for channel in meter.channels)
-        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns) for meter in meters]
+        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep) for meter in meters]
         for reader in self.meters:
             reader.start()
 
@@ -219,6 +221,7 @@ class MeterReader:
         books: Books,
         on_reading: Callable[[MeterReader], None],
         clock_ns: Callable[[], int],
+        sleep: SleepWatch,
     ) -> None:
         self.open_meter = open_meter
         self.problem: MeterError | None = None
@@ -226,13 +229,13 @@ class MeterReader:
         self._books = books
         self._on_reading = on_reading
         self._clock_ns = clock_ns
+        self._sleep = sleep
         self._wanted = frozenset(channel.id for channel in open_meter.channels)
         pace = open_meter.meter.pace
         self._edge_gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND) if pace.at_edges else None
         self._poller = Poller(open_meter.meter.name, self._poll)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
-        self._asleep_ns = _asleep_ns()
 
     def start(self) -> None:
         self._poller.start()
@@ -257,15 +260,14 @@ class MeterReader:
             return
         if self.last_reading_ns is None or self._clock_ns() - self.last_reading_ns >= self._edge_gap_ns:
             try:
-                self._take(self.open_meter.meter.read())
+                self._read()
             except MeterError as error:
                 self.problem = error
 
     def _poll(self) -> float:
         pace = self.open_meter.meter.pace
-        self._notice_suspend()
         try:
-            self._take(self.open_meter.meter.read())
+            self._read()
         except MeterError as error:
             return self._failed(error, pace.open_seconds)
         self.problem, self._failures = None, 0
@@ -286,12 +288,10 @@ class MeterReader:
         backoff_seconds: float = max(seconds, 1.0) * 2 ** min(self._failures - 1, 6)
         return min(backoff_seconds, _LONGEST_BACKOFF_SECONDS)
 
-    def _notice_suspend(self) -> None:
-        """The monotonic clock stands still while the machine sleeps, the counters may not."""
-        asleep_ns = _asleep_ns()
-        if abs(asleep_ns - self._asleep_ns) > _SUSPENDED_NS:
-            self._books.interrupt("suspend")
-        self._asleep_ns = asleep_ns
+    def _read(self) -> None:
+        """Take a reading; one after a sleep is not joined to one before it."""
+        self._sleep.look(partial(self._books.interrupt, "suspend"))
+        self._take(self.open_meter.meter.read())
 
 
 class ServerWatch:
@@ -399,10 +399,3 @@ def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySamp
         by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
         absent=frozenset(keys[name] for name in sample.absent if name in keys),
     )
-
-
-def _asleep_ns() -> int:
-    """How long the machine has slept since it was started."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
