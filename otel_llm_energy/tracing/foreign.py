@@ -144,7 +144,7 @@ class UnobservedCalls:
 def _begun_ns(span: ReadableSpan) -> int | None:
     """When the work began, on the monotonic clock; ``None`` for now.
 
-    Some libraries make a span afterwards, with a start in the past. A future one comes from a wall clock that was stepped.
+    Some libraries make a span afterwards, with a start in the past. A future one is of a wall clock that was stepped.
     """
     now_ns = time.monotonic_ns()
     past_ns = time.time_ns() - (span.start_time or 0)
