@@ -6,7 +6,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo study test versions e2e peers backends fetch lint format bench lock clean
+.PHONY: help demo study test versions e2e peers backends fetch docs lint format bench lock clean
 
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
@@ -15,6 +15,7 @@ help:
 	@echo "make versions  the tests of the client wrappers on the oldest and newest libraries and Pythons"
 	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
 	@echo "make peers     the tests beside other people's instrumentations, in environments of their own"
+	@echo "make docs      the documentation as a site, in build/site"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"
 	@echo "make bench     a benchmark: make bench ARGS=accuracy; without ARGS it lists them"
 	@echo "make backends  only build the back ends; make fetch only fetches the model, Scaphandre and Prometheus"
@@ -54,6 +55,9 @@ fetch: $(VENV)/dev.stamp
 	$(RUN) tools.fetch_model
 	-$(RUN) tools.backends scaphandre prometheus
 
+docs: $(VENV)-docs/stamp
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,7 +85,7 @@ lock:
 	$(LOCK) pyproject.toml --group peers-openlit --extra demo --extra ollama -o requirements-peers-openlit.txt
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-peers-openlit dist build
+	rm -rf $(VENV) $(VENV)-docs .venv-peers .venv-peers-openlit dist build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
@@ -99,3 +103,9 @@ $(VENV)/dev.stamp: requirements-dev.txt pyproject.toml | $(BIN)/python
 	@$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/demo.stamp
+
+# Of its own, since what builds the documentation pins other versions than the tests do.
+$(VENV)-docs/stamp: requirements-docs.txt | $(BIN)/python
+	@$(RUN) venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
+	@touch $@
