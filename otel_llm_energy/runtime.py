@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,9 @@ class Status:
             kind = "estimate" if each.channel.estimated else "meter"
             problem = f", {each.problem}" if each.problem else ""
             lines.append(f"{kind} {each.channel.meter}: {each.channel.id}, {each.idle}, {age}{problem}")
-        lines.extend(f"left out {one.name}: {one.reason}. {one.message}" for one in self.left_out)
+        for one in self.left_out:
+            lines.append(f"left out {one.name}: {one.reason}. {one.message}")
+            lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
         lines.extend(f"server {key}: {server.name} {server.message}".rstrip() for key, server in self.servers.items())
         return "\n".join(lines)
 
@@ -363,22 +365,23 @@ class Runtime:
     def _local_station(self) -> Station:
         options = self._options
         names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
-        find = partial(_discover, options)
+        find = partial(_discover, options, taken=frozenset(self._meters_elsewhere()))
         return self._station(find, CpuActivity(), partial(_resolve, names))
+
+    def _meters_elsewhere(self) -> dict[Hashable, dict[Address, Meter]]:
+        """The meters that the user names for servers, by what they read and by the servers' addresses."""
+        hosts: dict[Hashable, dict[Address, Meter]] = {}
+        for text, spec in self._options.servers.items():
+            if not _names_process(spec):
+                meter = meter_at(spec) if isinstance(spec, str) else spec
+                source = meter.source if isinstance(meter, ProcessMeter) else id(meter)
+                hosts.setdefault(source, {})[Address.parse(text)] = meter
+        return hosts
 
     def _named_stations(self, local: Station) -> dict[Address, Station]:
         """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
-        stations: dict[Address, Station] = {}
-        hosts: dict[Hashable, dict[Address, Meter]] = {}
-        for text, spec in self._options.servers.items():
-            address = Address.parse(text)
-            if _names_process(spec):
-                stations[address] = local
-                continue
-            meter = meter_at(spec) if isinstance(spec, str) else spec
-            source = meter.source if isinstance(meter, ProcessMeter) else id(meter)
-            hosts.setdefault(source, {})[address] = meter
-        for meters in hosts.values():
+        stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
+        for meters in self._meters_elsewhere().values():
             stations.update(dict.fromkeys(meters, self._station_elsewhere(meters)))
         return stations
 
@@ -448,8 +451,13 @@ def _idle_memory(options: Settings) -> IdleMemory:
     return IdleMemory(default_path(facts) if options.idle_cache == "auto" else Path(options.idle_cache), facts)
 
 
-def _discover(options: Settings) -> Discovery:
-    found = discover(options.meters, scaphandre_url=options.scaphandre_url, powercap_root=options.powercap_root)
+def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
+    found = discover(
+        options.meters,
+        scaphandre_url=options.scaphandre_url,
+        powercap_root=options.powercap_root,
+        taken=taken,
+    )
     meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
     return replace(found, meters=meters)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
 from otel_llm_energy.cli.metering import baseline_known, measured, missing, status_once_discovered, wait_until
-from otel_llm_energy.cli.reasons import MENDING
 from otel_llm_energy.runtime import ChannelStatus, Status
 
 _LEARNING_SECONDS = 8.0
@@ -42,8 +41,8 @@ def _lines(status: Status) -> Iterator[str]:
         yield _channel(each)
     for one in missing(status):
         yield f"no     {one.name}: {one.reason}. {one.message}"
-        if one.reason in MENDING:
-            yield f"       mend it: {MENDING[one.reason]}"
+        if one.mend:
+            yield f"       mend it: {one.mend}"
     yield ""
     yield _verdict(status)
 

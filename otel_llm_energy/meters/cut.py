@@ -14,6 +14,9 @@ SOCKET_ENERGY = "scaph_socket_energy_microjoules"
 DOMAIN_ENERGY = "scaph_domain_energy_microjoules"
 COUNTER_FAMILIES = frozenset({HOST_ENERGY, HOST_POWER, SOCKET_ENERGY, DOMAIN_ENERGY})
 
+HOST, PSYS = "host", "psys"
+"""Channels of a whole host: the sum of its sockets and their memory, or the platform's counter, which holds more."""
+
 _PSYS_NEAR_UJ = 100_000_000  # the same counter, read 0.2 s apart at 500 W
 
 
@@ -50,12 +53,13 @@ def counters(samples: Iterable[Sample]) -> Counters:
         sockets = _without_psys(sockets, host_uj)
     if sockets:
         return Counters({**sockets, **drams}, host_uj, host_uw)
-    return Counters({} if host_uj is None else {"host": host_uj}, host_uj, host_uw)
+    name = PSYS if host_is_psys else HOST
+    return Counters({} if host_uj is None else {name: host_uj}, host_uj, host_uw)
 
 
 def component(channel_id: str) -> Component:
     """What a channel of `counters` covers."""
-    if channel_id == "host":
+    if channel_id in (HOST, PSYS):
         return "host"
     return "memory" if channel_id.endswith("/dram") else "cpu"
 

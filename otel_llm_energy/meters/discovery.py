@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from otel_llm_energy.machine import PROC
-from otel_llm_energy.meters.base import Meter, MeterError
+from otel_llm_energy.meters.base import Meter, MeterError, ProcessMeter
 from otel_llm_energy.meters.cpu_estimate import CpuEstimate
+from otel_llm_energy.meters.mending import MENDING
 from otel_llm_energy.meters.nvml import NvmlMeter, nvidia_driver_is_there
 from otel_llm_energy.meters.powercap import POWERCAP_ROOT, RaplMeter
 from otel_llm_energy.meters.scaphandre import SCAPHANDRE_URL, ScaphandreMeter
@@ -44,6 +45,11 @@ class LeftOut:
     reason: str
     message: str
 
+    @property
+    def mend(self) -> str:
+        """The line of configuration, or the command, that would bring it back; empty where there is none."""
+        return MENDING.get(self.reason, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
@@ -66,6 +72,7 @@ def discover(
     proc: Path = PROC,
     dev: Path = Path("/dev"),
     default_powercap_root: Path = POWERCAP_ROOT,
+    taken: Collection[Hashable] = (),
 ) -> Discovery:
     """Open the wanted meters, best first, each only where it measures what no earlier one does.
 
@@ -77,6 +84,7 @@ def discover(
         powercap_root: the folder that holds ``intel-rapl:0``, for the name ``rapl``. One that the user names is trusted
             in a guest too.
         proc, dev, default_powercap_root: roots of the kernel's file systems.
+        taken: sources (`ProcessMeter.source`) that are read already, for servers that the user has named.
 
     Raises:
         ValueError: an unknown name, a wrong URL. What cannot be opened raises nothing: see `Discovery.left_out`.
@@ -97,7 +105,8 @@ def discover(
             continue
         for meter in alternatives.meters:
             try:
-                opened.append(_open(meter, opened, guest))
+                _refuse(meter, guest, taken)
+                opened.append(_open(meter, opened))
                 break
             except MeterError as error:
                 left_out.append(LeftOut(meter.name, error.reason, str(error)))
@@ -138,14 +147,24 @@ def _steps(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]]
     return [*measuring, _Alternatives([makers[name]() for name in _LAST_RESORT], unless_measured=True)]
 
 
-def _open(meter: Meter, opened: Sequence[OpenMeter], guest: bool) -> OpenMeter:
-    """Open it and keep the channels that no earlier meter covers."""
+def _refuse(meter: Meter, guest: bool, taken: Collection[Hashable]) -> None:
+    """Raise `MeterError` for a meter that must not be read here, whether it works or not."""
     if guest and isinstance(meter, RaplMeter) and not meter.root_is_named:
         raise MeterError(
             "guest-cpu",
             f"{meter.root}: this is a virtual machine, whose counters would be the whole host's. Name the root"
             " (powercap_root) if they are this machine's own.",
         )
+    if isinstance(meter, ProcessMeter) and meter.source in taken:
+        raise MeterError(
+            "taken",
+            f"{meter!r} is read for servers={{...}} already. Two clients would freeze a Scaphandre, and its energy"
+            " would be metered twice; name this machine's servers there, too.",
+        )
+
+
+def _open(meter: Meter, opened: Sequence[OpenMeter]) -> OpenMeter:
+    """Open it and keep the channels that no earlier meter covers."""
     channels = meter.open()
     earlier = [channel for other in opened for channel in other.channels]
     fresh = tuple(channel for channel in channels if not any(_overlap(channel, other) for other in earlier))
@@ -160,6 +179,9 @@ def _overlap(channel: Channel, other: Channel) -> bool:
     """Whether both count the same joules, or one measures and the other only estimates."""
     if channel.estimated != other.estimated:
         return True
+    if "gpu" in (channel.component, other.component):
+        # Of the counters of a host only psys, the whole platform's, may hold a GPU; the others are sums of CPU sockets.
+        return channel.component == other.component or "psys" in (channel.id, other.id)
     return channel.component == other.component or "host" in (channel.component, other.component)
 
 

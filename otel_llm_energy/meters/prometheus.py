@@ -6,6 +6,7 @@ A range vector (``metric[5m]``) gives each sample as it was scraped, with its ti
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, 
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.processes import MEMORY, POWER, processes
-from otel_llm_energy.meters.refresh import Refreshes
+from otel_llm_energy.meters.refresh import Refreshes, StandingStill
 from otel_llm_energy.meters.scrape import HttpSource
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
@@ -37,6 +38,8 @@ _FROZEN_SAMPLES = 3
 _SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
 _CLOCK_LOOKS = 8
 _REMEMBERED_POWERS = 64
+
+_log = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -119,6 +122,7 @@ class PrometheusMeter:
         self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
         self._refreshes = Refreshes()
+        self._standing_still = StandingStill()
         self._ahead = _ClockDifference()
         self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
 
@@ -198,6 +202,9 @@ class PrometheusMeter:
         refreshed_ns = self._date(at_ns, scrape, found)
         if refreshed_ns is None:
             return []
+        stuck = self._standing_still.note(found)
+        if stuck:
+            _log.warning("%s", StandingStill.warning(f"{self.url}, {_shown(self._host)}", stuck))
         earliest_ns, latest_ns = refreshed_ns
         if self.process is not None:
             self._powers.append(HostPower((earliest_ns + latest_ns) // 2, found.host_uw, processes(scrape.samples)))

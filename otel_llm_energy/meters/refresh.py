@@ -7,6 +7,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 
 _REFRESH_NS = 2 * NS_PER_SECOND
 _SKEW_NS = 50_000_000  # the host's counter is read after the scan of all processes, some ms after the sockets'
+_STUCK_ANSWERS = 3
 
 
 class Refreshes:
@@ -61,3 +62,29 @@ def _bucket_ns(before_uj: int | None, found: Counters) -> int | None:
     if before_uj is None or found.host_uj is None or not found.host_uw or found.host_uj <= before_uj:
         return None
     return int((found.host_uj - before_uj) / found.host_uw * NS_PER_SECOND)
+
+
+class StandingStill:
+    """Notices a counter that stands still while others move: Scaphandre repeats what it cannot read any more."""
+
+    def __init__(self) -> None:
+        self._last_uj: dict[str, int] = {}
+        self._repeats: dict[str, int] = {}
+
+    def note(self, found: Counters) -> list[str]:
+        """The channels that have just been found to stand still, from an answer that shows something new."""
+        stuck = []
+        for name, energy_uj in found.by_channel_uj.items():
+            repeats = self._repeats.get(name, 0) + 1 if self._last_uj.get(name) == energy_uj else 0
+            self._last_uj[name], self._repeats[name] = energy_uj, repeats
+            if repeats == _STUCK_ANSWERS:
+                stuck.append(name)
+        return stuck
+
+    @staticmethod
+    def warning(source: str, channels: list[str]) -> str:
+        """What to say of them."""
+        return (
+            f"{source}: the counter of {' and '.join(channels)} stands still while others move. Scaphandre cannot read"
+            " it any more; calls have no energy until it moves again."
+        )

@@ -17,7 +17,7 @@ from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, component, co
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.processes import PROCESS_FAMILIES, processes
-from otel_llm_energy.meters.refresh import Refreshes
+from otel_llm_energy.meters.refresh import Refreshes, StandingStill
 from otel_llm_energy.meters.scrape import Answer, Exporter
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
@@ -84,6 +84,7 @@ class ScaphandreMeter:
         self._channel_ids: tuple[str, ...] = ()
         self._first_readings: list[Reading] = []
         self._refreshes = Refreshes()
+        self._standing_still = StandingStill()
         self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
         self._next_poll_ns = 0
         self._warned = False
@@ -152,6 +153,9 @@ class ScaphandreMeter:
         refreshed_ns = self._refreshes.date(scrape.asked_ns, scrape.answered_ns, found)
         if refreshed_ns is None:
             return self._stale(scrape.asked_ns)
+        stuck = self._standing_still.note(found)
+        if stuck:
+            _log.warning("%s", StandingStill.warning(self.url, stuck))
         earliest_ns, latest_ns = refreshed_ns
         if self.process is not None:
             at_ns = (earliest_ns + latest_ns) // 2

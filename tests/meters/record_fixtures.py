@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,13 +53,23 @@ SETS: Mapping[str, tuple[Zones, Sequence[float]]] = {
         {"intel-rapl:0": ("package-0", 262_043_000_000, 30), "intel-rapl:0:0": ("dram", 10_000_000, 3)},
         (0.0, 2.2, 4.4),
     ),
+    # The same, of one socket only.
+    "wrap-one-of-two": (
+        {
+            "intel-rapl:0": ("package-0", 262_043_000_000, 30),
+            "intel-rapl:0:0": ("dram", 10_000_000, 3),
+            "intel-rapl:1": ("package-1", 200_000_000, 20),
+            "intel-rapl:1:0": ("dram", 20_000_000, 2),
+        },
+        (0.0, 2.2, 4.4, 6.6),
+    ),
 }
 RANGE_UJ = 262_143_328_850
 
 
 @contextmanager
-def _rising(root: Path, zones: Zones) -> Iterator[None]:
-    """Counters that rise every 5 ms, at a fixed width, for the length of the block."""
+def _rising(root: Path, zones: Zones, broken: Collection[str] = ()) -> Iterator[None]:
+    """Counters that rise every 5 ms, at a fixed width, for the length of the block; ``broken`` ones are left alone."""
     for folder, (name, _, _) in zones.items():
         (root / folder).mkdir(parents=True)
         (root / folder / "name").write_text(f"{name}\n")
@@ -69,6 +79,8 @@ def _rising(root: Path, zones: Zones) -> Iterator[None]:
     def rise() -> None:
         while True:
             for folder, (_, start_uj, watts) in zones.items():
+                if folder in broken:
+                    continue
                 energy_uj = (start_uj + round(watts * 1e6 * (time.monotonic() - started))) % RANGE_UJ
                 descriptor = os.open(root / folder / "energy_uj", os.O_WRONLY | os.O_CREAT, 0o644)
                 os.pwrite(descriptor, f"{energy_uj:012d}\n".encode(), 0)
@@ -101,6 +113,24 @@ def record(name: str, zones: Zones, instants: Sequence[float], folder: Path) -> 
             body = requests.get(exporter.url, timeout=10).content
             lines = [line for line in body.split(b"\n") if _kept(line)]
             (FIXTURES / f"{name}-{index}.txt").write_bytes(b"\n".join(lines))
+
+
+def record_unreadable(folder: Path) -> None:
+    """The second socket's counter cannot be read any more after the second request."""
+    zones, _ = SETS["two-sockets"]
+    broken: set[str] = set()
+    root = folder / "unreadable"
+    with _rising(root, zones, broken), running_scaphandre(root, folder) as exporter:
+        for index in range(4):
+            body = requests.get(exporter.url, timeout=10).content
+            lines = [line for line in body.split(b"\n") if _kept(line)]
+            (FIXTURES / f"unreadable-{index}.txt").write_bytes(b"\n".join(lines))
+            if index == 1:
+                broken.add("intel-rapl:1")
+                time.sleep(0.05)
+                (root / "intel-rapl:1" / "energy_uj").unlink()
+                (root / "intel-rapl:1" / "energy_uj").mkdir()
+            time.sleep(2.2)
 
 
 SERVER, NEIGHBOUR = "llm_server.py", "neighbour.py"
@@ -205,6 +235,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, (zones, instants) in SETS.items():
                 record(name, zones, instants, Path(folder))
+            record_unreadable(Path(folder))
             record_processes(Path(folder))
             record_stream(Path(folder))
             record_prometheus(Path(folder))

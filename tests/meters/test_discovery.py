@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from otel_llm_energy.meters import CpuEstimate, Discovery, Meter, RaplMeter, ScaphandreMeter, discover, in_guest
+from otel_llm_energy.meters import CpuEstimate, Discovery, Meter, Pace, RaplMeter, ScaphandreMeter, discover, in_guest
+from otel_llm_energy.quantities import Channel, Component, Reading
 from tests.meters.exporters import exporter
 from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
@@ -144,3 +145,66 @@ def test_an_unknown_name_is_an_error_when_given() -> None:
         ValueError, match=r"'raple' is no meter\. Choose from auto, rapl, scaphandre, nvml, cpu-estimate"
     ):
         discover(["rapl", "raple"])
+
+
+class Fixed:
+    """A meter of given channels, where only what discovery makes of them matters."""
+
+    pace = Pace(1.0, 1.0)
+
+    def __init__(self, name: str, *channels: tuple[str, Component]) -> None:
+        self.name = name
+        self._channels = [Channel(channel_id, component, name) for channel_id, component in channels]
+
+    def open(self) -> list[Channel]:
+        return self._channels
+
+    def read(self) -> list[Reading]:
+        return []
+
+    def close(self) -> None: ...
+
+
+GPU = Fixed("gpu", ("gpu-0", "gpu"), ("gpu-1", "gpu"))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "taken"),
+    [
+        (Fixed("rapl", ("package-0", "cpu"), ("package-0/dram", "memory")), ["rapl", "gpu"]),
+        (Fixed("stream", ("host", "host")), ["stream", "gpu"]),
+        (Fixed("platform", ("psys", "host")), ["platform"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_gpus_stand_beside_the_cpu_when_its_counters_cannot_hold_them(cpu: Fixed, taken: list[str], proc: Path) -> None:
+    """Sockets, or their sum, hold no GPU; psys, the whole platform's counter, may."""
+    assert names(discover([cpu, GPU], proc=proc)) == taken
+
+
+@pytest.mark.parametrize("order", [["host", "packages"], ["packages", "host"]])
+def test_host_and_sockets_are_never_both_read_when_both_are_there(order: list[str], proc: Path) -> None:
+    """The host is their sum."""
+    meters = {"host": Fixed("host", ("host", "host")), "packages": Fixed("packages", ("package-0", "cpu"))}
+    found = discover([meters[name] for name in order], proc=proc)
+    assert names(found) == order[:1]
+    assert reasons(found) == {order[1]: "overlap"}
+
+
+def test_an_exporter_is_left_to_the_servers_when_the_user_has_named_it_for_them(proc: Path, tmp_path: Path) -> None:
+    """A second client would freeze it; not even one request is made."""
+    with exporter(PAGE) as served:
+        taken = {ScaphandreMeter(served.url, process="ollama").source}
+        found = discover(scaphandre_url=served.url, proc=proc, default_powercap_root=tmp_path, taken=taken)
+        assert served.requests == []
+    assert names(found) == ["cpu-estimate"]
+    assert reasons(found)["scaphandre"] == "taken"
+
+
+def test_the_line_that_mends_it_is_told_when_a_meter_is_left_out(proc: Path, tmp_path: Path, refused: str) -> None:
+    """For people and for status()."""
+    found = discover(scaphandre_url=refused, proc=proc, default_powercap_root=tmp_path)
+    mend = {left.name: left.mend for left in found.left_out}
+    names(found)
+    assert "OTEL_LLM_ENERGY_POWERCAP_ROOT" in mend["rapl"]
+    assert "OTEL_LLM_ENERGY_SCAPHANDRE_URL" in mend["scaphandre"]

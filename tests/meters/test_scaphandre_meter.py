@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
+from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.cut import (
     COUNTER_FAMILIES,
@@ -28,8 +29,9 @@ from otel_llm_energy.meters.cut import (
 from otel_llm_energy.meters.exposition import Sample, parse
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
-from otel_llm_energy.quantities import Reading
+from otel_llm_energy.quantities import Channel, Reading
 from tests.meters.exporters import ManualClock, exporter, page, say
+from tests.meters.record_fixtures import RANGE_UJ
 from tests.support.children import free_port
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -188,6 +190,51 @@ def test_the_whole_wait_is_the_bracket_when_the_refresh_cannot_be_dated() -> Non
             readings = meter.read()
     assert values(readings)["package-0"] < 100_000_000, "the raw counter has wrapped; the ledger unwraps it"
     assert {(reading.earliest_ns, reading.latest_ns) for reading in readings} == {(before_ns, clock.now_ns)}
+
+
+@pytest.mark.parametrize(
+    ("range_uj", "watts"), [(RANGE_UJ, {"package-0": 30, "package-1": 20}), (None, {"package-1": 20})]
+)
+def test_only_one_sockets_energy_is_a_gap_when_its_counter_wraps(range_uj: int | None, watts: dict[str, float]) -> None:
+    """Recorded: one of two sockets wraps, and the host's sum falls. With the range known, there is no gap at all."""
+    with exporter(*(recorded(f"wrap-one-of-two-{index}") for index in range(4))) as served:
+        clock = ManualClock()
+        meter = opened(served.url, clock, range_uj=range_uj)  # type: ignore[arg-type]
+        ledger = {
+            name: Counter(Channel(name, "cpu", "scaphandre", range_uj=range_uj)) for name in ("package-0", "package-1")
+        }
+        buckets: dict[str, list[Bucket]] = {"package-0": [], "package-1": []}
+        for _ in range(4):
+            for reading in meter.read():
+                if reading.channel_id in ledger:
+                    bucket = ledger[reading.channel_id].read(reading)
+                    buckets[reading.channel_id] += [bucket] if bucket else []
+            clock.advance(2.2)
+    for name, expected in watts.items():
+        assert not [bucket.gap for bucket in buckets[name] if bucket.gap]
+        energy_nj, length_ns = (sum(getattr(b, what) for b in buckets[name]) for what in ("energy_nj", "length_ns"))
+        assert energy_nj / length_ns == pytest.approx(expected, rel=0.15), "as near as the answers can be dated"
+    if range_uj is None:
+        assert [bucket.gap for bucket in buckets["package-0"]].count("reset") == 1
+
+
+def test_a_socket_that_cannot_be_read_is_noticed_when_the_exporter_repeats_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Recorded: it repeats the last value as if alive, and the host's sum lacks it. Said once; the others go on."""
+    pages = [recorded(f"unreadable-{index}") for index in range(4)]
+    moving = [pages[3].replace(b"324497135", b"%d" % (324_497_135 + 70_000_000 * more)) for more in range(1, 3)]
+    with exporter(*pages, *moving) as served, caplog.at_level(logging.WARNING):
+        clock = ManualClock()
+        meter = opened(served.url, clock)
+        got = []
+        for _ in range(6):
+            got.append(values(meter.read()))
+            clock.advance(2.2)
+    assert [each["package-1"] for each in got[1:]] == [253_999_568] * 5, "never made up"
+    assert len({each["package-0"] for each in got}) == 6
+    (record,) = caplog.records
+    assert "package-1 stands still" in record.getMessage()
 
 
 def test_nothing_is_asked_when_the_last_request_is_too_near() -> None:
