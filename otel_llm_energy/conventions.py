@@ -108,7 +108,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         METER,
         "string",
         "standard",
-        "What was read: rapl, scaphandre, nvml, cpu-estimate; joined with + where several.",
+        "What was read: rapl, scaphandre, scaphandre-stream, prometheus, nvml, cpu-estimate; joined with +.",
     ),
     Attribute(
         SCOPE,
