@@ -66,35 +66,36 @@ class IdleMemory:
         self._facts = dict(facts)
         self._unix_clock = unix_clock
         self._keys: dict[str, str] = {}
-        self._kept: dict[str, KeptIdle] = {}
+        self._kept: dict[str, dict[str, KeptIdle]] = {}  # by channel, then by key and state
         self._said = False
 
-    def recall(self, meters: Sequence[OpenMeter]) -> dict[str, IdlePower]:
-        """What is known of these meters' channels; from now on `keep` takes figures for them."""
+    def recall(self, meters: Sequence[OpenMeter]) -> dict[str, list[IdlePower]]:
+        """What is known of these meters' channels, by state; from now on `keep` takes figures for them."""
         self._keys = {channel.id: _key(meter, channel) for meter in meters for channel in learning_channels(meter)}
         kept = self._read() if self._keys else {}
-        self._kept = {name: kept[key] for name, key in self._keys.items() if key in kept}
-        return {name: each.idle for name, each in self._kept.items()}
+        self._kept = {
+            name: {each: kept[each] for each in kept if each == _in_state(key, kept[each].idle.state)}
+            for name, key in self._keys.items()
+        }
+        return {name: [each.idle for each in figures.values()] for name, figures in self._kept.items() if figures}
 
     def age_seconds(self, channel_id: str) -> float | None:
-        """Age of the figure that is kept of a channel, s; ``None`` if there is none."""
-        kept = self._kept.get(channel_id)
-        return None if kept is None else max(self._unix_clock() - kept.learned_unix_s, 0.0)
+        """Age of the newest figure that is kept of a channel, s; ``None`` if there is none."""
+        newest_s = max((each.learned_unix_s for each in self._kept.get(channel_id, {}).values()), default=None)
+        return None if newest_s is None else max(self._unix_clock() - newest_s, 0.0)
 
-    def keep(self, learned: Mapping[str, IdlePower]) -> None:
+    def keep(self, learned: Mapping[str, Sequence[IdlePower]]) -> None:
         """Write what this run has learned, as far as it is news."""
-        news = {name: idle for name, idle in learned.items() if name in self._keys and self._is_news(name, idle)}
-        if self.path is None or not news:
-            return
         now_s = self._unix_clock()
-        self._kept.update({name: KeptIdle(idle, now_s) for name, idle in news.items()})
-        self._write({**self._read(), **{self._keys[name]: self._kept[name] for name in news}})
-
-    def _is_news(self, channel_id: str, idle: IdlePower) -> bool:
-        kept, age_seconds = self._kept.get(channel_id), self.age_seconds(channel_id)
-        if kept is None or age_seconds is None or age_seconds > _REWRITE_AFTER_SECONDS:
-            return True
-        return abs(idle.watts - kept.idle.watts) > _MOVED * kept.idle.watts
+        news: dict[str, KeptIdle] = {}
+        for name, key in self._keys.items():
+            known = self._kept.setdefault(name, {})
+            fresh = {_in_state(key, idle.state): KeptIdle(idle, now_s) for idle in learned.get(name, ())}
+            fresh = {each: new for each, new in fresh.items() if _is_news(new, known.get(each))}
+            news.update(fresh)
+            known.update(fresh)
+        if self.path is not None and news:
+            self._write({**self._read(), **news})
 
     def _read(self) -> dict[str, KeptIdle]:
         """The figures in the file that hold now, by key."""
@@ -132,6 +133,12 @@ class IdleMemory:
         if not self._said:
             self._said = True
             _logger.info(message, *args)
+
+
+def _is_news(new: KeptIdle, known: KeptIdle | None) -> bool:
+    if known is None or new.learned_unix_s - known.learned_unix_s > _REWRITE_AFTER_SECONDS:
+        return True
+    return abs(new.idle.watts - known.idle.watts) > _MOVED * known.idle.watts
 
 
 def default_path(facts: Mapping[str, str]) -> Path | None:
@@ -178,6 +185,10 @@ def _key(meter: OpenMeter, channel: Channel) -> str:
     return f"{meter.meter.name} {channel.id} {hashlib.sha256(f'{where} {channel.resource}'.encode()).hexdigest()[:12]}"
 
 
+def _in_state(key: str, state: str) -> str:
+    return f"{key} {state}" if state else key
+
+
 def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
     part = document.get(name)
     if not isinstance(part, dict):
@@ -192,7 +203,7 @@ def _kept(entry: Any) -> KeptIdle:
     if len(numbers) != len(names) or not 0 <= numbers[1] <= numbers[0] <= _MOST_WATTS:
         raise ValueError(f"{entry!r} is no idle power.")
     watts, lowest_watts, seconds, learned_unix_s = numbers
-    return KeptIdle(IdlePower(watts, lowest_watts, seconds), learned_unix_s)
+    return KeptIdle(IdlePower(watts, lowest_watts, seconds, str(entry.get("state", ""))), learned_unix_s)
 
 
 def _own_text(path: Path) -> str | None:

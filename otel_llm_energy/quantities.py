@@ -52,11 +52,13 @@ class IdlePower:
         watts: the point estimate.
         lowest_watts: the lowest that was seen, but for 2 %.
         seconds: of time without calls, from which it was learned.
+        state: in which it was learned, as in `Reading.state`.
     """
 
     watts: float
     lowest_watts: float
     seconds: float
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,14 @@ class Reading:
         energy_uj: the raw cumulative counter, microjoules; it may wrap or reset.
         earliest_ns: the counter had this value at some instant from here on (monotonic clock) ...
         latest_ns: ... to here.
+        state: of the hardware, where its idle power depends on that: a GPU's performance state.
     """
 
     channel_id: str
     energy_uj: int
     earliest_ns: int
     latest_ns: int
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ _FROZEN_AFTER_NS = 10 * NS_PER_SECOND
 class Bucket:
     """The energy between two readings of one channel, or a gap where it is not known.
 
-    ``start_error_ns`` and ``end_error_ns`` say how far the counter's time may lie to either side.
+    ``start_error_ns`` and ``end_error_ns`` say how far the counter's time may lie to either side, ``state`` the
+    hardware's state at the end; not ``steady``: it was another at the start.
     """
 
     start_ns: int
@@ -26,6 +27,8 @@ class Bucket:
     start_error_ns: int = 0
     end_error_ns: int = 0
     gap: str | None = None
+    state: str = ""
+    steady: bool = True
 
     @property
     def length_ns(self) -> int:
@@ -58,7 +61,8 @@ class Counter:
             return None
         energy_uj, gap = self._difference(last, reading, end_ns - start_ns)
         self._last, self._gap = reading, None
-        return Bucket(start_ns, end_ns, energy_uj * NJ_PER_UJ, _error(last), _error(reading), gap)
+        errors_ns, steady = (_error(last), _error(reading)), last.state == reading.state
+        return Bucket(start_ns, end_ns, energy_uj * NJ_PER_UJ, *errors_ns, gap, reading.state, steady)
 
     def _difference(self, last: Reading, reading: Reading, length_ns: int) -> tuple[int, str | None]:
         if self._gap is not None:

@@ -180,7 +180,7 @@ class IdleModel:
         if self._remembered is None or (live.origin == "learned" and _length_ns(self._idle) >= _ENOUGH_NS):
             return live
         point, lowest = self._remembered.watts, self._remembered.lowest_watts * (1 - _DRIFT)
-        least_seen = min((s.watts for s in self._all), default=point)
+        least_seen = min((s.watts for s in (*self._idle, *self._all)), default=point)
         if least_seen < lowest:
             self._remembered = None  # idle can be no more than what was drawn
             return live

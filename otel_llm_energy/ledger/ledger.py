@@ -107,7 +107,7 @@ class Ledger:
     def channels(self) -> list[Channel]:
         return [account.sweep.channel for account in self._accounts.values()]
 
-    def add_channel(self, channel: Channel, remembered: IdlePower | None = None) -> None:
+    def add_channel(self, channel: Channel, remembered: Sequence[IdlePower] = ()) -> None:
         """From now on there are readings of this channel; one that was there before is interrupted.
 
         ``remembered`` is what an earlier run learned of its idle power.
@@ -116,8 +116,7 @@ class Ledger:
             self._accounts[channel.id].counter.interrupt("reopened")
             return
         account = self._accounts[channel.id] = _Account(Counter(channel), Sweep(channel, self._idle))
-        if remembered is not None:
-            account.sweep.idle_model.remember(remembered)
+        account.sweep.idle.remember(remembered)
         self._activity.setdefault(channel.resource, ActivityLog())
         self._billed_nj[channel.id] = self._late_nj[channel.id] = 0
 
@@ -234,17 +233,16 @@ class Ledger:
 
     def baselines(self) -> dict[str, Baseline]:
         """What is known of the idle power of each channel."""
-        return {name: account.sweep.idle_model.baseline() for name, account in self._accounts.items()}
+        return {name: account.sweep.idle.baseline() for name, account in self._accounts.items()}
 
-    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> dict[str, IdlePower]:
-        """The idle power of those channels of which this run has learned it, from so much time without calls."""
-        learned = {name: account.sweep.idle_model.learned(least_seconds) for name, account in self._accounts.items()}
-        return {name: idle for name, idle in learned.items() if idle is not None}
+    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> dict[str, list[IdlePower]]:
+        """What this run has learned of each channel's idle power, by state, from so much time without calls."""
+        return {name: account.sweep.idle.learned(least_seconds) for name, account in self._accounts.items()}
 
     def forget_idle(self) -> None:
         """Learn idle power anew, from now on."""
         for account in self._accounts.values():
-            account.sweep.idle_model.forget()
+            account.sweep.idle.forget()
 
     def _balance(self, channel_id: str, account: _Account) -> Balance:
         sweep = account.sweep

@@ -23,7 +23,8 @@ from typing import Literal
 from otel_llm_energy.ledger.activity import ActivityLog, Parts
 from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
 from otel_llm_energy.ledger.counter import Bucket
-from otel_llm_energy.ledger.idle import Baseline, IdleModel
+from otel_llm_energy.ledger.idle import Baseline
+from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
 from otel_llm_energy.ledger.tracks import Track
 from otel_llm_energy.quantities import Channel
@@ -99,7 +100,7 @@ class Sweep:
 
     def __init__(self, channel: Channel, idle: IdleSharing) -> None:
         self.channel = channel
-        self.idle_model = IdleModel(channel.idle_watts, channel.limit_watts)
+        self.idle = IdleStates(channel)
         self.swept_ns = 0
         self.whole_from_ns = 0  # there is no gap between here and swept_ns
         self.covered = Track()
@@ -151,7 +152,8 @@ class Sweep:
         self.metered_nj += bucket.energy_nj
         self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
-            self.idle_model.cpus = activity.capacity
+            self.idle.enter(bucket.state, steady=bucket.steady)
+            self.idle.model.cpus = activity.capacity
             timelines = self._present(bucket, timelines, activity)
             parts = activity.parts(bucket.start_ns, bucket.end_ns, timelines)
             self._learn_power(bucket, timelines, parts)
@@ -159,7 +161,7 @@ class Sweep:
             self._share(bucket, timelines, parts)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
-            self.idle_model.gap()
+            self.idle.model.gap()
             self._learned_ns = bucket.end_ns
             self._remember(Swept(bucket, Baseline(None, 0.0, None, "unknown"), 0, {}, 0, 0, 0))
         self._close(bucket)
@@ -181,7 +183,7 @@ class Sweep:
     def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
         steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
         everyone = merged(list(steps.values()))
-        baseline = self.idle_model.baseline()
+        baseline = self.idle.baseline()
         idle_nj = _idle_nj(bucket, baseline)
         dyn_nj = bucket.energy_nj - idle_nj
         self._share_idle(idle_nj, bucket, steps, everyone, parts)
@@ -195,11 +197,11 @@ class Sweep:
         steps = [line.steps(bucket.start_ns, bucket.end_ns) for line in timelines.values()]
         at_work_ns = _length(merged(steps))
         if at_work_ns == 0:
-            self.idle_model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
+            self.idle.model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
         elif at_work_ns == bucket.length_ns:
-            self.idle_model.working(bucket.energy_nj, bucket.length_ns)
+            self.idle.model.working(bucket.energy_nj, bucket.length_ns)
         else:
-            self.idle_model.mixed()
+            self.idle.model.mixed()
 
     def _learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
         """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
@@ -217,7 +219,7 @@ class Sweep:
             busy_ns = activity.busy_ns(self._learned_ns, at_ns)
             if busy_ns is not None:
                 energy_nj = self._metered.between(self._learned_ns, at_ns)
-                self.idle_model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
+                self.idle.model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
             self._learned_ns = at_ns
 
     def _share_idle(
@@ -267,7 +269,7 @@ class Sweep:
 
     def _capped(self, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> int:
         """More than the hardware can draw while calls were at work was not theirs."""
-        if not self.idle_model.limit_is_hardware or baseline.highest_watts is None:
+        if not self.idle.model.limit_is_hardware or baseline.highest_watts is None:
             return dyn_nj
         most_watts = max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
         return min(dyn_nj, int(most_watts * at_work_ns))

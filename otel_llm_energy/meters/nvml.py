@@ -25,6 +25,8 @@ POWER_SCALE_ERROR = 0.1
 """Relative error of integrated power. NVIDIA gives +-5 % for the sensor of cards that have no counter (nvidia-smi(1),
 "Power Draw", Fermi and Kepler); as much again is assumed for what happens between two samples."""
 
+_LOOK_FOR_PROCESSES_NS = NS_PER_SECOND
+
 _log = logging.getLogger(__name__)
 
 
@@ -155,6 +157,7 @@ class _CounterCard:
         self._nvml = nvml
         self._clock = clock
         self._energy_mj: int | None = None
+        self._state = _IdleState(nvml, gpu)
         self._unchanged_ns = 0  # at this instant it still had the value before
 
     def read(self) -> Reading | None:
@@ -165,7 +168,7 @@ class _CounterCard:
         if energy_mj == self._energy_mj:
             return None
         self._energy_mj = energy_mj
-        return Reading(_channel_id(self.gpu), energy_mj * 1000, earliest_ns, after_ns)
+        return Reading(_channel_id(self.gpu), energy_mj * 1000, earliest_ns, after_ns, self._state.read(after_ns))
 
 
 class _PowerCard:
@@ -175,6 +178,7 @@ class _PowerCard:
         self.gpu = gpu
         self._nvml = nvml
         self._clock = clock
+        self._state = _IdleState(nvml, gpu)
         self._last: tuple[int, int] | None = None
         self._energy_pj = 0  # 1 mW for 1 ns is 1 pJ
 
@@ -187,7 +191,33 @@ class _PowerCard:
             last_ns, last_mw = self._last
             self._energy_pj += (last_mw + power_mw) * (at_ns - last_ns) // 2
         self._last = (at_ns, power_mw)
-        return Reading(_channel_id(self.gpu), self._energy_pj // 1_000_000, before_ns, after_ns)
+        state = self._state.read(after_ns)
+        return Reading(_channel_id(self.gpu), self._energy_pj // 1_000_000, before_ns, after_ns, state)
+
+
+class _IdleState:
+    """What a GPU's idle power depends on: its performance state, and whether a process holds memory on it."""
+
+    def __init__(self, nvml: Nvml, gpu: Gpu) -> None:
+        self._nvml = nvml
+        self._gpu = gpu
+        self._resident = False
+        self._looked_ns: int | None = None
+
+    def read(self, now_ns: int) -> str:
+        """``"P8"``, ``"P0 resident"``..."""
+        if self._looked_ns is None or now_ns - self._looked_ns >= _LOOK_FOR_PROCESSES_NS:
+            self._looked_ns = now_ns
+            self._resident = self._has_processes()
+        state = self._nvml.performance_state(self._gpu)
+        name = "P?" if state is None else f"P{state}"
+        return f"{name} resident" if self._resident else name
+
+    def _has_processes(self) -> bool:
+        try:
+            return bool(self._nvml.processes(self._gpu))
+        except NvmlError:
+            return False
 
 
 def nvidia_driver_is_there(dev: Path = Path("/dev")) -> bool:

@@ -117,11 +117,13 @@ class Books:
 
     # From the meters' threads
 
-    def add_channels(self, channels: Sequence[Channel], remembered: Mapping[str, IdlePower] | None = None) -> None:
+    def add_channels(
+        self, channels: Sequence[Channel], remembered: Mapping[str, Sequence[IdlePower]] | None = None
+    ) -> None:
         """From now on there are readings of these channels; of some, idle power is known from an earlier run."""
         self._reason = None
         known = remembered or {}
-        self._note(*[(self._ledger.add_channel, channel, known.get(channel.id)) for channel in channels])
+        self._note(*[(self._ledger.add_channel, channel, known.get(channel.id, ())) for channel in channels])
 
     def without_meter(self, reason: str) -> None:
         """There is no channel; claims are unavailable for ``reason``."""
@@ -195,7 +197,7 @@ class Books:
         with self._ledger_lock:
             return self._ledger.baselines()
 
-    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> Mapping[str, IdlePower]:
+    def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> Mapping[str, Sequence[IdlePower]]:
         """Idle power that this run has learned, from so much time without calls."""
         with self._ledger_lock:
             return self._ledger.learned_idle(least_seconds)

@@ -60,14 +60,14 @@ def kept(path: Path) -> Path:
     """The file after a run."""
     earlier = memory(path)
     assert earlier.recall(meters()) == {}
-    earlier.keep({"package-0": IDLE})
+    earlier.keep({"package-0": [IDLE]})
     return path
 
 
 def test_idle_power_is_there_for_the_next_run_when_it_was_kept(kept: Path) -> None:
     """With its age."""
     later = memory(kept, NOW_S + 7200)
-    assert later.recall(meters()) == {"package-0": IDLE}
+    assert later.recall(meters()) == {"package-0": [IDLE]}
     assert later.age_seconds("package-0") == 7200
 
 
@@ -84,7 +84,7 @@ def test_file_names_neither_the_machine_nor_a_password_when_it_is_written(path: 
     meter = OpenMeter(ScaphandreMeter("http://user:s3cr3t@host:8080/metrics"), (PACKAGE,))
     each = IdleMemory(path, facts)
     each.recall([meter])
-    each.keep({"package-0": IDLE})
+    each.keep({"package-0": [IDLE]})
     assert "s3cr3t" not in path.read_text()
     machine_id = Path("/etc/machine-id")
     if machine_id.exists():
@@ -116,7 +116,7 @@ def test_idle_power_that_is_given_or_estimated_is_not_kept(path: Path) -> None:
     guess = Channel("cpu-estimate", "cpu", "cpu-estimate", estimated=True)
     each = memory(path)
     each.recall(meters("/tree", given, guess))
-    each.keep({"package-0": IDLE, "cpu-estimate": IDLE})
+    each.keep({"package-0": [IDLE], "cpu-estimate": [IDLE]})
     assert not path.exists()
 
 
@@ -150,9 +150,9 @@ def test_file_is_replaced_when_it_cannot_be_used(path: Path, content: bytes, cap
     each = memory(path)
     with caplog.at_level(logging.INFO):
         assert each.recall(meters()) == {}
-        each.keep({"package-0": IDLE})
+        each.keep({"package-0": [IDLE]})
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
-    assert memory(path).recall(meters()) == {"package-0": IDLE}
+    assert memory(path).recall(meters()) == {"package-0": [IDLE]}
 
 
 def test_file_of_another_user_is_not_believed(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +167,8 @@ def test_nothing_happens_when_the_file_cannot_be_written(tmp_path: Path, caplog:
     each = memory(tmp_path / "file" / "idle.json")
     with caplog.at_level(logging.INFO):
         each.recall(meters())
-        each.keep({"package-0": IDLE})
-        each.keep({"package-0": IdlePower(30.0, 29.0, 60.0)})
+        each.keep({"package-0": [IDLE]})
+        each.keep({"package-0": [IdlePower(30.0, 29.0, 60.0)]})
     assert len(caplog.records) == 1
 
 
@@ -177,19 +177,31 @@ def test_file_is_written_only_when_there_is_news(kept: Path) -> None:
     before = kept.stat().st_ino
     each = memory(kept, NOW_S + 60)
     each.recall(meters())
-    each.keep({"package-0": IdlePower(20.1, 19.0, 90.0)})
+    each.keep({"package-0": [IdlePower(20.1, 19.0, 90.0)]})
     assert kept.stat().st_ino == before
-    each.keep({"package-0": IdlePower(21.0, 19.0, 90.0)})
+    each.keep({"package-0": [IdlePower(21.0, 19.0, 90.0)]})
     assert kept.stat().st_ino != before
+
+
+def test_each_state_has_its_figure_when_idle_power_has_states(path: Path) -> None:
+    """A GPU's, by performance state."""
+    slow, fast = IdlePower(15.0, 14.0, 60.0, "P8"), IdlePower(60.0, 55.0, 20.0, "P0 resident")
+    gpu = Channel("gpu-0", "gpu", "nvml", resource="gpu:a")
+    earlier = memory(path)
+    earlier.recall(meters("/tree", gpu))
+    earlier.keep({"gpu-0": [slow]})
+    earlier.keep({"gpu-0": [slow, fast]})
+    later = memory(path).recall(meters("/tree", gpu))
+    assert sorted(later["gpu-0"], key=lambda idle: idle.watts) == [slow, fast]
 
 
 def test_figures_of_other_channels_stay_when_one_is_written(kept: Path) -> None:
     """Several programs with different meters share the file."""
     other = memory(kept)
     other.recall(meters("/another/tree"))
-    other.keep({"package-0": IdlePower(5.0, 4.0, 60.0)})
-    assert memory(kept).recall(meters()) == {"package-0": IDLE}
-    assert memory(kept).recall(meters("/another/tree")) == {"package-0": IdlePower(5.0, 4.0, 60.0)}
+    other.keep({"package-0": [IdlePower(5.0, 4.0, 60.0)]})
+    assert memory(kept).recall(meters()) == {"package-0": [IDLE]}
+    assert memory(kept).recall(meters("/another/tree")) == {"package-0": [IdlePower(5.0, 4.0, 60.0)]}
 
 
 _WRITES = """
@@ -199,7 +211,7 @@ from tests.instrument.test_idle_memory import IdlePower, memory, meters
 for turn in range(150):
     each = memory(Path(sys.argv[1]))
     each.recall(meters())
-    each.keep({"package-0": IdlePower(20.0 + turn, 19.0, 60.0)})
+    each.keep({"package-0": [IdlePower(20.0 + turn, 19.0, 60.0)]})
 """
 
 
@@ -234,7 +246,7 @@ def test_first_call_has_its_idle_power_when_an_earlier_run_kept_it(
     earlier = IdleMemory(path, machine_facts())
     package, dram = Channel("package-0", "cpu", "rapl"), Channel("package-0/dram", "memory", "rapl")
     earlier.recall(meters(str(powercap.root), package, dram))
-    earlier.keep({"package-0": IDLE, "package-0/dram": IdlePower(2.0, 1.9, 60.0)})
+    earlier.keep({"package-0": [IDLE], "package-0/dram": [IdlePower(2.0, 1.9, 60.0)]})
     energy = otel_llm_energy.instrument(
         tracer_provider=provider, meters="rapl", powercap_root=powercap.root, idle_cache=path, detail="full"
     )
@@ -327,7 +339,7 @@ def test_idle_power_is_measured_and_kept_when_nothing_calls(path: Path) -> None:
     bench = Bench(path)
     assert bench.measure() == {"package-0": pytest.approx(20.0)}
     later = memory(path).recall([OpenMeter(Constant(bench.clock), (Channel("package-0", "cpu", "constant"),))])
-    assert later["package-0"].watts == pytest.approx(20.0)
+    assert later["package-0"][0].watts == pytest.approx(20.0)
 
 
 def test_idle_power_is_not_measured_when_calls_are_open(path: Path) -> None:

@@ -24,7 +24,7 @@ def bill_of_first_call(
 ) -> Bill:
     """A first call of 5 s; the machine is busy with other programs all the time, with its server's work besides."""
     ledger = Ledger(0)
-    ledger.add_channel(Channel("package-0", "cpu", "rapl"), remembered)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl"), [remembered] if remembered else [])
     ledger.add_server("llm", reports=False)
     start_ns, end_ns = round(start_s * NS_PER_SECOND), round((start_s + 5) * NS_PER_SECOND)
     entry = ledger.open("llm", start_ns)

@@ -85,6 +85,26 @@ def test_reading_is_no_older_than_a_refresh_when_it_is_seldom_polled(
     assert reading.earliest_ns == clock.now_ns - REFRESH_NS
 
 
+def test_reading_tells_the_state_on_which_idle_power_depends(
+    driver: FakeDriver, meter: NvmlMeter, clock: ManualClock
+) -> None:
+    """Performance state, and whether a model may be in its memory; both may be unknown."""
+    meter.open()
+    seen = []
+    for energy_mj, answers in enumerate(
+        [
+            {"gpu0_pstate": 8},
+            {"gpu0_pids": 4711},
+            {"gpu0_pstate": 0},
+            {"gpu0_pids_error": NO_PERMISSION, "gpu0_pstate": None},
+        ]
+    ):
+        clock.advance(1)
+        driver.say(gpu0_energy_mj=energy_mj, **answers)
+        seen += [reading.state for reading in meter.read()]
+    assert seen == ["P8", "P8 resident", "P0 resident", "P?"]
+
+
 def test_power_is_integrated_when_a_card_has_no_counter(
     driver: FakeDriver, meter: NvmlMeter, clock: ManualClock
 ) -> None:
