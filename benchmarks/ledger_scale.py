@@ -24,7 +24,11 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.ledger.sweep import BATCH_SHARINGS, BatchSharing
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
 
-_CHANNELS = (Channel("package-0", "cpu", "rapl"), Channel("package-0/dram", "memory", "rapl"))
+# Idle power is known, so that a claim takes the whole way; it is learned only while no call is open.
+_CHANNELS = (
+    Channel("package-0", "cpu", "rapl", idle_watts=20),
+    Channel("package-0/dram", "memory", "rapl", idle_watts=2),
+)
 _READING_NS = 5_000_000
 _SAMPLE_NS = 250_000_000
 _SETTLE_NS = 250_000_000
@@ -126,10 +130,10 @@ def _cost(options: argparse.Namespace) -> None:
 
 def _claim_us(open_calls: int, options: argparse.Namespace) -> float:
     machine = Machine(open_calls, options.rate, options.share)
-    machine.run(2 * open_calls)  # as many as were open at first are settled
-    settled, started_ns = machine.settled, time.process_time_ns()
+    machine.run(max(2 * open_calls, options.rate))  # from now on as many are settled as begin
+    started_ns = time.process_time_ns()
     machine.run(options.at_each)
-    return (time.process_time_ns() - started_ns) / 1e3 / max(machine.settled - settled, 1)
+    return (time.process_time_ns() - started_ns) / 1e3 / options.at_each
 
 
 def _memory(options: argparse.Namespace) -> None:
