@@ -133,7 +133,7 @@ def _claim_us(open_calls: int, options: argparse.Namespace) -> float:
     machine.run(max(2 * open_calls, options.rate))  # from now on as many are settled as begin
     started_ns = time.process_time_ns()
     machine.run(options.at_each)
-    return (time.process_time_ns() - started_ns) / 1e3 / options.at_each
+    return (time.process_time_ns() - started_ns) / 1e3 / int(options.at_each)
 
 
 def _memory(options: argparse.Namespace) -> None:

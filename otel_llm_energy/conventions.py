@@ -150,7 +150,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     Attribute(MEMORY_JOULES, "double", "full", "The part from memory domains, J."),
     Attribute(GPU_JOULES, "double", "full", "The part from GPUs, J."),
     Attribute(HOST_JOULES, "double", "full", "The part from counters of a whole host, J."),
-    Attribute(METHOD, "string", "full", "How idle and overlap were shared, such as above-idle/equal-time."),
+    Attribute(METHOD, "string", "full", "How idle and overlap were shared, such as above-idle/equal-time or above-idle/phase-tokens."),
     Attribute(COVERAGE, "double", "full", "Part of the work window that lies inside readings, 0 to 1."),
     Attribute(
         CONCURRENCY,

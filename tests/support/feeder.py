@@ -75,10 +75,15 @@ class Truth:
 
 
 class ServerMeter:
-    """Splits off the watched server's part of each step, and writes it down."""
+    """Splits off the watched server's part of each step, and writes it down.
 
-    def __init__(self, watched: Watched) -> None:
-        self._clock = ProcessSumClock(partial(process_tree, watched.pid))
+    Args:
+        watched: the server.
+        clock: its CPU time; ``None`` for that of its process tree.
+    """
+
+    def __init__(self, watched: Watched, clock: BusyClock | None = None) -> None:
+        self._clock = clock or ProcessSumClock(partial(process_tree, watched.pid))
         self._journal = os.open(watched.truth, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         self._flag = None if watched.prefilling is None else os.open(watched.prefilling, os.O_RDONLY | os.O_CLOEXEC)
         self._busy_ns = self._clock.read_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import requests
 
 from tests.support.backends import Scaphandre
 from tests.support.cpu_time import ProcessSumClock, busy_clock, process_cpu_ns, tree_cpu_ns
-from tests.support.feeder import Feeder
+from tests.support.feeder import Feeder, ServerMeter, Truth, Watched
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree, PowerModel
 
 _SPIN = "end = __import__('time').monotonic() + {seconds}\nwhile __import__('time').monotonic() < end: pass"
@@ -65,6 +66,37 @@ def test_true_joules_are_refused_when_the_shape_is_concave() -> None:
     assert PowerModel().joules(seconds=2, cpu_seconds=1) == pytest.approx(110)
     with pytest.raises(ValueError, match="linear"):
         PowerModel(exponent=0.7).joules(seconds=2, cpu_seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "server_joules", "idle_joules"),
+    [
+        (PowerModel(), 0.25 * 60 * 1.1, 20 * 1.1),
+        (PowerModel(exponent=0.5), 0.25 / 0.75 * 60 * 0.75**0.5 * 1.1, 20 * 1.1),
+        (PowerModel(prefill_factor=1.4), 0.25 * 60 * 1.4 * 1.1, 20 * 1.1),
+        (PowerModel(idle_swing_watts=5, idle_swing_seconds=2), 0.25 * 60 * 1.1, (20 + 5 * 2 / math.pi) * 1.1),
+    ],
+)
+def test_truth_is_the_servers_part_of_what_was_fed_when_another_program_works_too(
+    tmp_path: Path, model: PowerModel, server_joules: float, idle_joules: float
+) -> None:
+    """In a second the server has a quarter of a CPU, another program half of one; it reads a prompt throughout."""
+    machine, server = StepClock(), StepClock()
+    watched = Watched(0, tmp_path / "truth", tmp_path / "prefilling")
+    (tmp_path / "prefilling").write_text("1")
+    with PowercapTree(tmp_path / "tree") as tree:
+        meter = ServerMeter(watched, server)
+        feeder = Feeder(tree, model, machine, itertools.count(0, 2_000_000).__next__, meter)
+        for step in range(1, 501):
+            machine.busy_ns = step * 1_500_000
+            server.busy_ns = step * 500_000
+            feeder.step()
+        fed_joules = (tree.read_uj(PACKAGE) + tree.read_uj(MEMORY)) / 1e6
+    truth = Truth(watched.truth)
+    served, idle = (measure(2_000_000, 1_000_000_000) for measure in (truth.server_joules, truth.idle_joules))
+    assert served == pytest.approx(server_joules, rel=0.01)
+    assert idle == pytest.approx(idle_joules, rel=0.01)
+    assert served + idle < fed_joules
 
 
 def test_counter_wraps_when_it_passes_its_range(tmp_path: Path) -> None:
