@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e import stack
 from tests.e2e import whole_way as way
-from tests.support.backends import Jaeger, Ollama, running_scaphandre
+from tests.support.backends import Jaeger, Ollama, Tempo, running_scaphandre, running_tempo
 from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
 
@@ -44,6 +44,7 @@ def run_app(
                 "OTEL_LLM_ENERGY_METERS": "scaphandre",
                 "OTEL_LLM_ENERGY_SCAPHANDRE_URL": exporter.url,
                 "OTEL_LLM_ENERGY_DETAIL": "full",
+                "OTEL_LLM_ENERGY_IDLE_CACHE": "off",
             }
             command = [sys.executable, str(_APPS / script)]
             environment = {**own, **settings, **env}
@@ -56,8 +57,19 @@ def run_app(
 
 
 @pytest.fixture(scope="session")
+def tempo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempo]:
+    """The real Tempo, which takes a quarter of a minute to start."""
+    with running_tempo(tmp_path_factory.mktemp("tempo")) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="session")
 def whole_way(
-    tmp_path_factory: pytest.TempPathFactory, llama_server: LlamaServerFactory, ollama: Ollama, powercap: PowercapTree
+    tmp_path_factory: pytest.TempPathFactory,
+    llama_server: LlamaServerFactory,
+    ollama: Ollama,
+    powercap: PowercapTree,
+    tempo: Tempo,
 ) -> Iterator[way.WholeWay]:
     """A service has asked both servers, and everything has arrived behind agent and gateway."""
     env = {
@@ -69,6 +81,6 @@ def whole_way(
         "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",  # as the synthetic counters have it
         "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(powercap.root),
     }
-    with stack.running_stack(tmp_path_factory.mktemp("whole")) as behind, behind.jaeger() as jaeger:
+    with stack.running_stack(tmp_path_factory.mktemp("whole"), tempo) as behind, behind.jaeger() as jaeger:
         last_line = stack.run_app("whole_way.py", way.SERVICE, behind.agent.otlp_http, env)
         yield way.WholeWay(behind, jaeger, json.loads(last_line))

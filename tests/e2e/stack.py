@@ -20,7 +20,6 @@ from tests.support.backends import (
     Tempo,
     running_jaeger,
     running_prometheus,
-    running_tempo,
 )
 from tests.support.children import free_port
 
@@ -59,13 +58,10 @@ class Stack:
 
 
 @contextmanager
-def running_stack(
-    folder: Path, *, sampling: Mapping[str, str] | None = None, tempo: Tempo | None = None
-) -> Iterator[Stack]:
-    """All but Jaeger, for the length of the block; with settings for the gateway's sampling, it samples."""
+def running_stack(folder: Path, tempo: Tempo, sampling: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """All but Jaeger, before a Tempo that runs already; with settings for the gateway's sampling, it samples."""
     with ExitStack() as stack:
         jaeger_port = free_port()
-        tempo = tempo or stack.enter_context(running_tempo(folder))
         prometheus = stack.enter_context(running_prometheus(CONFIG / "prometheus.yaml", folder))
         outlets = {"JAEGER": f"127.0.0.1:{jaeger_port}", "TEMPO": tempo.otlp_grpc, "PROMETHEUS": prometheus.url}
         files = ["gateway.yaml"] if sampling is None else ["gateway.yaml", "gateway-sampling.yaml"]
@@ -90,6 +86,7 @@ def running_app(script: str, service: str, endpoint: str, env: Mapping[str, str]
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "OTEL_METRIC_EXPORT_INTERVAL": "500",
         "OTEL_LLM_ENERGY_DETAIL": "full",
+        "OTEL_LLM_ENERGY_IDLE_CACHE": "off",
         "OPENAI_API_KEY": "unused",
     }
     with subprocess.Popen(
