@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
-from otel_llm_energy import conventions
 from otel_llm_energy.instrument import Instrumentation, instrument
-from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
-from otel_llm_energy.study.dataset import MANIFEST, SESSIONS, compact, read_manifest, scan
+from otel_llm_energy.study.dataset import SESSIONS, compact, scan
 from otel_llm_energy.study.features import prompt_features
-from otel_llm_energy.study.journal import ROWS, Journal, replace_file
+from otel_llm_energy.study.journal import Journal
+from otel_llm_energy.study.manifest import check_same_study, client_facts, write_manifest
 from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, jobs
 from otel_llm_energy.study.power import PowerLog, recorded_meters
-from otel_llm_energy.study.prompts import Prompt, PromptSet, read_prompts, sha256_of
-from otel_llm_energy.study.rows import span_columns
+from otel_llm_energy.study.prompts import Prompt, read_prompts, sha256_of
 from otel_llm_energy.study.scores import Score, scorer
-from otel_llm_instrumentation import semconv
+from otel_llm_energy.study.sessions import Session
+from otel_llm_energy.study.sink import RowSink
 
-_FORMAT: Final = 1
 _LOOK_SECONDS: Final = 0.2
-_SESSION_SECONDS: Final = 10.0
 _LAST_READING_SECONDS: Final = 12.0
 _ERROR_CHARACTERS: Final = 500
-_DRAWN_CALLS: Final = 50  # of each deployment: the power of so many is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +113,15 @@ def collect(
     score = scorer(plan.score or None, prompts.prompts)
     with Journal(folder) as journal, _disk_errors(folder):
         work = _Work(jobs(plan, prompts), _earlier_rows(folder), retry_failed=options.retry_failed)
-        _check_same_study(folder, plan, prompts)
+        check_same_study(folder, plan, prompts)
         if not work.todo:
             compact(folder, journal)
             return Progress(work.planned, work.done, 0, 0, 0.0, 0.0)
         askers = {server.name: make_asker(_listening(server, options), plan) for server in plan.servers}
-        _write_manifest(folder, plan, prompts, askers, options)
+        write_manifest(folder, plan, prompts, askers, content=options.content)
         log = PowerLog()
         with _measuring(plan, options, log) as (tracer, energy, sink_to):
-            sink = _RowSink(journal, log, content=options.content)
+            sink = RowSink(journal, log, content=options.content)
             sink_to(sink)
             before_calls(energy)
             run = _Run(plan, options, work, askers, score, tracer, energy, sink, folder)
@@ -203,81 +193,6 @@ def _measuring(
         provider.shutdown()
 
 
-class _RowSink(SpanProcessor):
-    """Turns the enriched spans of each call into its row, and keeps it.
-
-    A call is a root span of the study with the client library's span below. The root comes last: it waits for the
-    energy of what is below it.
-    """
-
-    def __init__(self, journal: Journal, log: PowerLog, *, content: bool) -> None:
-        self.written = Counter[str]()
-        self.joules = 0.0
-        self.failure: OSError | None = None
-        self._journal = journal
-        self._log = log
-        self._content = content
-        self._lock = threading.Lock()
-        self._expected: dict[int, _Pending] = {}
-        self._drawn = Counter[str]()
-
-    def expect(self, trace_id: int, row: dict[str, Any]) -> None:
-        """The spans of this trace belong to this row."""
-        with self._lock:
-            self._expected[trace_id] = _Pending(row, time.monotonic_ns())
-
-    @property
-    def waiting(self) -> bool:
-        """Some rows are not complete yet."""
-        with self._lock:
-            return bool(self._expected)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        context = span.get_span_context()
-        trace_id = context.trace_id if context else 0
-        with self._lock:
-            pending = self._expected.get(trace_id)
-        if pending is None:
-            return
-        if span.parent is None:
-            self._add_power(pending)
-            self.write(pending.row)
-            with self._lock:  # who waits for the rows waits until they are kept
-                del self._expected[trace_id]
-        elif semconv.OPERATION_NAME in (span.attributes or {}):
-            start_ns, end_ns = span.start_time or 0, span.end_time or 0
-            pending.row |= span_columns(span.attributes or {}, content=self._content)
-            pending.row |= {"started_at": start_ns / NS_PER_SECOND, "seconds": (end_ns - start_ns) / NS_PER_SECOND}
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Keep a row; a full disk stops the collection, with all earlier rows whole."""
-        try:
-            self._journal.append(row)
-        except OSError as error:
-            self.failure = self.failure or error
-            return
-        with self._lock:
-            self.written["failed" if row["error_type"] else "answered"] += 1
-            self.joules += row.get(conventions.JOULES) or 0.0
-
-    def _add_power(self, pending: _Pending) -> None:
-        deployment = pending.row["deployment"]
-        with self._lock:
-            self._drawn[deployment] += 1
-            if self._drawn[deployment] > _DRAWN_CALLS:
-                return
-        length_ns = int(pending.row.get("seconds", 0.0) * NS_PER_SECOND)
-        seconds, watts = self._log.watts(pending.started_ns, pending.started_ns + length_ns)
-        if seconds:
-            pending.row |= {"power_seconds": seconds, "power_watts": watts}
-
-
-@dataclass(slots=True)
-class _Pending:
-    row: dict[str, Any]
-    started_ns: int
-
-
 # Asking
 
 
@@ -293,7 +208,7 @@ class _Run:
         score: Score,
         tracer: Tracer,
         energy: Instrumentation,
-        sink: _RowSink,
+        sink: RowSink,
         folder: Path,
     ) -> None:
         self._plan = plan
@@ -304,7 +219,7 @@ class _Run:
         self._tracer = tracer
         self._energy = energy
         self._sink = sink
-        self._session = _Session(folder / SESSIONS, energy)
+        self._session = Session(folder / SESSIONS, energy)
         self._common = client_facts()
         self._server_facts = {
             (server.name, model): askers[server.name].facts(model) for server in plan.servers for model in server.models
@@ -513,116 +428,6 @@ class _Run:
 
 def _words(error: BaseException) -> str:
     return str(error)[:_ERROR_CHARACTERS] or type(error).__qualname__
-
-
-# What is known of a study beside its rows
-
-
-class _Session:
-    """What the meters counted in one run, rewritten now and then so that it outlives a kill."""
-
-    def __init__(self, folder: Path, energy: Instrumentation) -> None:
-        self._started_at = time.time()
-        self._path = folder / f"{self._started_at:.0f}-{os.getpid()}.json"
-        self._energy = energy
-        self._written = time.monotonic()
-        folder.mkdir(exist_ok=True)
-
-    def write_now_and_then(self) -> None:
-        if time.monotonic() - self._written >= _SESSION_SECONDS:
-            self._written = time.monotonic()
-            self.write()
-
-    def write(self, *, ended: bool = False) -> None:
-        now = time.time()
-        status = self._energy.status()
-        content = {
-            "started_at": self._started_at,
-            "seconds": now - self._started_at,
-            "ended": ended,
-            "meters": [
-                {
-                    "meter": each.channel.meter,
-                    "channel": each.channel.id,
-                    "component": each.channel.component,
-                    "estimated": each.channel.estimated,
-                    "idle_watts": each.idle_watts,
-                    "metered_joules": each.balance.metered_nj / NJ_PER_JOULE,
-                    "attributed_joules": each.balance.billed_nj / NJ_PER_JOULE,
-                    "unattributed_joules": {
-                        reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in each.balance.unattributed_nj.items()
-                    },
-                }
-                for each in status.channels
-            ],
-            "left_out": [{"name": one.name, "reason": one.reason, "message": one.message} for one in status.left_out],
-        }
-        replace_file(self._path, json.dumps(content, indent=1).encode())
-
-
-def client_facts() -> dict[str, Any]:
-    """Hardware and software of this machine, as columns of a row."""
-    return {
-        "client_cpu": _cpu_name(),
-        "client_cpus": os.cpu_count(),
-        "client_memory_bytes": psutil.virtual_memory().total,
-        "client_system": platform.platform(),
-        "client_python": platform.python_version(),
-        "client_package": version("otel-llm-energy"),
-    }
-
-
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _check_same_study(folder: Path, plan: Plan, prompts: PromptSet) -> None:
-    manifest = read_manifest(folder)
-    if manifest is None:
-        if (folder / ROWS).stat().st_size:
-            raise StudyError(f"{folder}: there are rows but no {MANIFEST}. Choose another folder with --out.")
-        return
-    if manifest.get("plan_digest") != plan.digest:
-        differing = [key for key, value in plan.as_dict().items() if manifest["plan"].get(key) != _plain(value)]
-        raise StudyError(
-            f"{folder}: it holds a study with another plan ({', '.join(differing) or 'servers'} differ). "
-            "Choose another folder with --out."
-        )
-    if manifest.get("prompts", {}).get("sha256") != prompts.sha256:
-        raise StudyError(
-            f"{folder}: {plan.prompts} has changed since the study began. Choose another folder with --out."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _write_manifest(
-    folder: Path, plan: Plan, prompts: PromptSet, askers: Mapping[str, Asker], options: Options
-) -> None:
-    """All that is needed to do it again: ``study collect --plan manifest.json``."""
-    if (folder / MANIFEST).exists():
-        return
-    manifest = {
-        "format": _FORMAT,
-        "created_at": time.time(),
-        "plan": plan.as_dict(),
-        "plan_digest": plan.digest,
-        "prompts": {"source": prompts.source, "sha256": prompts.sha256, "count": len(prompts.prompts)},
-        "content": options.content,
-        "client": client_facts(),
-        "packages": {name: version(name) for name in ("openai", "opentelemetry-sdk", "polars", "textstat")},
-        "servers": {
-            f"{name} {model}": asker.facts(model) for name, asker in askers.items() for model in asker.server.models
-        },
-    }
-    replace_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 @contextmanager

@@ -3,13 +3,63 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from otel_llm_energy.instrument import Instrumentation
+from otel_llm_energy.quantities import NJ_PER_JOULE
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import SESSIONS
+from otel_llm_energy.study.journal import replace_file
+
+_REWRITTEN_SECONDS: Final = 10.0
+
+
+class Session:
+    """What the meters counted in one run, rewritten now and then so that it outlives a kill."""
+
+    def __init__(self, folder: Path, energy: Instrumentation) -> None:
+        self._started_at = time.time()
+        self._path = folder / f"{self._started_at:.0f}-{os.getpid()}.json"
+        self._energy = energy
+        self._written = time.monotonic()
+        folder.mkdir(exist_ok=True)
+
+    def write_now_and_then(self) -> None:
+        if time.monotonic() - self._written >= _REWRITTEN_SECONDS:
+            self._written = time.monotonic()
+            self.write()
+
+    def write(self, *, ended: bool = False) -> None:
+        now = time.time()
+        status = self._energy.status()
+        content = {
+            "started_at": self._started_at,
+            "seconds": now - self._started_at,
+            "ended": ended,
+            "meters": [
+                {
+                    "meter": each.channel.meter,
+                    "channel": each.channel.id,
+                    "component": each.channel.component,
+                    "estimated": each.channel.estimated,
+                    "idle_watts": each.idle_watts,
+                    "metered_joules": each.balance.metered_nj / NJ_PER_JOULE,
+                    "attributed_joules": each.balance.billed_nj / NJ_PER_JOULE,
+                    "unattributed_joules": {
+                        reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in each.balance.unattributed_nj.items()
+                    },
+                }
+                for each in status.channels
+            ],
+            "left_out": [{"name": one.name, "reason": one.reason, "message": one.message} for one in status.left_out],
+        }
+        replace_file(self._path, json.dumps(content, indent=1).encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from tests.study.physics import dataset, write
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8,000 calls of 600 prompts to three deployments; the meter's noise is 5 %."""
-    return write(tmp_path_factory.mktemp("study") / "known", dataset(8_000, prompts=600, noise=0.05))
+    """5,000 calls of 400 prompts to three deployments; the meter's noise is 5 %."""
+    return write(tmp_path_factory.mktemp("study") / "known", dataset(5_000, prompts=400, noise=0.05))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_calls_of_one_prompt_are_never_on_both_sides_when_data_are_split(rows: p
     """Repeats, and the same prompt asked of another model, would leak the answer's length."""
     fold = pl.Series("fold", folds(rows, 4, 0))
     sides = rows.select("prompt_sha256").with_columns(fold).group_by("prompt_sha256").agg(pl.col("fold").n_unique())
-    assert sides["fold"].to_list() == [1] * 600
+    assert sides["fold"].to_list() == [1] * 400
     assert sorted(set(fold.to_list())) == [0, 1, 2, 3]
 
 

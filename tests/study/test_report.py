@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,12 @@ def test_import_is_refused_when_a_file_is_not_melodis_or_the_folder_is_taken(
     assert "model_name, prompt, response_token_length missing" in capsys.readouterr().err
     assert main(["study", "import", str(tmp_path / "melodi.csv"), "--out", str(study)]) == 1
     assert "there is a study in it" in capsys.readouterr().err
+
+
+def test_command_names_the_extra_when_a_library_is_missing(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bare installation has no Polars: one line that says what to install. (The absence is simulated.)"""
+    monkeypatch.setitem(sys.modules, "polars", None)
+    assert main(["study", "report", str(study)]) == 1
+    assert capsys.readouterr().err == ("otel-llm-energy: polars missing. Run: pip install 'otel-llm-energy[study]'\n")
