@@ -25,7 +25,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/otel-llm-energy demo $(ARGS)
 
 test: fetch
-	$(RUN) pytest -m "not e2e" $(ARGS)
+	$(RUN) pytest -m "not e2e and not suite" $(ARGS)
 
 versions: fetch
 	$(RUN) tools.versions $(ARGS)

@@ -27,6 +27,8 @@ from tests.instrumentation.conftest import Watched
 
 __all__ = ["bare"]
 
+pytestmark = pytest.mark.suite
+
 _TOKENS = 3
 _SAME: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 _CHAT: dict[str, Any] = {

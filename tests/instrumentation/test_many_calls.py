@@ -73,6 +73,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.suite
 async def test_nothing_is_left_when_a_thousand_streams_were_open_at_once(bare: Watched, many_files: None) -> None:
     """A third is read to its end, a third is broken off, a third is cancelled: no span, task, file or context stays."""
     before, context = _open_files(), get_current()

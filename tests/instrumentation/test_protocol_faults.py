@@ -22,6 +22,8 @@ from tests.instrumentation.bare import ASK
 from tests.instrumentation.conftest import Watched
 from tests.instrumentation.replay import ReplayServer, replaying
 
+pytestmark = pytest.mark.suite
+
 _SECONDS = 20
 _INSTRUMENTORS = (OpenAIInstrumentor, OllamaInstrumentor, HTTPInstrumentor)
 
