@@ -116,7 +116,7 @@ def instrument(
         tracer_provider: whose spans get energy; ``None``: the global one, and if there is none by the first call, one
             is made that exports by OTLP.
         meter_provider: records the metrics; ``None``: the global one.
-        meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"cpu-estimate"``, a meter, or a list of these.
+        meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"nvml"``, ``"cpu-estimate"``, a meter, or a list of these.
         servers: who answers at an address, where it is not the process that listens there on this machine.
         clients: ``"auto"``, or which of ``"openai"``, ``"ollama"``, ``"http"`` and ``"langchain"`` to instrument.
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.

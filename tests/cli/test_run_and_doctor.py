@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_llm_energy.idle_memory import IdleMemory, machine_facts
+from otel_llm_energy.meters import OpenMeter, RaplMeter
+from otel_llm_energy.quantities import Channel, IdlePower
 from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
 
@@ -102,6 +106,23 @@ def test_doctor_is_content_when_counters_can_be_read(powercap: PowercapTree) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok     rapl: package-0 (cpu), idle " in done.stdout
     assert "ok     rapl: package-0/dram (memory), idle " in done.stdout
+
+
+def test_doctor_shows_the_idle_power_of_an_earlier_run_with_its_age(powercap: PowercapTree, tmp_path: Path) -> None:
+    """It need not learn it anew."""
+    memory = IdleMemory(tmp_path / "idle.json", machine_facts(), unix_clock=lambda: time.time() - 7200)
+    channels = (Channel("package-0", "cpu", "rapl"), Channel("package-0/dram", "memory", "rapl"))
+    memory.recall([OpenMeter(RaplMeter(powercap.root), channels)])
+    memory.keep({"package-0": [IdlePower(20, 19, 60)], "package-0/dram": [IdlePower(2, 1.9, 60)]})
+    done = _command(
+        "doctor",
+        OTEL_LLM_ENERGY_METERS="rapl",
+        OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root),
+        OTEL_LLM_ENERGY_IDLE_CACHE=str(memory.path),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok     rapl: package-0 (cpu), idle 20 W (cached 2 h ago)" in done.stdout
+    assert "ok     rapl: package-0/dram (memory), idle 2 W (cached 2 h ago)" in done.stdout
 
 
 def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:

@@ -71,3 +71,28 @@ def test_call_has_a_gpu_part_when_its_server_works_on_one(
     assert attributes[names.METER] == "rapl+nvml"
     assert billed_nj["gpu-0"] > 0
     assert billed_nj["gpu-1"] == 0
+
+
+def test_call_says_why_when_a_gpu_is_lost(
+    client: OpenAI,
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    powercap: PowercapTree,
+    gpus: FakeDriver,
+) -> None:
+    """The app gets its answer; the span leaves in time, without joules of which a part would be missing."""
+    expected = ask(client)
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider, meters=["rapl", "nvml"], powercap_root=powercap.root, max_hold=3
+    )
+    try:
+        until(lambda: len(energy.status().channels) == 4)
+        gpus.say(gpu0_error=15)
+        until(lambda: any(channel.problem for channel in energy.status().channels))
+        assert ask(client) == expected
+        until(lambda: len(calls(exporter)) == 1)
+    finally:
+        energy.uninstrument()
+    attributes = calls(exporter)[-1].attributes or {}
+    assert names.JOULES not in attributes
+    assert (attributes[names.QUALITY], attributes[names.REASON]) == ("unavailable", "gpu-lost")
