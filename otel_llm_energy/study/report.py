@@ -102,7 +102,8 @@ def _in_short(
     items = []
     cheapest = ranked[0]
     if cheapest.per_token is not None:
-        items.append(f"Least energy per output token: {cheapest.name}, {_words(cheapest.per_token)} J.")
+        least = "Least energy" if len(ranked) > 1 else "Energy"
+        items.append(f"{least} per output token: {cheapest.name}, {_words(cheapest.per_token)} J.")
     for one in analysis.comparisons(rows, basis, ranked)[:_DRAWN_DEPLOYMENTS]:
         items.append(_comparison_words(one))
     driver = _strongest(found)
@@ -234,8 +235,8 @@ def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> I
 
 def _pareto(ranked: Sequence[Deployment]) -> Iterator[str]:
     scored = [each for each in ranked if each.score is not None]
-    if not scored:
-        return
+    if len(scored) < 2:
+        return  # a single score stands in the table
     yield html.heading("Score against energy")
     front = analysis.pareto(ranked)
     plot = Plot(
@@ -368,7 +369,7 @@ def _power_figure(row: dict[str, Any]) -> str:
             top = plot.y.high
             plot.area([(since, 0.0), (until, 0.0)], [(since, top), (until, top)], COLOURS[series])
             if length > 0.12 * (plot.x.high - plot.x.low):
-                plot.text((since + until) / 2, top, name, dy=14)
+                plot.text((since + until) / 2, 0.0, name, dy=-8)
             until = since
     steps = [
         point
