@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,13 @@ class Procfs:
         for member in found:
             found.extend(child for child in self.children(member) if child not in found)
         return found
+
+    def has_address(self, pid: int, address: str) -> bool:
+        """Whether the network namespace that it lives in has this IPv4 address."""
+        lines = (self._read(f"{pid}/net/fib_trie") or b"").decode(errors="replace").split("\n")
+        return any(
+            line.strip() == f"|-- {address}" and "/32 host LOCAL" in following for line, following in pairwise(lines)
+        )
 
     def roots(self, pids: Iterable[int]) -> list[int]:
         """Those of the processes that descend from no other of them."""

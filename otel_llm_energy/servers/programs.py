@@ -111,13 +111,14 @@ def slots_hint(arguments: Sequence[str], environment: Mapping[str, str]) -> int 
     if not name.startswith(("llama", "ollama")) and not name.endswith("llamafile"):
         return None
     variable = "OLLAMA_NUM_PARALLEL" if name == "ollama" else "LLAMA_ARG_N_PARALLEL"
-    for word in (_option(arguments, ("--parallel", "-np")), environment.get(variable)):
+    for word in (option(arguments, ("--parallel", "-np")), environment.get(variable)):
         if word is not None and word.isdecimal() and int(word) > 0:  # 0 and -1 mean: as it thinks best
             return int(word)
     return None
 
 
-def _option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+def option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """The value of an option on a command line, ``--name value`` or ``--name=value``; ``None`` if it is not there."""
     for index, word in enumerate(arguments):
         name, _, value = word.partition("=")
         if name in names:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from otel_llm_energy.servers.containers import container_roots
 from otel_llm_energy.servers.procfs import Procfs
 from otel_llm_energy.servers.programs import is_llm_server, is_relay, program_name, slots_hint
 from otel_llm_energy.servers.server import Place, Server
@@ -152,6 +153,11 @@ def _only(roots: list[int], address: str, procfs: Procfs, otherwise: str) -> Ser
         reason = "ambiguous" if roots else otherwise
         return _without_tree(reason, address, f"Who answers at {address}: {names}? " + _NAME_IT.format(address=address))
     name = _program(roots[0], procfs)
+    inside = container_roots(procfs.arguments(roots[0]), procfs) if is_relay(name) else []
+    if len(inside) == 1:
+        return _tree(inside[0], procfs) or _without_tree(
+            "not-listening", address, f"{name}'s container has just ended."
+        )
     if is_relay(name):
         message = f"{name} (pid {roots[0]}) at {address} passes calls on to another server. "
         return _without_tree("relay", address, message + _NAME_IT.format(address=address))

@@ -29,7 +29,7 @@ def say(what: object) -> None:
 
 def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 and sys.argv[2].isdecimal():
         os.setuid(int(sys.argv[2]))
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::") as listener:

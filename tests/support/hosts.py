@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,16 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         yield stack.enter_context(_namespaced(1)), stack.enter_context(_namespaced(2))
 
 
+CONTAINER_ADDRESS = "10.203.3.2"
+
+
+@contextmanager
+def container(*command: str) -> Iterator[Host]:
+    """A command in a network and a process namespace of its own on this host, as a container has them; needs root."""
+    with _namespaced(3, command) as host:
+        yield host
+
+
 def _may_make_namespaces() -> bool:
     try:
         command = ["unshare", "--net", "--pid", "--fork", "true"]
@@ -47,7 +57,7 @@ def _may_make_namespaces() -> bool:
 
 
 @contextmanager
-def _namespaced(number: int) -> Iterator[Host]:
+def _namespaced(number: int, first_command: Sequence[str] = ("sleep", "infinity")) -> Iterator[Host]:
     """A network of its own, joined to ours by a cable, and a process of its own that is its first."""
     name = f"host{number}-{os.getpid()}"
     ours, theirs = f"10.203.{number}.1", f"10.203.{number}.2"
@@ -60,7 +70,7 @@ def _namespaced(number: int) -> Iterator[Host]:
         for words in (["addr", "add", f"{theirs}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
             _ip("-n", name, *words)
         _ip("-n", name, "link", "set", "lo", "up")
-        own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sleep", "infinity"]
+        own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *first_command]
         with subprocess.Popen(["ip", "netns", "exec", name, *own]) as process:
             try:
                 first = _only_child(process.pid)
