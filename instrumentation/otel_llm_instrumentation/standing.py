@@ -30,6 +30,7 @@ _EMBEDDINGS: Final[_Marks] = {
     "openinference.span.kind": frozenset({"EMBEDDING"}),
     "llm.request.type": frozenset({"embedding"}),
 }
+_MARKS: Final = frozenset(_GENERATION)
 _OPERATION_NAMES: Final = ("chat", "text_completion", "generate_content", "embeddings")
 # Set by opentelemetry-util-genai while a span of its own stands for the call; ``None`` once that has ended.
 _INFERENCE_KEY: Final = "opentelemetry.genai.client.inference.context"
@@ -63,10 +64,15 @@ _sighting: ContextVar[_Sighting | None] = ContextVar("otel_llm_instrumentation.s
 
 def sight(span: Span) -> bool:
     """Note a span that starts in this context; whether it is, or may turn out to be, another library's LLM span."""
-    attributes, scope = _attributes_of(span), _scope_of(span)
-    marked = _is_marked(attributes, _GENERATION) or _is_marked(attributes, _EMBEDDINGS)
-    if scope.startswith(_OUR_SCOPES) or not (marked or scope in _SILENT_SCOPES):
+    scope = _scope_of(span)
+    if scope.startswith(_OUR_SCOPES):
         return False
+    if scope not in _SILENT_SCOPES:
+        attributes = _attributes_of(span)
+        if _MARKS.isdisjoint(attributes):
+            return False
+        if not (_is_marked(attributes, _GENERATION) or _is_marked(attributes, _EMBEDDINGS)):
+            return False
     _sighting.set(_Sighting(span))
     return True
 
@@ -88,28 +94,28 @@ def stands_for(span: Span, operation: str) -> bool:
         return False
     if _is_marked(_attributes_of(span), _EMBEDDINGS if operation == semconv.EMBEDDINGS else _GENERATION):
         return True
+    if getattr(span, "kind", None) is SpanKind.CLIENT and _is_named_for(span, operation):
+        return True
     scope = _scope_of(span)
     if scope == _CHAT_ONLY_SCOPE:
         return operation == semconv.CHAT
-    if scope == _OPENINFERENCE_LANGCHAIN:
-        return operation != semconv.EMBEDDINGS and _is_model_run(span)
-    return _is_named_for(span, operation)
+    return scope == _OPENINFERENCE_LANGCHAIN and operation != semconv.EMBEDDINGS and _is_model_run(span)
 
 
 def _attributes_of(span: Span) -> Mapping[str, object]:
-    """As a plain dict: to look one up in the SDK's own view costs ten times as much."""
-    attributes: Any = getattr(span, "attributes", None)
-    return attributes.copy() if attributes else {}
+    """As a plain dict: every look at the SDK's own view is a Python call."""
+    attributes: Any = getattr(span, "_attributes", None)
+    return attributes.copy() if attributes is not None else {}
 
 
 def _is_marked(attributes: Mapping[str, object], marks: _Marks) -> bool:
+    if marks.keys().isdisjoint(attributes):
+        return False
     return any(attributes.get(mark) in values for mark, values in marks.items())
 
 
 def _is_named_for(span: Span, operation: str) -> bool:
-    """OpenLIT's spans have the conventional name and kind at once, and their attributes when they end."""
-    if getattr(span, "kind", None) is not SpanKind.CLIENT:
-        return False
+    """OpenLIT's spans have the conventional name and kind at once, and say more only when they end."""
     name = str(getattr(span, "name", "")).partition(" ")[0]
     return name in _OPERATION_NAMES and (name == semconv.EMBEDDINGS) == (operation == semconv.EMBEDDINGS)
 
