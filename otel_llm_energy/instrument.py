@@ -25,6 +25,7 @@ from otel_llm_energy.tracing.enrich import Tokens
 from otel_llm_energy.tracing.foreign import Told
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.late import LateTracerProvider
+from otel_llm_energy.tracing.measurement import measurement_in
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.langchain import LangChainInstrumentor
@@ -199,8 +200,17 @@ class CallMeter:
             claim = Claim(span_context)
             for gate in self._runtime.gates:
                 gate.bind(call.span, claim, call.context)
-            self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
+            self._open(claim, call)
         self._claims[id(call)] = claim
+
+    def _open(self, claim: Claim, call: CallView) -> None:
+        if not call.in_process:
+            self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
+            return
+        outer = measurement_in(call.context)
+        if outer is not None:
+            outer.pause()
+        self._runtime.desk.open_here(claim)
 
     def first_chunk(self, call: CallView) -> None:
         claim = self._claims.get(id(call))
@@ -215,6 +225,9 @@ class CallMeter:
         claim.cached_input_tokens = call.cached_input_tokens
         claim.attributes = _metric_attributes(call)
         self._runtime.desk.close(claim, call.timings)
+        outer = measurement_in(call.context) if call.in_process else None
+        if outer is not None:
+            outer.resume()
         if call.ended_ns is not None:
             tokens = Tokens(call.input_tokens, call.output_tokens)
             self._runtime.unobserved.tell(Told(call.response_id, call.started_ns, call.ended_ns, tokens))
@@ -257,8 +270,7 @@ def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callab
     """Instrument the client libraries that the user did not instrument already; how to undo it."""
     undo: list[Callable[[], None]] = []
     provider = LateTracerProvider(runtime.provider_for_call, runtime.check_tracer)
-    for name in clients:
-        instrumentor = _instrumentor(name)
+    for instrumentor in [each for name in clients for each in _instrumentors(name)]:
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(
                 tracer_provider=provider, meter_provider=runtime.meter_provider, skip_dep_check=True
@@ -267,20 +279,22 @@ def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callab
     return undo
 
 
-def _instrumentor(name: str) -> Any:
+def _instrumentors(name: str) -> Sequence[Any]:
     if name == "openai":
         from otel_llm_instrumentation.openai import OpenAIInstrumentor
 
-        return OpenAIInstrumentor()
+        return [OpenAIInstrumentor()]
     if name == "ollama":
         from otel_llm_instrumentation.ollama import OllamaInstrumentor
 
-        return OllamaInstrumentor()
+        return [OllamaInstrumentor()]
     if name == "http":
         from otel_llm_instrumentation.http import HTTPInstrumentor
 
-        return HTTPInstrumentor()
-    return LangChainInstrumentor()
+        return [HTTPInstrumentor()]
+    from otel_llm_instrumentation.local import LocalModelInstrumentor
+
+    return [LangChainInstrumentor(), LocalModelInstrumentor()]
 
 
 class EnergyInstrumentor(BaseInstrumentor):  # type: ignore[misc]

@@ -32,7 +32,7 @@ from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
-from otel_llm_energy.tracing.directory import THIS_PROCESS, Address, Directory
+from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child
@@ -45,7 +45,7 @@ from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
-from otel_llm_energy.tracing.station import Activity, Station
+from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
 
 _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 2.5  # Scaphandre's

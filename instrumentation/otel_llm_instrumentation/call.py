@@ -96,6 +96,7 @@ class Call:
         "error_type",
         "evident_provider",
         "first_chunk_ns",
+        "in_process",
         "input_tokens",
         "operation",
         "output_tokens",
@@ -125,6 +126,7 @@ class Call:
         self.response_id: str | None = None
         self.server_address = request.address
         self.server_port = request.port
+        self.in_process = request.in_process
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
         self.cached_input_tokens: int | None = None

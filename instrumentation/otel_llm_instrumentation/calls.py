@@ -37,6 +37,7 @@ class CallView(Protocol):
     ``started_ns``, ``first_chunk_ns`` and ``ended_ns`` are instants of ``time.monotonic_ns()``.
     ``span`` is the span that displays the call: our own, or, where another instrumentation made one and ours
     steps aside, that one (``owns_span`` is then False). It may be non-recording: the call counts all the same.
+    ``in_process`` calls have no server: the model runs in this process.
     """
 
     span: Span
@@ -49,6 +50,7 @@ class CallView(Protocol):
     response_id: str | None
     server_address: str | None
     server_port: int | None
+    in_process: bool
     input_tokens: int | None
     output_tokens: int | None
     cached_input_tokens: int | None

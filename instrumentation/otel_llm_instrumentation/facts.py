@@ -69,6 +69,7 @@ class Request:
 
     Attributes:
         body: of the request, of which content is read.
+        in_process: no server is called: the model runs in this process.
     """
 
     route: Route
@@ -79,6 +80,7 @@ class Request:
     streaming: bool
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
+    in_process: bool = False
 
     @property
     def choices(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel
 from otel_llm_energy.tracing.books import ServerReport
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
-from otel_llm_energy.tracing.directory import THIS_PROCESS, Directory, Metered
+from otel_llm_energy.tracing.directory import Directory, Metered
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.station import Station
 
@@ -111,7 +110,7 @@ class SettlingDesk:
 
     def open_here(self, claim: Claim) -> None:
         """Work of this very process begins."""
-        self._directory.local.open(claim, THIS_PROCESS, os.getpid(), "", reports=False)
+        self._directory.local.open_here(claim)
 
     def first_chunk(self, claim: Claim) -> None:
         """The first part of the answer has arrived."""

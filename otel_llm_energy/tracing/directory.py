@@ -11,9 +11,6 @@ from typing import NamedTuple
 from otel_llm_energy.servers.resolve import is_local_address
 from otel_llm_energy.tracing.station import Station
 
-THIS_PROCESS = "process"
-"""Stands in an address for a host; the process's number stands for the port."""
-
 _DEFAULT_PORTS = {"ollama": 11434}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.troubles import Troubles
+
+THIS_PROCESS = "process"
+"""Stands in an address for a host; the process's number stands for the port."""
 
 _ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
@@ -124,6 +128,18 @@ class Station:
             self._look_up.wake()
         if not was_busy:
             self._wake()
+
+    def open_here(self, claim: Claim) -> None:
+        """Work of this very process begins.
+
+        The first time it is found and sampled at once, in the caller's thread, which takes some ms: a sample that came
+        later would miss the beginning, and there is no server's idleness before it to go by.
+        """
+        self._servers.key(THIS_PROCESS, os.getpid())
+        if self._servers.unresolved:
+            self._servers.final = True  # however short the time since the last sample, which knew nothing of us
+            self._servers.sample()
+        self.open(claim, THIS_PROCESS, os.getpid(), "", reports=False)
 
     def read_edge(self) -> None:
         """Take a reading at a call's edge, of those meters for which it is cheap."""

@@ -35,6 +35,7 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
     call: Any = SimpleNamespace(
         span=INVALID_SPAN,
         owns_span=True,
+        in_process=False,
         ended_ns=None,
         context=Context(),
         operation="chat",
