@@ -36,6 +36,14 @@ def test_call_and_every_ancestor_get_their_joules(script: str, apps: Apps) -> No
     assert len(apps.receiver.spans) == 3
 
 
+def test_bare_http_calls_get_their_joules_when_no_client_library_makes_them(apps: Apps) -> None:
+    """A POST of requests, and a stream of httpx, each with the tokens that the server counted."""
+    apps.run("bare_http.py")
+    calls = apps.calls()
+    assert [call.attributes["gen_ai.usage.output_tokens"] for call in calls] == [8, 8]
+    assert all(joules(call) > 0 for call in calls)
+
+
 def test_first_call_is_noticed_at_the_latest_when_the_set_up_cannot_be_seen(apps: Apps) -> None:
     """From then on every ancestor has its total, and no call is without its joules."""
     apps.run("tracing_by_name.py")

@@ -45,11 +45,13 @@ class Answer:
         self._released = False
         self._ended = False
 
-    def read(self, method: Callable[..., bytes], amt: int | None, decoded: bool, *, whole: bool) -> bytes:
+    def read(
+        self, method: Callable[..., bytes], amt: int | None, decoded: bool, *more: object, whole: bool = False
+    ) -> bytes:
         """Let the app read up to ``amt`` bytes, or, where ``whole``, all that there are."""
         self._reading = True
         try:
-            data = method(amt, decoded)
+            data = method(amt, decoded, *more)
         except BaseException as error:
             self.end(error)
             raise
@@ -148,12 +150,8 @@ class WatchedRaw(HTTPResponse):
     _otel_llm_answer: Answer
 
     def read(self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False) -> bytes:
-        def read(amt: int | None, decoded: bool) -> bytes:
-            return read_raw(amt, decoded, cache_content)
-
-        read_raw = super().read
         decoded = self.decode_content if decode_content is None else decode_content
-        return self._otel_llm_answer.read(read, amt, decoded, whole=amt is None or amt < 0)
+        return self._otel_llm_answer.read(super().read, amt, decoded, cache_content, whole=amt is None or amt < 0)
 
     def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Any:
         decoded = self.decode_content if decode_content is None else decode_content
@@ -184,7 +182,7 @@ class WatchedRead1(HTTPResponse):
 
     def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
         decoded = self.decode_content if decode_content is None else decode_content
-        return self._otel_llm_answer.read(super().read1, amt, decoded, whole=False)
+        return self._otel_llm_answer.read(super().read1, amt, decoded)
 
 
 class WatchedStream(SyncByteStream):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 # Facts stand in short answers or at the end of long ones. Of what is longer nothing is kept or parsed; bytes.
 _LONGEST: Final = 4 << 20
+# A stream is looked through for what to keep each time that so much has come, or as much again as is kept; bytes.
+_AT_A_TIME: Final = 1 << 15
+_CUT: Final = b"\0"  # begins what is left of a line that was too long: no payload begins so
 
 
 class Tail:
@@ -19,46 +21,45 @@ class Tail:
             the whole body is the payload.
     """
 
-    __slots__ = ("_last", "_pieces", "_size")
+    __slots__ = ("_lines", "_pieces", "_room", "_size")
 
     def __init__(self, lines: int | None) -> None:
-        self._last: deque[bytes] | None = None if lines is None else deque(maxlen=lines)
-        self._pieces: list[bytes] = []  # of the line that has not ended yet, or of the whole body
+        self._lines = lines
+        self._pieces: list[bytes] = []
         self._size = 0
+        self._room = _LONGEST if lines is None else _AT_A_TIME
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body."""
-        last = self._last
-        if last is not None and b"\n" in data:
-            first, *lines, data = data.split(b"\n")
-            self._keep(first)
-            for line in (b"".join(self._pieces), *lines):
-                _add_payload(last, line)
-            self._pieces, self._size = [], 0
-        self._keep(data)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > self._room:
+            self._thin_out()
 
     def payloads(self) -> list[object]:
         """What is kept and is JSON, oldest first."""
-        rest = b"".join(self._pieces)
-        if self._last is None:
-            return _parsed([rest])
-        last = self._last.copy()
-        _add_payload(last, rest)
-        return _parsed(last)
+        text = b"".join(self._pieces)
+        return _parsed([text] if self._lines is None else self._last_payloads(text.split(b"\n")))
 
-    def _keep(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > _LONGEST:
-            self._pieces = []
-        elif piece:
-            self._pieces.append(piece)
+    def _thin_out(self) -> None:
+        *lines, rest = b"".join(self._pieces).split(b"\n") if self._lines is not None else [_CUT]
+        if len(rest) > _LONGEST:
+            rest = _CUT
+        self._pieces = [b"\n".join([*self._last_payloads(lines), rest])]
+        self._size = len(self._pieces[0])
+        self._room = max(_AT_A_TIME, 2 * self._size) if self._lines is not None else _LONGEST
 
-
-def _add_payload(last: deque[bytes], line: bytes) -> None:
-    """Add what is the payload of a line: the data of an event, or a line of NDJSON."""
-    payload = (line[5:] if line.startswith(b"data:") else line).strip()
-    if payload.startswith(b"{"):
-        last.append(payload)
+    def _last_payloads(self, lines: list[bytes]) -> list[bytes]:
+        """The payloads of the last lines: the data of events, or lines of NDJSON."""
+        wanted = self._lines or 0
+        found: list[bytes] = []
+        for line in reversed(lines):
+            if len(found) == wanted:
+                break
+            payload = (line[5:] if line.startswith(b"data:") else line).strip()
+            if payload.startswith(b"{"):
+                found.append(payload)
+        return found[::-1]
 
 
 def _parsed(texts: Iterable[bytes]) -> list[object]:
