@@ -15,6 +15,7 @@ _LEAST_BUSY_NS = NS_PER_SECOND // 5
 _LONGEST_WAIT_NS = NS_PER_SECOND * 9 // 10
 # A server that was found in mid-work is taken to have worked no less before, if that was not long.
 _FOUND_LATE = 0.25
+_FOUND_SOON_NS = NS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +149,47 @@ class ActivityLog:
                 else:
                     hidden_ns[server] = hidden_ns.get(server, 0) + timeline.busy.between(first, last)
         for server, at_work_ns in hidden_ns.items():
-            _reveal(parts, server, at_work_ns, timelines[server].busy.between(start_ns, end_ns))
+            work_ns = timelines[server].busy.between(start_ns, end_ns)
+            if not _reveal(parts, server, at_work_ns, work_ns):
+                _hide(parts, server, self._rate_soon(server, end_ns, timelines[server]) * at_work_ns)
         parts.known = covered_ns == end_ns - start_ns
         return parts
 
+    def _rate_soon(self, server: str, after_ns: int, timeline: Timeline) -> float:
+        """How busy the server was while at work in the first cell that knows it, if that comes soon; else 0.
 
-def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> None:
-    """A server whose part is not known for some of its time at work: extend what is known, or call it unknown."""
+        Calls of a server that is new are waited for until they end, and by then it has been found.
+        """
+        for cell in self.cells(after_ns, after_ns + _FOUND_SOON_NS):
+            at_work_ns = timeline.busy.between(cell.start_ns, cell.end_ns)
+            if server in cell.by_server_ns and at_work_ns and cell.end_ns <= timeline.frozen_ns:
+                return min(cell.by_server_ns[server] / at_work_ns, float(cell.capacity))
+        return 0.0
+
+
+def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> bool:
+    """A server whose part is not known for some of its time at work: whether what is known could be extended."""
     if not hidden_ns:
-        return
-    busy_ns = parts.by_server_ns.get(server, 0)
-    if hidden_ns <= _FOUND_LATE * at_work_ns:
-        before_ns = min(busy_ns * hidden_ns // (at_work_ns - hidden_ns), parts.others_ns)
-        parts.by_server_ns[server] = busy_ns + before_ns
-        parts.others_ns -= before_ns
+        return True
+    if hidden_ns > _FOUND_LATE * at_work_ns:
+        return False
+    _add_before(parts, server, parts.by_server_ns.get(server, 0) * hidden_ns // (at_work_ns - hidden_ns))
+    return True
+
+
+def _hide(parts: Parts, server: str, soon_ns: float) -> None:
+    """A server of which too little is known in this bucket: what it did soon after it did before, or it is unknown."""
+    if soon_ns:
+        _add_before(parts, server, int(soon_ns))
     else:
         parts.unknown.add(server)
         parts.others_ns += parts.by_server_ns.pop(server, 0)
+
+
+def _add_before(parts: Parts, server: str, before_ns: int) -> None:
+    before_ns = min(before_ns, parts.others_ns)
+    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + before_ns
+    parts.others_ns -= before_ns
 
 
 def _too_short(length_ns: int, total_ns: int) -> bool:

@@ -1,0 +1,48 @@
+"""The first call to a server: whose process it is gets known only while it is at work."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_llm_energy.ledger.bill import Bill, Window
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
+
+MS = 1_000_000
+IDLE_WATTS, WATTS_PER_CPU = 20, 60
+
+
+def bill_of_first_call(found_ms: int, last_ms: int = 2000) -> Bill:
+    """Of a call from 0.1 to 1.1 s that keeps one CPU busy, beside a program that always does; read every 50 ms."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm")
+    entry = ledger.open("llm", 100 * MS)
+    for now_ms in range(0, last_ms + 1, 50):
+        server_ms = min(max(now_ms - 100, 0), 1000)
+        energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
+        ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
+        if now_ms % 250 == 0:
+            known = {"llm": server_ms * MS} if now_ms >= found_ms else {}
+            ledger.sample(ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, known, 2, 0, 0))
+    ledger.close(entry, (Window(100 * MS, 1100 * MS),), reported=True)
+    ledger.settle(last_ms * MS + 1)
+    assert entry.bill is not None
+    return entry.bill
+
+
+@pytest.mark.parametrize("found_ms", [0, 250, 500])
+def test_other_programs_work_is_not_billed_when_the_server_is_found_in_mid_work(found_ms: int) -> None:
+    """What it did as soon as it was known it is taken to have done before: in short buckets nothing else tells."""
+    bill = bill_of_first_call(found_ms)
+    assert bill.energy_nj is not None
+    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.05)
+    assert bill.scope == "process"
+
+
+def test_part_is_unknown_when_the_server_is_found_too_late() -> None:
+    """More than a second after: then all that is not idle is taken for the call's, and the scope says so."""
+    bill = bill_of_first_call(found_ms=3000)
+    assert bill.energy_nj is not None
+    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + 2 * WATTS_PER_CPU, rel=0.01)
+    assert bill.scope == "host"
