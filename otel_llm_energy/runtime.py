@@ -67,6 +67,7 @@ class ChannelStatus:
         idle_age_seconds: age of the figure that is kept for the next run; ``None`` if none is.
         age_seconds: of the newest reading; ``None`` before the first.
         problem: why its meter cannot be read just now.
+        where: the meter's address, where it is of a host that the user named; empty for this machine.
     """
 
     channel: Channel
@@ -76,6 +77,7 @@ class ChannelStatus:
     idle_age_seconds: float | None
     age_seconds: float | None
     problem: str | None
+    where: str = ""
 
     @property
     def idle(self) -> str:
@@ -110,7 +112,8 @@ class Status:
             age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
             kind = "estimate" if each.channel.estimated else "meter"
             problem = f", {each.problem}" if each.problem else ""
-            lines.append(f"{kind} {each.channel.meter}: {each.channel.id}, {each.idle}, {age}{problem}")
+            meter = each.where or each.channel.meter
+            lines.append(f"{kind} {meter}: {each.channel.id}, {each.idle}, {age}{problem}")
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
@@ -283,7 +286,8 @@ class Runtime:
 
     def status(self) -> Status:
         """What is being measured, and what not and why."""
-        channels = [each for station in self.desk.stations for each in _channels(station)]
+        local, *named = self.desk.stations
+        channels = [*_channels(local), *(each for station in named for each in _channels(station, named=True))]
         left_out = tuple(one for station in self.desk.stations for one in station.left_out)
         servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
         return Status(tuple(channels), left_out, servers, self._tracing)
@@ -500,7 +504,7 @@ def _elsewhere(processes: Mapping[Address, str | None], host: str, port: int) ->
     return Server(f"process:{process}", f"{process} on {host}", "remote", process=process)
 
 
-def _channels(station: Station) -> Sequence[ChannelStatus]:
+def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:
     now_ns = time.monotonic_ns()
     baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
@@ -512,7 +516,10 @@ def _channels(station: Station) -> Sequence[ChannelStatus]:
         problem = str(reader.problem) if reader and reader.problem else None
         idle = baselines[name]
         kept_seconds = station.idle_memory.age_seconds(name)
-        statuses.append(ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, age_seconds, problem))
+        where = repr(reader.open_meter.meter) if reader and named else ""
+        statuses.append(
+            ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, age_seconds, problem, where)
+        )
     return statuses
 
 

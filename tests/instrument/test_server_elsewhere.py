@@ -110,5 +110,6 @@ def test_one_exporter_is_asked_once_when_it_serves_two_servers(
         "ollama:11434": "ollama",
         "vllm:8000": "cmdline:vllm",
     }
+    assert {each.where for each in status.channels} == {f"ScaphandreMeter(url={served.url!r})"}
     told = [str(status), *(record.getMessage() for record in caplog.records if record.name.startswith("otel_llm"))]
     assert not [text for text in told if "hush" in text]

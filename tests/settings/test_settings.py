@@ -168,6 +168,17 @@ def test_meters_may_be_a_name_a_meter_or_a_list() -> None:
     assert by_url == ["file:///run/scaphandre.json", "http://host:8080/metrics"]
 
 
+def test_servers_may_be_on_hosts_that_one_prometheus_knows() -> None:
+    """Host and process in one line of text, as the environment has it."""
+    prometheus = "prometheus+http://joule:pw@prometheus:9090?instance=gpu-1:8080"
+    text = f"gpu-1:11434={prometheus}#ollama,:8000=http://gpu-2:8080/metrics#cmdline:vllm%20serve"
+    servers = settings({"OTEL_LLM_ENERGY_SERVERS": text}).servers
+    assert servers == {
+        "gpu-1:11434": f"{prometheus}#ollama",
+        ":8000": "http://gpu-2:8080/metrics#cmdline:vllm%20serve",
+    }
+
+
 def test_clients_may_be_none_at_all() -> None:
     """Who instruments by hand needs no second wrapper."""
     assert list(settings({}, clients=[]).clients) == []
