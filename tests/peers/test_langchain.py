@@ -271,3 +271,27 @@ def test_langchain_is_instrumented_whichever_of_it_is_imported_first(first: str)
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_clients_own_spans_carry_the_energy_when_langchain_is_not_instrumented(
+    provider: TracerProvider,  # noqa: F811
+    powercap: PowercapTree,
+    exporter: InMemorySpanExporter,  # noqa: F811
+    llama_server: LlamaServerFactory,
+) -> None:
+    """As without the extra: each below whatever is current."""
+    options: dict[str, Any] = {"meters": "rapl", "powercap_root": powercap.root, "clients": ["openai", "ollama"]}
+    energy = otel_llm_energy.instrument(tracer_provider=provider, **options)
+    until(lambda: bool(energy.status().channels))
+    model = ChatOpenAI(model="m", base_url=llama_server().base_url, api_key="k", max_tokens=4, max_retries=0)
+    with provider.get_tracer("app").start_as_current_span("request") as request:
+        (ChatPromptTemplate.from_template("{question}") | model).batch([_QUESTION] * 2)
+    energy.uninstrument()
+    trace = Trace(exporter.get_finished_spans())
+    assert len(trace.calls) == 2
+    for call in trace.calls:
+        assert call.instrumentation_scope is not None
+        assert call.instrumentation_scope.name == "otel_llm_instrumentation.openai"
+        assert call.parent is not None
+        assert call.parent.span_id == request.get_span_context().span_id
+        assert names.JOULES in trace.said(call)
