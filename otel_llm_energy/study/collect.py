@@ -31,6 +31,7 @@ from otel_llm_energy.study.sink import RowSink
 
 _LOOK_SECONDS: Final = 0.2
 _LAST_READING_SECONDS: Final = 12.0
+_INTERRUPTED_SECONDS: Final = 2.0
 _ERROR_CHARACTERS: Final = 500
 
 
@@ -234,6 +235,7 @@ class _Run:
     def until_done(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Make all calls; the last state. Raises `StudyError` if they cannot be."""
         workers = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self._plan.concurrency)]
+        answer_seconds, row_seconds = self._plan.timeout_seconds, _LAST_READING_SECONDS
         try:
             self._warm_up()
             self._started = time.monotonic()
@@ -241,12 +243,15 @@ class _Run:
                 worker.start()
             while any(worker.is_alive() for worker in workers):
                 self._watch(on_progress)
+        except BaseException:  # Ctrl-C: answers that are being written are not waited for; they are asked again
+            answer_seconds, row_seconds = 0.0, _INTERRUPTED_SECONDS
+            raise
         finally:
             self._stop.set()
             for worker in workers:
                 if worker.ident is not None:
-                    worker.join(timeout=self._plan.timeout_seconds if self._broken is None else 0)
-            self._wait_for_rows(on_progress)
+                    worker.join(answer_seconds)
+            self._wait_for_rows(on_progress, row_seconds)
             self._session.write(ended=True)
         if self._broken is not None:
             raise self._broken
@@ -276,9 +281,9 @@ class _Run:
         self._session.write_now_and_then()
         on_progress(self.progress())
 
-    def _wait_for_rows(self, on_progress: Callable[[Progress], None]) -> None:
+    def _wait_for_rows(self, on_progress: Callable[[Progress], None], at_most_seconds: float) -> None:
         """The reading that covers the last call comes a moment after it."""
-        deadline = time.monotonic() + _LAST_READING_SECONDS
+        deadline = time.monotonic() + at_most_seconds
         while self._sink.waiting and time.monotonic() < deadline:
             self._watch(on_progress)
         if self._sink.waiting:

@@ -44,7 +44,10 @@ def _scan_one(folder: Path) -> pl.LazyFrame:
     columns = schema()
     parts = []
     if written:
-        parts.append(_with_all_columns(pl.scan_parquet(table), columns))
+        try:
+            parts.append(_with_all_columns(pl.scan_parquet(table), columns))
+        except pl.exceptions.PolarsError as error:
+            raise StudyError(f"{table}: not a table of a study: {str(error).partition(chr(10))[0]}") from error
     if noted:
         parts.append(_frame(rows_in(journal)).lazy())
     if len(parts) == 1 and written:

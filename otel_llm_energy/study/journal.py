@@ -51,6 +51,7 @@ class Journal:
             ) from None
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._cut_torn_line()
+        sync_folder(folder)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Keep a row for good; it is on the disk when this returns.

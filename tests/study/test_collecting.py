@@ -21,6 +21,7 @@ from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.collect import Options, Progress, collect
 from otel_llm_energy.study.dataset import read_manifest, scan
+from otel_llm_energy.study.journal import Journal, rows_in
 from otel_llm_energy.study.plan import Plan, calls_of, jobs, make_plan
 from otel_llm_energy.study.prompts import read_prompts
 from tests.support.powercap import PowercapTree
@@ -189,6 +190,7 @@ def test_study_is_repeated_from_its_manifest_when_that_is_the_plan(
     assert first.group_by("deployment").len()["len"].to_list() == [4, 4]
 
 
+@pytest.mark.e2e
 def test_rows_so_far_are_whole_and_the_rest_comes_later_when_the_disk_is_full(
     tmp_path: Path, llama_server: LlamaServerFactory
 ) -> None:
@@ -204,6 +206,27 @@ def test_rows_so_far_are_whole_and_the_rest_comes_later_when_the_disk_is_full(
         process.communicate(timeout=100)
     assert process.returncode == 0
     assert _table(tmp_path / "out")["call_id"].to_list() == _planned_ids(plan)
+
+
+@pytest.mark.e2e
+def test_answer_that_is_being_written_is_not_waited_for_when_it_is_broken_off(
+    tmp_path: Path, llama_server: LlamaServerFactory
+) -> None:
+    """Ctrl-C in the middle of a long answer: the rows before it stay, it has none, and the folder is free."""
+    prompts = [{"prompt": "Count to ten thousand, number by number.", "id": str(number)} for number in range(3)]
+    endless = {"name": "llama", "base_url": llama_server(slots=2).base_url, "models": [MODEL_NAME]}
+    endless["extra"] = {"ignore_eos": True}
+    plan = _plan(tmp_path, endless["base_url"], prompts, servers=[endless], max_tokens=[2, 1900], order="by-model")
+    (tmp_path / "plan.json").write_text(json.dumps({"plan": plan.as_dict()}))
+    with _collector(tmp_path) as process:
+        _wait_for_asking(process)
+        time.sleep(0.5)  # into the first answers; a long one is never done by then
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    done = rows_in(tmp_path / "out" / "rows.jsonl")
+    assert all(row["max_tokens"] == 2 for row in done)
+    Journal(tmp_path / "out").close()
 
 
 @pytest.mark.parametrize(
@@ -242,10 +265,14 @@ def _collector(folder: Path, *options: str) -> subprocess.Popen[str]:
 def _kill_while_asking(folder: Path, after_seconds: float) -> None:
     """Let it begin to ask, then kill it after so long."""
     with _collector(folder) as process:
-        assert process.stdout is not None
-        assert select.select([process.stdout], [], [], 60)[0]
+        _wait_for_asking(process)
         time.sleep(after_seconds)  # a kill at a random moment is the point
         process.send_signal(signal.SIGKILL)
+
+
+def _wait_for_asking(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 60)[0]
 
 
 @pytest.mark.e2e

@@ -131,3 +131,10 @@ def test_old_table_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> N
         with pytest.raises(OSError):
             compact(tmp_path, journal)
         assert sorted(_ids(tmp_path)) == ["call-0", "call-1"]
+
+
+def test_error_names_the_table_when_it_is_none(tmp_path: Path) -> None:
+    """One line rather than a trace of Polars."""
+    (tmp_path / TABLE).write_text("not Parquet")
+    with pytest.raises(StudyError, match=r"calls\.parquet: not a table of a study"):
+        scan([tmp_path])
