@@ -195,7 +195,8 @@ class CallMeter:
     def call_started(self, call: CallView) -> None:
         self._runtime.call_started()
         span_context = call.span.get_span_context()
-        claim = None if call.owns_span else self._runtime.unobserved.adopt(span_context.span_id)
+        stands_aside = not (call.owns_span or call.in_process)
+        claim = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
         if claim is None:
             claim = Claim(span_context)
             for gate in self._runtime.gates:

@@ -63,7 +63,7 @@ class Measurement:
         self._context = Context()
         self._outer: Measurement | None = None
         self._token: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an abandoned stream within may end, and resume us, at any allocation
         self._claim: Claim | None = None
         self._within = 0
         self._parts = 0
