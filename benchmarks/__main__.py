@@ -5,7 +5,18 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("accuracy", "queue", "shapley", "overhead", "throughput", "memory", "ledger_scale", "study_report", "study")
+NAMES = (
+    "accuracy",
+    "queue",
+    "shapley",
+    "overhead",
+    "bare_http",
+    "throughput",
+    "memory",
+    "ledger_scale",
+    "study_report",
+    "study",
+)
 
 
 def main(arguments: list[str]) -> int:
