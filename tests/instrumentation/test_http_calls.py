@@ -11,7 +11,7 @@ import ollama
 import openai
 import pytest
 import requests
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
 
 from otel_llm_instrumentation import ServerTimings
 from otel_llm_instrumentation.http import HTTPInstrumentor
@@ -240,8 +240,10 @@ def test_one_span_covers_all_attempts_when_requests_retries(server: ReplayServer
 
 
 def test_nothing_is_observed_when_http_is_suppressed(server: ReplayServer, bare: Watched) -> None:
-    """The keys of OpenTelemetry hold for bare calls, too."""
+    """The keys of OpenTelemetry hold for bare calls, too, and the one for what runs below another's span."""
     with suppress_instrumentation():
+        requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+    with suppress_http_instrumentation():
         requests.post(f"{server.url}/v1/chat/completions", json=ASK)
     assert not bare.started
 

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_value
+
 from otel_llm_instrumentation.address import Server, server_of
 from otel_llm_instrumentation.call import Call, begin_call, is_observed
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
@@ -33,7 +35,7 @@ class HTTPWatcher(Watcher):
         if request.method != "POST":
             return None
         endpoint = endpoint_of(self._path(request))
-        if endpoint is None or not is_observed():
+        if endpoint is None or get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY) or not is_observed():
             return None
         body = json_object(self._sent(request))
         if body is None or not endpoint.fits(body):
