@@ -7,6 +7,7 @@ import sys
 
 NAMES = (
     "accuracy",
+    "first_call",
     "queue",
     "shapley",
     "overhead",

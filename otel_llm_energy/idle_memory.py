@@ -70,8 +70,12 @@ class IdleMemory:
         self._said = False
 
     def recall(self, meters: Sequence[OpenMeter]) -> dict[str, list[IdlePower]]:
-        """What is known of these meters' channels, by state; from now on `keep` takes figures for them."""
-        self._keys = {channel.id: _key(meter, channel) for meter in meters for channel in learning_channels(meter)}
+        """What is known of these meters' channels, by state; from now on `keep` takes figures for them.
+
+        A meter that does not say in its repr what it reads could read something else the next time.
+        """
+        known = [meter for meter in meters if type(meter.meter).__repr__ is not object.__repr__]
+        self._keys = {channel.id: _key(meter, channel) for meter in known for channel in learning_channels(meter)}
         kept = self._read() if self._keys else {}
         self._kept = {
             name: {each: kept[each] for each in kept if each == _in_state(key, kept[each].idle.state)}
@@ -181,8 +185,8 @@ def _key(meter: OpenMeter, channel: Channel) -> str:
 
     Only a hash says where, since a meter may show an address with a password.
     """
-    where = repr(meter.meter) if type(meter.meter).__repr__ is not object.__repr__ else ""
-    return f"{meter.meter.name} {channel.id} {hashlib.sha256(f'{where} {channel.resource}'.encode()).hexdigest()[:12]}"
+    where = f"{meter.meter!r} {channel.resource}"
+    return f"{meter.meter.name} {channel.id} {hashlib.sha256(where.encode()).hexdigest()[:12]}"
 
 
 def _in_state(key: str, state: str) -> str:

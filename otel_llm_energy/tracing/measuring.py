@@ -86,6 +86,6 @@ def _insist_on_idle(channel_id: str, baseline: Baseline | None, problem: MeterEr
     if baseline.origin == "under-load":
         raise MeterError(
             "idle-under-load",
-            f"{channel_id} drew {baseline.watts:.4g} W, but other programs were busy all the time. Stop them, or give"
-            " idle_watts.",
+            f"{channel_id} drew {baseline.watts * (1 + baseline.drift):.4g} W, but other programs were busy all the"
+            " time, and their part is not known. Stop them, or give idle_watts.",
         )

@@ -120,6 +120,18 @@ def test_idle_power_that_is_given_or_estimated_is_not_kept(path: Path) -> None:
     assert not path.exists()
 
 
+def test_idle_power_is_not_kept_when_the_meter_does_not_say_what_it_reads(path: Path) -> None:
+    """A user's own: the next time it may read another machine."""
+
+    class Own(RaplMeter):
+        __repr__ = object.__repr__
+
+    each = memory(path)
+    each.recall([OpenMeter(Own("/tree"), (PACKAGE,))])
+    each.keep({"package-0": [IDLE]})
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [
