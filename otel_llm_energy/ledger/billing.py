@@ -219,9 +219,9 @@ def _edge(server: str, swept: Swept, share: _Share) -> tuple[float, float]:
     idle_weight = min(share.idle_nj / idle_evenly_nj, 1.0) if idle_evenly_nj else 1.0
     part = swept.parts.get(server)
     if part is None or not part.dyn_nj:
-        return edge_bounds_nj(bucket, swept.baseline, covered_ns, 1.0, idle_weight, [])
-    server_part = part.dyn_nj / swept.dyn_nj
-    return edge_bounds_nj(bucket, swept.baseline, covered_ns, server_part, idle_weight, _divisions(part, share))
+        portion = 1.0 if part is None else part.portion
+        return edge_bounds_nj(bucket, swept.baseline, covered_ns, portion, idle_weight, [])
+    return edge_bounds_nj(bucket, swept.baseline, covered_ns, part.portion, idle_weight, _divisions(part, share))
 
 
 def _divisions(part: ServerPart, share: _Share) -> list[tuple[int, float]]:

@@ -62,6 +62,7 @@ def spanning_bounds_nj(
     dyn_nj: int,
     dyn_share_nj: int | None,
     steps: Sequence[Step],
+    portion: float,
 ) -> tuple[int, int]:
     """Bounds of the share of a call that is at work through the whole bucket.
 
@@ -80,7 +81,7 @@ def spanning_bounds_nj(
     else:
         lower_nj = _least_placed(dyn_nj, baseline, equal) if len(equal) == len(steps) else 0
         upper_nj = _most_placed(dyn_nj, baseline, equal)
-    return idle_share_nj + lower_nj - _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, dyn_nj), (
+    return idle_share_nj + lower_nj - _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portion), (
         idle_share_nj + upper_nj
     )
 
@@ -95,14 +96,15 @@ def weighed_bounds_nj(baseline: Baseline, dyn_nj: int, steps: Sequence[Step]) ->
     return lower_nj, _most_placed(dyn_nj, baseline, weighed) + 1
 
 
-def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, dyn_nj: int) -> int:
-    """What a lower idle power would take from the share: idle is the call's, of the rest only the server's part."""
-    if baseline.watts is None or not idle_nj:
+def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, portion: float) -> int:
+    """What a lower idle power would take from the share: idle is the call's, of the rest only the server's part.
+
+    Where idle power is not known at all, all energy is shared as if it were idle, and none of it may be.
+    """
+    if not idle_nj:
         return 0
-    total_dyn_nj = bucket.energy_nj - idle_nj
-    part = dyn_nj / total_dyn_nj if total_dyn_nj else 1.0
     lower_idle_nj = baseline.lowest_watts * bucket.length_ns
-    return int(max(idle_nj - lower_idle_nj, 0.0) * (1 - part) * idle_share_nj / idle_nj)
+    return int(max(idle_nj - lower_idle_nj, 0.0) * (1 - portion) * idle_share_nj / idle_nj)
 
 
 def _least_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:

@@ -44,6 +44,7 @@ class ServerPart:
         at_work_ns: how long it was at work.
         known: its part of the activity is known.
         steps: the calls that share it.
+        portion: of the energy above idle, 0 to 1.
         extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
     """
 
@@ -52,6 +53,7 @@ class ServerPart:
     known: bool
     steps: Sequence[Step]
     extremes: Sequence[Step]
+    portion: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +260,13 @@ class Sweep:
                 continue
             clocks = [self.clocks(name) for name in names]
             extremes = _extremes(at_work)
+            portion = portion_nj / dyn_nj if dyn_nj else _portion(names, known, parts)
             rest = self._distribute(
                 portion_nj, at_work_ns, at_work, [each.dyn for each in clocks], [each.weighed for each in clocks]
             )
             self.unattributed_nj["rounding"] += rest
             for name in names:
-                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes)
+                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes, portion)
         self.unattributed_nj["other"] += other_nj
         return shares
 
@@ -317,7 +320,7 @@ class Sweep:
             whole = len(part.steps) == len(everyone) == len(equal) == 1
             dyn_share_nj = clocks.dyn.between(start_ns, end_ns) if whole else None
             lower, upper = spanning_bounds_nj(
-                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, part.steps
+                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, part.steps, part.portion
             )
             clocks.lower.grow(start_ns, end_ns, lower)
             clocks.upper.grow(start_ns, end_ns, upper)
@@ -375,6 +378,13 @@ def _extremes(steps: Sequence[Step]) -> Sequence[Step]:
     by_calls, by_weight = sorted(steps, key=lambda step: step.calls), [step for step in steps if step.weight]
     by_weight.sort(key=lambda step: step.weight)
     return (by_calls[0], by_calls[-1], *by_weight[:1], *by_weight[-1:])
+
+
+def _portion(names: Sequence[str], known: bool, parts: Parts) -> float:
+    """A group's part of the activity, 0 to 1."""
+    if not parts.total_ns:
+        return 1.0
+    return (parts.by_server_ns[names[0]] if known else parts.others_ns) / parts.total_ns
 
 
 def _length(steps: Sequence[Step]) -> int:

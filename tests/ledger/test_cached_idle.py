@@ -78,3 +78,12 @@ def test_bounds_hold_the_truth_when_idle_power_has_drifted_since(
     truth_nj = true_joules(20.0 * drift, server_cpus) * 1e9
     assert bill.lower_nj <= truth_nj * 1.001
     assert bill.upper_nj >= truth_nj * 0.999
+
+
+def test_bounds_hold_the_truth_when_idle_power_is_not_known_at_all() -> None:
+    """A call right at the start, beside a busy program: energy is shared by time, and the lower bound knows better."""
+    bill = bill_of_first_call(20.0, None, start_s=0.2, bucket_s=0.2)
+    assert bill.energy_nj is not None and bill.lower_nj is not None and bill.upper_nj is not None
+    assert (bill.quality, bill.reason) == (Quality.DEGRADED, "no-idle-baseline")
+    assert bill.lower_nj / 1e9 <= true_joules(20.0) <= bill.upper_nj / 1e9
+    assert bill.energy_nj / 1e9 > 1.1 * true_joules(20.0)
