@@ -77,6 +77,7 @@ def whole_way(
         "OLLAMA_HOST": ollama.host,
         "APP_MODEL": ollama.model,
         "APP_QUESTIONS": str(way.QUESTIONS),
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY",
         "APP_NOBODY": f"http://127.0.0.1:{free_port()}/v1",
         "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",  # as the synthetic counters have it
         "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(powercap.root),

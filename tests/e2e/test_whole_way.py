@@ -49,9 +49,12 @@ def test_root_holds_the_sum_of_its_calls_when_it_is_looked_up_in_jaeger(whole_wa
 
 
 def test_content_is_gone_when_the_app_sent_it(whole_way: WholeWay) -> None:
-    """What the app put on spans and their events as content is in no back end; the event itself is."""
+    """Captured prompts left the app on every call's span, and are in no back end; nor are those of its event."""
+    assert whole_way.ledger["with_content"] == 2 * QUESTIONS  # the one that is away was asked something else
     text = json.dumps(whole_way.raw_traces)
     assert "gen_ai.client.inference.operation.details" in text
+    tags = [tag for trace in whole_way.raw_traces for span in trace["spans"] for tag in span["tags"]]
+    assert {tag["key"] for tag in tags if SECRET in str(tag["value"])} == set()
     assert SECRET not in text
     assert "gen_ai.input.messages" not in text
     assert whole_way.tempo.search(f'{{ resource.service.name = "{SERVICE}" }}')

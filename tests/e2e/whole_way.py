@@ -25,7 +25,8 @@ class WholeWay:
     Args:
         stack: through which it went.
         jaeger: behind that.
-        ledger: what the app's own ledger said at the end, J: ``metered``, ``billed``, ``unattributed``.
+        ledger: what the app's own ledger said at the end, J: ``metered``, ``billed``, ``unattributed``; and on how many
+            spans it had captured the prompt, ``with_content``.
 
     Attributes:
         raw_traces: what Jaeger has, as its API gives it.

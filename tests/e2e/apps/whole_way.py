@@ -15,8 +15,9 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
 
@@ -24,16 +25,10 @@ SECRET = "the secret of the ocean"
 OPTIONS = {"num_predict": 30, "temperature": 0}
 
 
-class Conversations(SpanProcessor):
-    """Says on every span to which conversation it belongs."""
-
-    def on_start(self, span: Span, parent_context: object = None) -> None:
-        span.set_attribute("gen_ai.conversation.id", os.environ["APP_CONVERSATION"])
-
-
 provider = TracerProvider()
-provider.add_span_processor(Conversations())
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+kept = InMemorySpanExporter()
+provider.add_span_processor(SimpleSpanProcessor(kept))
 trace.set_tracer_provider(provider)
 metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
 energy = otel_llm_energy.instrument()
@@ -63,11 +58,13 @@ def ask_nobody() -> None:
 
 
 for number in range(int(os.environ["APP_QUESTIONS"])):
-    os.environ["APP_CONVERSATION"] = f"conversation-{number % 3}"
-    with trace.get_tracer("app").start_as_current_span("answer a question") as span:
-        span.set_attribute("gen_ai.input.messages", SECRET)
+    with (
+        otel_llm_energy.conversation(f"conversation-{number % 3}"),
+        trace.get_tracer("app").start_as_current_span("answer a question") as span,
+    ):
+        # As older instrumentations wrote it; what ours capture is on the spans of the calls.
         span.add_event("gen_ai.client.inference.operation.details", {"gen_ai.output.messages": SECRET})
-        ask(f"Tell me {number + 2} facts about the ocean.", stream=number % 2 == 1)
+        ask(f"Tell me {number + 2} facts about {SECRET}.", stream=number % 2 == 1)
         ask_nobody()
     print(f"answered {number}", flush=True)
 
@@ -79,6 +76,7 @@ print(
             "metered": sum(each.metered_nj for each in balances) / 1e9,
             "billed": sum(each.billed_nj for each in balances) / 1e9,
             "unattributed": sum(sum(each.unattributed_nj.values()) for each in balances) / 1e9,
+            "with_content": sum(SECRET in str((span.attributes or {}).items()) for span in kept.get_finished_spans()),
         }
     ),
     flush=True,
