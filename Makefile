@@ -30,7 +30,8 @@ test: fetch
 versions: fetch
 	$(RUN) tools.versions $(ARGS)
 
-e2e: fetch backends
+# Examples with LangChain run in the environment of the peers.
+e2e: fetch backends .venv-peers/stamp
 	$(RUN) pytest -m e2e $(ARGS)
 
 # Each row: the environment's requirements, and whose instrumentations are tested in it.

@@ -2,10 +2,10 @@
 #   source examples/servers.sh llama            Jaeger and llama.cpp's server with the small model
 #   source examples/servers.sh ollama           Jaeger and Ollama with the small model
 # They end with this shell. The usual ports are taken unless these say otherwise: JAEGER_PORT, OTLP_PORT, LLAMA_PORT, OLLAMA_PORT.
-# Ollama listens on 11435 here, beside one that you may have.
+# Ollama listens on 11435 here, beside one that you may have. VENV is another environment than .venv.
 cache=${OTEL_LLM_ENERGY_CACHE:-$HOME/.cache/otel-llm-energy}
 logs=$(mktemp -d)
-PATH=$PWD/.venv/bin:$(printf '%s:' "$cache"/*-[0-9]*/)$PATH
+PATH=$PWD/${VENV:-.venv}/bin:$(printf '%s:' "$cache"/*-[0-9]*/)$PATH
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$logs"' EXIT
 
 _await() {  # _await URL NAME LOG
@@ -25,7 +25,7 @@ export OTEL_EXPORTER_OTLP_ENDPOINT=http://$OTLP_HTTP OTEL_METRICS_EXPORTER=none 
 for server in "$@"; do
     case $server in
     llama)
-        python -m otel_llm_energy.cli.model_server --model "$cache/SmolLM2-135M-Instruct.Q4_1.gguf" --slots 2 \
+        python -m otel_llm_energy.cli.model_server --model "$cache/SmolLM2-135M-Instruct.Q4_1.gguf" --slots 2 --embeddings \
             --port "${LLAMA_PORT:-8081}" </dev/null >"$logs/llama" 2>&1 &
         export OPENAI_BASE_URL=http://127.0.0.1:${LLAMA_PORT:-8081}/v1 OPENAI_API_KEY=unused
         _await "$OPENAI_BASE_URL/models" llama.cpp "$logs/llama"

@@ -54,6 +54,12 @@ _SEEN = {
         r'"job":"fleet"',
         r'"llm.energy.joules","value":\{"doubleValue"',
     ],
+    "langchain-rag": [
+        rf"(?m)^index +Σ +[\d.]+ J\n(?s:.*)embeddings smollm2-135m +{_CALL}",
+        rf"(?m)^answer +Σ +[\d.]+ J\n(?s:.*)chat smollm2-135m +{_CALL}",
+    ],
+    "langgraph-agent": [rf"(?s)plan +Σ .*chat smollm2-135m +{_CALL}.*write +Σ .*shorten +Σ .*write +Σ "],
+    "in-process": [r"(?m)^Σ a story in two parts +[\d.]+ J\n  load the model.*\n(  write the \w+ +[\d.]+ J .*\n){2}"],
     "two-containers": [rf"(text_completion smollm2 +{_CALL}.*\n){{2}}", r"meter scaphandre"],
 }
 
