@@ -60,7 +60,7 @@ _SEEN = {
     ],
     "langgraph-agent": [rf"(?s)plan +Σ .*chat smollm2-135m +{_CALL}.*write +Σ .*shorten +Σ .*write +Σ "],
     "in-process": [r"(?m)^Σ a story in two parts +[\d.]+ J\n  load the model.*\n(  write the \w+ +[\d.]+ J .*\n){2}"],
-    "two-containers": [rf"(text_completion smollm2 +{_CALL}.*\n){{2}}", r"meter scaphandre"],
+    "two-containers": [rf"(text_completion smollm2 +{_CALL}.*\n){{2}}", r"meter [Ss]caphandre"],
 }
 
 
