@@ -26,6 +26,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _MOST_OPEN: Final = 4096  # spans that never end must not fill the memory
 _MOST_TOLD: Final = 256
 _CLOCKS_APART_NS: Final = 1_000_000
+_AFTERWARDS_NS: Final = 500_000_000
 _PROVIDER_KEYS: Final = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
 _OPERATION_KEYS: Final = ("gen_ai.operation.name", "llm.request.type", "openinference.span.kind")
 _MODEL_KEYS: Final = ("gen_ai.request.model", "llm.model_name")
@@ -126,7 +127,8 @@ class UnobservedCalls:
         """Whether this LLM span describes a call that has its bill on another span.
 
         Some libraries make their span when the call is over, or where nothing links it to the call. It is the same
-        call if the server gave it the same id, or if it took place within the span and took as many tokens.
+        call if the server gave it the same id, or if it took as many tokens and took place within the span, or right
+        before it.
         """
         attributes = enrich.raw_attributes(span)
         response_id, tokens = attributes.get("gen_ai.response.id"), enrich.tokens_said(attributes)
@@ -136,7 +138,8 @@ class UnobservedCalls:
             if response_id is not None and told.response_id == response_id:
                 return True
             within = start_ns - _CLOCKS_APART_NS <= told.started_ns and told.ended_ns <= end_ns + _CLOCKS_APART_NS
-            if within and tokens.output is not None and told.tokens == tokens:
+            before = -_CLOCKS_APART_NS <= start_ns - told.ended_ns <= _AFTERWARDS_NS
+            if (within or before) and tokens.output is not None and told.tokens == tokens:
                 return True
         return False
 
