@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 
 NAMES = (
     "accuracy",
@@ -28,7 +30,10 @@ def main(arguments: list[str]) -> int:
     if name not in NAMES:
         print(f"There is no benchmark {name!r}. Choose from {', '.join(NAMES)}.", file=sys.stderr)
         return 2
-    result = importlib.import_module(f"benchmarks.{name}").main(rest)
+    # Apart from whatever else is metered on this machine just now.
+    with tempfile.TemporaryDirectory() as board:
+        os.environ.setdefault("OTEL_LLM_ENERGY_BOARD", board)
+        result = importlib.import_module(f"benchmarks.{name}").main(rest)
     return int(result or 0)
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
+import json
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
+from otel_llm_energy.host.folder import default_folder
+from otel_llm_energy.host.wire import channel_from_json
 from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.ledger import Balance, Ledger
@@ -45,12 +50,15 @@ from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
+from otel_llm_energy.tracing.seat import Metering, Rules, Seat, SeatStatus
 from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
 
 _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 2.5  # Scaphandre's
 _MAX_HOLD_SECONDS = 30.0
 _LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
+# Options in which processes that share their metering may differ.
+_EACH_ITS_OWN = frozenset({"clients", "detail", "grid_intensity", "idle_cache", "board"})
 
 _logger = logging.getLogger(__name__)
 
@@ -99,15 +107,20 @@ class Status:
         left_out: meters that are not read, and why.
         servers: who answers at which address.
         tracing: ``"joined"``, or why no tracer provider is joined.
+        board: whether this process reads this machine's meters for others, is metered by another, or works alone and
+            why; ``None`` if it shares nothing.
     """
 
     channels: tuple[ChannelStatus, ...]
     left_out: tuple[LeftOut, ...]
     servers: Mapping[str, Server]
     tracing: str
+    board: SeatStatus | None = None
 
     def __str__(self) -> str:
         lines = [f"tracing: {self.tracing}"]
+        if self.board is not None:
+            lines.append(f"board: this process {self.board}")
         for each in self.channels:
             age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
             kind = "estimate" if each.channel.estimated else "meter"
@@ -290,7 +303,8 @@ class Runtime:
         channels = [*_channels(local), *(each for station in named for each in _channels(station, named=True))]
         left_out = tuple(one for station in self.desk.stations for one in station.left_out)
         servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
-        return Status(tuple(channels), left_out, servers, self._tracing)
+        seat = self.desk.stations[0].seat
+        return Status(tuple(channels), left_out, servers, self._tracing, None if seat is None else seat.status)
 
     # Tracing
 
@@ -369,8 +383,9 @@ class Runtime:
     def _local_station(self) -> Station:
         options = self._options
         names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
-        find = partial(_discover, options, taken=frozenset(self._meters_elsewhere()))
-        return self._station(find, CpuActivity(), partial(_resolve, names))
+        taken = frozenset(self._meters_elsewhere())
+        find, find_edges = partial(_discover, options, taken=taken), partial(_discover_edges, options, taken=taken)
+        return self._station("local", find, CpuActivity(), partial(_resolve, names), find_edges)
 
     def _meters_elsewhere(self) -> dict[Hashable, dict[Address, Meter]]:
         """The meters that the user names for servers, by what they read and by the servers' addresses."""
@@ -385,11 +400,12 @@ class Runtime:
     def _named_stations(self, local: Station) -> dict[Address, Station]:
         """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
         stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
-        for meters in self._meters_elsewhere().values():
-            stations.update(dict.fromkeys(meters, self._station_elsewhere(meters)))
+        for source, meters in self._meters_elsewhere().items():
+            board = _hashed(repr(next(iter(meters.values()))) if isinstance(source, int) else repr(source))
+            stations.update(dict.fromkeys(meters, self._station_elsewhere(board, meters)))
         return stations
 
-    def _station_elsewhere(self, meters: Mapping[Address, Meter]) -> Station:
+    def _station_elsewhere(self, board: str, meters: Mapping[Address, Meter]) -> Station:
         """The station of a host whose servers have these addresses, and meters that read one and the same source."""
         processes = {address: getattr(meter, "process", None) for address, meter in meters.items()}
         # One meter is read for all of them: one that takes in the figures of processes, if any is wanted.
@@ -397,20 +413,39 @@ class Runtime:
         activity: FigureActivity | NoActivity = NoActivity()
         if isinstance(meter, ProcessMeter) and meter.process is not None:
             activity = FigureActivity(meter.host_powers, meter.cpus)
-        station = self._station(partial(discover, meter), activity, partial(_elsewhere, processes))
+        station = self._station(board, partial(discover, meter), activity, partial(_elsewhere, processes))
         for address in meters:
             if address.host and address.port is not None:
                 station.expect(address.host, address.port)
         return station
 
-    def _station(self, find: Callable[[], Discovery], activity: Activity, who: Callable[[str, int], Server]) -> Station:
-        ledger = Ledger(
-            time.monotonic_ns(),
-            idle=self._options.idle,
-            share=self._options.share,
-            max_wait_ns=int(self._max_hold_seconds() * NS_PER_SECOND),
+    def _station(
+        self,
+        board: str,
+        find: Callable[[], Discovery],
+        activity: Activity,
+        who: Callable[[str, int], Server],
+        find_edges: Callable[[], Discovery] = lambda: Discovery((), ()),
+    ) -> Station:
+        options = self._options
+        max_wait_ns = int(self._max_hold_seconds() * NS_PER_SECOND)
+
+        def ledger(start_ns: int) -> Ledger:
+            return Ledger(start_ns, idle=options.idle, share=options.share, max_wait_ns=max_wait_ns)
+
+        def seat(station: Metering) -> Seat:
+            return Seat(_rules(options, board), station, ledger, self._wake)
+
+        return Station(
+            Books(ledger(time.monotonic_ns())),
+            find,
+            activity,
+            who,
+            self._wake,
+            idle_memory=_idle_memory(options),
+            edge_meters=find_edges,
+            seat=None if options.board == "off" else seat,
         )
-        return Station(Books(ledger), find, activity, who, self._wake, idle_memory=_idle_memory(self._options))
 
     def _wake(self) -> None:
         self.desk.wake()
@@ -428,6 +463,9 @@ class Runtime:
         if self._stopped:
             return
         self._join_lock = threading.RLock()
+        for station in self.desk.stations:
+            if station.seat is not None:
+                station.seat.forget_in_child()
         self._build()
         for gate in self.gates:
             gate.desk = self.desk
@@ -453,6 +491,43 @@ def _idle_memory(options: Settings) -> IdleMemory:
         return IdleMemory(None, {})
     facts = machine_facts()
     return IdleMemory(default_path(facts) if options.idle_cache == "auto" else Path(options.idle_cache), facts)
+
+
+def _rules(options: Settings, board: str) -> Rules:
+    """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
+    folder = default_folder() if options.board == "auto" else Path(options.board)
+    decisive = {name: repr(value) for name, value in _values(options) if name not in _EACH_ITS_OWN}
+    settings = _hashed(json.dumps([decisive, _network_namespace()]))
+    return Rules(folder, board, version("otel-llm-energy"), settings, calls_servers=bool(options.clients))
+
+
+def _values(options: Settings) -> Iterator[tuple[str, object]]:
+    return ((field.name, getattr(options, field.name)) for field in fields(options))
+
+
+def _hashed(text: str) -> str:
+    """Sixteen hexadecimal digits: an address may hold a password."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _network_namespace() -> int:
+    """Names the network in which ``localhost`` is looked up; 0 if the kernel does not say."""
+    try:
+        return Path("/proc/self/ns/net").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _discover_edges(options: Settings, taken: Collection[Hashable]) -> Discovery:
+    """Open only those of the wanted meters that are read at calls' edges: of no other may there be two readers."""
+    given = options.meters
+    wanted = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
+    at_edges = [
+        "rapl" if isinstance(one, str) else one
+        for one in wanted
+        if one in ("auto", "rapl") or (not isinstance(one, str) and one.pace.at_edges)
+    ]
+    return _discover(replace(options, meters=at_edges), taken) if at_edges else Discovery((), ())
 
 
 def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
@@ -505,6 +580,8 @@ def _elsewhere(processes: Mapping[Address, str | None], host: str, port: int) ->
 
 
 def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:
+    if station.elsewhere is not None:
+        return [_channel_elsewhere(each) for each in station.elsewhere.channels]
     now_ns = time.monotonic_ns()
     baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
@@ -514,13 +591,28 @@ def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatu
         last_ns = reader.last_reading_ns if reader else None
         age_seconds = None if last_ns is None else (now_ns - last_ns) / NS_PER_SECOND
         problem = str(reader.problem) if reader and reader.problem else None
-        idle = baselines[name]
+        idle = baselines.get(name)
+        if idle is None:
+            continue
         kept_seconds = station.idle_memory.age_seconds(name)
         where = repr(reader.open_meter.meter) if reader and named else ""
         statuses.append(
             ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, age_seconds, problem, where)
         )
     return statuses
+
+
+def _channel_elsewhere(each: Mapping[str, Any]) -> ChannelStatus:
+    """As the process says that reads it; where its energy goes is known there alone."""
+    return ChannelStatus(
+        channel_from_json(each["channel"]),
+        Balance(0, 0, 0, {}),
+        each["idle_watts"],
+        each["idle_origin"],
+        None,
+        each["age_seconds"],
+        each["problem"],
+    )
 
 
 def _ago(seconds: float) -> str:

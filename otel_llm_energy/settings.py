@@ -45,6 +45,7 @@ class Settings:
     max_hold: float | None
     idle_watts: Mapping[str, float]
     idle_cache: str
+    board: str
     scaphandre_url: str | None
     powercap_root: Path | None
     grid_intensity: float | None
@@ -248,6 +249,14 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "auto",
         "auto (a file in the user's cache folder), off, or the path of a file",
         "Where learned idle power is kept, so that the next run has it from its first call.",
+        _path_or_word,
+        _path_or_word,
+    ),
+    Option(
+        "board",
+        "auto",
+        "auto (a folder in the user's runtime directory), off, or the path of a folder",
+        "Where processes of this host share one metering; off: this is the only process that calls the servers.",
         _path_or_word,
         _path_or_word,
     ),

@@ -31,10 +31,11 @@ from tools.backends import BackendError, obtain
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_idle_power_of_earlier_runs() -> Iterator[None]:
-    """Tests learn from each other only where they say so."""
+def _nothing_of_other_runs() -> Iterator[None]:
+    """Tests learn from each other, and share meters with other processes, only where they say so."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_LLM_ENERGY_IDLE_CACHE", "off")
+        patch.setenv("OTEL_LLM_ENERGY_BOARD", "off")
         yield
 
 

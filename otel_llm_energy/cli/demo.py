@@ -131,6 +131,7 @@ def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm
             detail="full",
             scaphandre_url=options.scaphandre_url,
             powercap_root=options.powercap_root,
+            board="off",  # its calls have a server of their own; other processes' settings are none of its business
         )
     except otel_llm_energy.SettingError as error:
         raise CommandError(str(error)) from error

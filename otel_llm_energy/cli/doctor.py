@@ -43,6 +43,9 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"no     {one.name}: {one.reason}. {one.message}"
         if one.mend:
             yield f"       mend it: {one.mend}"
+    if status.board is not None:
+        sign = "TROUBLE" if status.board.role == "alone" else "board "
+        yield f"{sign} this process {status.board}"
     yield ""
     yield _verdict(status)
 

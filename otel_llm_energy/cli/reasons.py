@@ -11,6 +11,8 @@ REASONS: Final[Mapping[str, str]] = {
     "idle-under-load": "idle power was learned while other programs were busy all the time; it is in doubt",
     "gap": "part of the call's work lies between no two readings",
     "late": "the server named its working time after the energy of that time was shared out",
+    "board-unusable": "processes of this host cannot share their metering, and others may call the same server",
+    "board-mismatch": "a process of this host has other settings or another version; neither sees the other's calls",
     "relay": "what listens at the address passes calls on; the process that works is not known",
     "max-hold": "the reading that covers the call did not come within max_hold",
     "hold-limit": "too many spans were held",
@@ -52,7 +54,7 @@ UNATTRIBUTED: Final[Mapping[str, str]] = {
     "idle": "drawn anyway, while no call was at work",
     "other": "above idle, by other processes",
     "outside": "above idle, by the server, outside of these calls",
-    "late": "shared out for calls that turned out to be elsewhere",
+    "late": "shared out for calls that turned out to be elsewhere, or whose process has ended",
     "gap": "metered, but not to be placed in time",
     "rounding": "what divisions leave over",
 }

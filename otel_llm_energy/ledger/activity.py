@@ -83,6 +83,10 @@ class ActivityLog:
         """How many CPUs (or GPU engines) can be busy at once; ``None`` before the first sample."""
         return self._last.capacity if self._last is not None else None
 
+    def interrupt(self) -> None:
+        """Samples come from another sampler now, whose sums begin elsewhere: no cell joins the last one to the next."""
+        self._last = None
+
     def cells(self, start_ns: int, end_ns: int) -> list[Cell]:
         """The cells that overlap [start_ns, end_ns]."""
         index = bisect_right(self._ends_ns, start_ns)

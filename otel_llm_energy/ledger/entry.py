@@ -16,6 +16,7 @@ class Entry:
         server: the server that it is aimed at.
         route: calls of one route either all report timings or none does.
         opened_ns: when it was opened.
+        closed: the call has ended.
         windows: its work windows, once it is closed.
         counted_from_ns: it was taken to be at work from here on before its windows were known; ``None`` if not.
         charged: the stretches of time in which the timeline counts it, and its weight there, once it is closed. They
@@ -31,6 +32,7 @@ class Entry:
         "caution",
         "charged",
         "charged_ns",
+        "closed",
         "counted_from_ns",
         "opened_ns",
         "route",
@@ -45,6 +47,7 @@ class Entry:
         self.server = server
         self.route = route
         self.opened_ns = opened_ns
+        self.closed = False
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[Charged, ...] = ()
@@ -55,6 +58,7 @@ class Entry:
 
     def close(self, windows: tuple[Window, ...], charged: tuple[Charged, ...]) -> None:
         """The call has ended; see `windows` and `charged`."""
+        self.closed = True
         self.windows = windows
         self.charged = charged
         self.stretches = _stretches(windows, charged)

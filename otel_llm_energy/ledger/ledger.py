@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from otel_llm_energy.ledger.activity import ActivityLog
-from otel_llm_energy.ledger.bill import Window
+from otel_llm_energy.ledger.bill import Window, unavailable
 from otel_llm_energy.ledger.billing import Sharing, bill_for, charge_nj
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.ledger.entry import Charged, Entry
@@ -73,7 +73,13 @@ class Ledger:
         share: how calls at work at the same instant share the rest: ``"equal-time"``, or by ``"phase-tokens"``, the
             weight of their windows, where that is known of all of them.
         max_wait_ns: how long the sweep waits for a window that is not known yet.
+
+    Attributes:
+        caution: why all bills are degraded, whatever their server; ``None`` if they are not.
+        busy_elsewhere: other processes have calls in these books (see `otel_llm_energy.host`).
     """
+
+    busy_elsewhere = False
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Ledger:
         share: BatchSharing = "equal-time",
         max_wait_ns: int = 30 * NS_PER_SECOND,
     ) -> None:
+        self.caution: str | None = None
         self._start_ns = start_ns
         self._idle = idle
         self._share = share
@@ -131,6 +138,11 @@ class Ledger:
         """Time jumped (suspend, clock step): no channel's next reading can be joined to its last."""
         for account in self._accounts.values():
             account.counter.interrupt(reason)
+
+    def interrupt_activity(self) -> None:
+        """Samples come from another sampler from now on."""
+        for log in self._activity.values():
+            log.interrupt()
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity; ``final``: however short the time since the last one."""
@@ -227,6 +239,25 @@ class Ledger:
             self._forced[entry] = self._bill(entry, reason)
         return forced
 
+    def disown(self, entry: Entry) -> None:
+        """Nobody takes a closed entry's bill (its process has ended): what it is charged is ``late``."""
+        for channel_id, energy_nj in self._forced.get(entry, {}).items():
+            self._billed_nj[channel_id] -= energy_nj
+        if entry.bill is None or entry in self._forced:
+            self._forced[entry] = {}
+            entry.bill = unavailable("ended")
+
+    @property
+    def servers(self) -> dict[str, tuple[int | None, str | None]]:
+        """Slots and caution of the servers that have an account."""
+        return {name: (books.slots, books.caution) for name, books in self._servers.items()}
+
+    def unsettled(self) -> list[Entry]:
+        """The entries without a bill, open and closed, in the order of opening or closing."""
+        entries = [entry for books in self._servers.values() for entry in books.open]
+        entries += [entry for _, _, entry in sorted(self._closed)]
+        return [entry for entry in entries if entry.bill is None]
+
     def balance(self) -> dict[str, Balance]:
         """Where each channel's energy went."""
         return {channel_id: self._balance(channel_id, account) for channel_id, account in self._accounts.items()}
@@ -306,7 +337,7 @@ class Ledger:
         """Bill an entry; its energy by channel, nanojoules."""
         sweeps = [account.sweep for account in self._accounts.values()]
         books = self._servers[entry.server]
-        entry.caution = books.caution
+        entry.caution = books.caution or self.caution
         sharing = Sharing(self._idle, self._share)
         entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, sharing, reason)
         for channel_id, energy_nj in by_channel.items():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
-from otel_llm_energy.ledger.bill import unavailable
+from otel_llm_energy.ledger.bill import Window, unavailable
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
-from otel_llm_energy.ledger.ledger import Balance, Ledger
+from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.ledger.windows import CallTimes, work_windows
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 from otel_llm_energy.tracing.claims import Claim
@@ -41,6 +40,53 @@ class ServerReport(Protocol):
     def end_unix_ns(self) -> int | None: ...
 
 
+class Accounts(Protocol):
+    """Where events are entered and settled: this process's own ledger, one that it shares, or that of another process.
+
+    See `otel_llm_energy.ledger.ledger.Ledger`, `otel_llm_energy.host.shared.SharedLedger` and
+    `otel_llm_energy.host.remote.RemoteLedger`.
+    """
+
+    caution: str | None
+
+    @property
+    def busy_elsewhere(self) -> bool: ...
+
+    @property
+    def by_weight(self) -> bool: ...
+
+    @property
+    def channels(self) -> list[Channel]: ...
+
+    def add_channel(self, channel: Channel, remembered: Sequence[IdlePower] = ()) -> None: ...
+
+    def read(self, reading: Reading) -> None: ...
+
+    def interrupt(self, reason: str) -> None: ...
+
+    def sample(self, sample: ActivitySample, *, final: bool = False) -> None: ...
+
+    def add_server(
+        self, server: str, *, slots: int | None = None, reports: bool | None = None, caution: str | None = None
+    ) -> None: ...
+
+    def open(self, server: str, at_ns: int, route: str = "") -> Entry: ...
+
+    def close(self, entry: Entry, windows: Sequence[Window], *, reported: bool) -> None: ...
+
+    def settle(self, now_ns: int, breathe: Callable[[], None]) -> list[Entry]: ...
+
+    def force(self, entries: Iterable[Entry], reason: str) -> list[Entry]: ...
+
+    def balance(self) -> dict[str, Balance]: ...
+
+    def baselines(self) -> dict[str, Baseline]: ...
+
+    def learned_idle(self, least_seconds: float) -> dict[str, list[IdlePower]]: ...
+
+    def forget_idle(self) -> None: ...
+
+
 _KEEP_NS = 1_000_000
 
 # An action and its arguments. A tuple, because one is held for each call and the garbage collector visits it.
@@ -55,19 +101,20 @@ class Books:
     a sweep. Both locks are reentrant, because the garbage collector may end a stream, and so a call, anywhere.
 
     Args:
-        ledger: of one machine.
+        ledger: of one machine; see `change_ledger`.
         clock_ns: the monotonic clock.
         unix_clock_ns: the wall clock, to place a server's own end time.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Accounts,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         unix_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._ledger = ledger
+        self._ledger: Accounts = ledger
+        self._earlier: dict[str, tuple[Channel, Balance]] = {}  # metered here, in other ledgers than this one
         self._clock_ns = clock_ns
         self._wall_clock = WallClock(clock_ns=clock_ns, unix_clock_ns=unix_clock_ns)
         self._intake_lock = threading.RLock()
@@ -83,7 +130,7 @@ class Books:
     @property
     def busy(self) -> bool:
         """There are claims that are open or not settled."""
-        return self._opened != self._settled
+        return self._opened != self._settled or self._ledger.busy_elsewhere
 
     @property
     def opened(self) -> int:
@@ -123,7 +170,23 @@ class Books:
         """From now on there are readings of these channels; of some, idle power is known from an earlier run."""
         self._reason = None
         known = remembered or {}
-        self._note(*[(self._ledger.add_channel, channel, known.get(channel.id, ())) for channel in channels])
+        self._note(
+            *[(Books._to_ledger, self, "add_channel", channel, known.get(channel.id, ())) for channel in channels]
+        )
+
+    @property
+    def ledger(self) -> Accounts:
+        """Where events are entered now."""
+        return self._ledger
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no channel; ``None`` if there is."""
+        return self._reason
+
+    def metered_elsewhere(self) -> None:
+        """Another process reads the channels: its bills say themselves why they lack something."""
+        self._reason = None
 
     def without_meter(self, reason: str) -> None:
         """There is no channel; claims are unavailable for ``reason``."""
@@ -131,19 +194,19 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
-        self._note(*[(self._ledger.read, reading) for reading in readings])
+        self._note(*[(Books._read, self, reading) for reading in readings])
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""
-        self._note((partial(self._ledger.sample, final=final), sample))
+        self._note((Books._sample, self, sample, final))
 
     def interrupt(self, reason: str) -> None:
         """Time jumped: see `Ledger.interrupt`."""
-        self._note((self._ledger.interrupt, reason))
+        self._note((Books._to_ledger, self, "interrupt", reason))
 
     def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
         """More has become known of a server. ``caution`` is a reason that its bills are degraded."""
-        self._note((partial(self._ledger.add_server, slots=slots, caution=caution), server))
+        self._note((Books._add_server, self, server, slots, caution))
 
     def _note(self, *events: _Event) -> None:
         with self._intake_lock:
@@ -186,11 +249,47 @@ class Books:
         with self._ledger_lock:
             return [claim for entry, claim in self._claims.items() if entry.last_charged_ns < ended_before_ns]
 
-    def balance(self) -> Mapping[str, tuple[Channel, Balance]]:
-        """Where each channel's energy went, by channel id."""
+    def change_ledger(self, change: Callable[[Accounts], Accounts]) -> None:
+        """Enter what comes from now on elsewhere. What the new ledger has metered already was not metered here.
+
+        Args:
+            change: makes the new ledger from the one until now; the entries of both that stand for this process's
+                calls must be the same objects.
+        """
         with self._ledger_lock:
+            self._in_ledger = True
+            try:
+                self._enter()
+                self._count_as_earlier(self._ledger, 1)
+                self._ledger = change(self._ledger)
+                self._count_as_earlier(self._ledger, -1)
+            finally:
+                self._in_ledger = False
+
+    def balance(self) -> Mapping[str, tuple[Channel, Balance]]:
+        """Where the energy went that this process has metered on each channel, by channel id."""
+        with self._ledger_lock:
+            balances = dict(self._earlier)
             channels = {channel.id: channel for channel in self._ledger.channels}
-            return {name: (channels[name], balance) for name, balance in self._ledger.balance().items()}
+            for name, balance in self._ledger.balance().items():
+                earlier = balances.get(name)
+                balances[name] = (channels[name], balance if earlier is None else _sum(earlier[1], balance))
+            return balances
+
+    def _count_as_earlier(self, ledger: Accounts, sign: int) -> None:
+        channels = {channel.id: channel for channel in ledger.channels}
+        for name, balance in ledger.balance().items():
+            _, earlier = self._earlier.get(name, (None, Balance(0, 0, 0, {})))
+            self._earlier[name] = (channels[name], _sum(earlier, balance, sign))
+
+    @property
+    def caution(self) -> str | None:
+        """Why all bills from now on are degraded."""
+        return self._ledger.caution
+
+    @caution.setter
+    def caution(self, reason: str | None) -> None:
+        self._ledger.caution = reason
 
     def baselines(self) -> Mapping[str, Baseline]:
         """What is known of the idle power of each channel."""
@@ -204,7 +303,7 @@ class Books:
 
     def forget_idle(self) -> None:
         """Learn idle power anew."""
-        self._note((self._ledger.forget_idle,))
+        self._note((Books._to_ledger, self, "forget_idle"))
 
     def _enter(self) -> int:
         with self._intake_lock:
@@ -214,6 +313,19 @@ class Books:
         for action, *arguments in events:
             action(*arguments)
         return now_ns
+
+    def _to_ledger(self, method: str, *arguments: object) -> None:
+        # By name, since the ledger may be another one by the time that the event is entered.
+        getattr(self._ledger, method)(*arguments)
+
+    def _read(self, reading: Reading) -> None:
+        self._ledger.read(reading)
+
+    def _sample(self, sample: ActivitySample, final: bool) -> None:
+        self._ledger.sample(sample, final=final)
+
+    def _add_server(self, server: str, slots: int | None, caution: str | None) -> None:
+        self._ledger.add_server(server, slots=slots, caution=caution)
 
     def _open(self, claim: Claim, server: str, route: str, reports: bool | None) -> None:
         self._ledger.add_server(server, reports=reports)
@@ -289,6 +401,16 @@ def _phase_tokens(claim: Claim) -> tuple[int | None, int | None]:
     if claim.input_tokens is None:
         return None, claim.output_tokens
     return max(claim.input_tokens - (claim.cached_input_tokens or 0), 0), claim.output_tokens
+
+
+def _sum(one: Balance, other: Balance, sign: int = 1) -> Balance:
+    reasons = {*one.unattributed_nj, *other.unattributed_nj}
+    return Balance(
+        one.metered_nj + sign * other.metered_nj,
+        one.billed_nj + sign * other.billed_nj,
+        one.pending_nj + sign * other.pending_nj,
+        {r: one.unattributed_nj.get(r, 0) + sign * other.unattributed_nj.get(r, 0) for r in reasons},
+    )
 
 
 def _ns(seconds: float | None) -> int | None:

@@ -6,11 +6,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from otel_llm_energy.host.wire import State, channel_to_json
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
 from otel_llm_energy.meters.base import MeterError
@@ -22,6 +23,7 @@ from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.seat import Metering, Seat
 from otel_llm_energy.tracing.troubles import Troubles
 
 THIS_PROCESS = "process"
@@ -58,6 +60,8 @@ class Station:
         on_reading: told after each round of readings, in a meter's thread.
         gpus: samples the work of the machine's servers on its GPUs; ``None`` where that cannot be seen.
         idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
+        edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
+        seat: makes this process's part in sharing the meters with others of this host; ``None`` to share nothing.
         clock_ns: the monotonic clock.
     """
 
@@ -71,43 +75,121 @@ class Station:
         *,
         gpus: GpuActivity | None = None,
         idle_memory: IdleMemory | None = None,
+        edge_meters: Callable[[], Discovery] = lambda: Discovery((), ()),
+        seat: Callable[[Metering], Seat] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.books = books
         self.idle_memory = idle_memory or IdleMemory(None, {})
         self.left_out: Sequence[LeftOut] = ()
         self.meters: list[MeterReader] = []
+        self.elsewhere: State | None = None
         self._discover = discover
+        self._edge_meters = edge_meters
         self._on_reading = on_reading
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns, gpus)
         self._sleep = SleepWatch()
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
-        self._stopped = False
-        self._stop_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._idle_lock = threading.Lock()
-        self._discovery = Poller("discovery", self._find_meters)
-        self._look_up = Poller("servers", self._find_servers)
+        self._halts = 0
+        self._not_before_ns = 0
+        self._discovery: Poller | None = None
+        self._look_up: Poller | None = None
+        self.seat = None if seat is None else seat(self)
 
     def start(self) -> None:
-        """Find the meters and start reading, all in background threads."""
-        self._discovery.start()
-        self._look_up.start()
+        """Find the meters and start reading, all in background threads, unless another process does that for us."""
+        if self.seat is None:
+            self.lead()
+        else:
+            self.seat.start()
 
     def stop(self) -> None:
         """Stop reading and close the meters."""
-        with self._stop_lock:
-            self._stopped = True
-        self._discovery.stop()
-        self._look_up.stop()
-        for reader in self.meters:
-            reader.stop()
+        if self.seat is not None:
+            self.seat.stop()
+        self._halt()
         self._servers.close()
         self.keep_idle()
 
     def expect(self, host: str, port: int) -> None:
         """There is a server at this address: its part of the activity is of interest before its first call."""
         self._servers.key(host, port)
+
+    # What the seat asks for
+
+    def lead(self, not_before_ns: int = 0) -> None:
+        """Find the meters and servers and read them in background threads, from now on or ``not_before_ns``."""
+        self.rest()
+        with self._lock:
+            self.elsewhere = None
+            self._not_before_ns = not_before_ns
+            self._discovery = Poller("discovery", self._find_meters)
+            self._look_up = Poller("servers", self._find_servers)
+            self._discovery.start()
+            self._look_up.start()
+
+    def rest(self) -> None:
+        """Read the meters no more, and close them."""
+        self._halt()
+        self.meters = []
+
+    def _halt(self) -> None:
+        with self._lock:
+            self._halts += 1
+            pollers, self._discovery, self._look_up = (self._discovery, self._look_up), None, None
+        for each in (*pollers, *self.meters):
+            if each is not None:
+                each.stop()
+
+    def follow(self, state: State) -> None:
+        """Another process reads these meters; read what is cheap at calls' edges."""
+        known = None if self.elsewhere is None else _channel_ids(self.elsewhere)
+        self.elsewhere = state
+        if known != _channel_ids(state):
+            self.rest()
+            self.meters = list(self._edge_readers(_channel_ids(state)))
+
+    def _edge_readers(self, wanted: Set[str]) -> Iterator[MeterReader]:
+        for each in self._edge_meters().meters:
+            channels = tuple(channel for channel in each.channels if channel.id in wanted)
+            open_meter = replace(each, channels=channels)
+            yield MeterReader(open_meter, self.books, lambda reader: None, self._clock_ns, self._sleep)
+
+    def state(self) -> State:
+        """What is read, for the processes that this one reads it for."""
+        baselines = self.books.ledger.baselines()
+        channels = [
+            {
+                "channel": channel_to_json(channel),
+                "idle_watts": baselines[channel.id].watts if channel.id in baselines else None,
+                "idle_origin": baselines[channel.id].origin if channel.id in baselines else "unknown",
+                "age_seconds": reader.age_seconds,
+                "problem": None if reader.problem is None else str(reader.problem),
+            }
+            for reader in self.meters
+            for channel in reader.open_meter.channels
+        ]
+        left_out = [(one.name, one.reason, one.message) for one in self.left_out]
+        problem = self.problem
+        why = None if problem is None else (problem.reason, str(problem))
+        pause_seconds = max((reader.open_meter.meter.pace.open_seconds for reader in self.meters), default=0.0)
+        return State(channels, left_out, why, self.period_seconds, pause_seconds)
+
+    def server_key(self, address: str) -> str:
+        """The books' name for the server at host:port, which is looked up if that is new."""
+        host, _, port = address.rpartition(":")
+        key = self._servers.key(host, int(port))
+        if self._servers.unresolved and self._look_up is not None:
+            self._look_up.wake()
+        return key
+
+    def wake(self) -> None:
+        """Another process's call begins."""
+        if not self.books.busy:
+            self._wake()
 
     def open(
         self,
@@ -124,10 +206,12 @@ class Station:
         self.read_edge()
         server = self._servers.key(host, port)
         self.books.open(claim, server, route, reports=reports, since_ns=since_ns)
-        if self._servers.unresolved:
+        if self._servers.unresolved and self._look_up is not None:
             self._look_up.wake()
         if not was_busy:
             self._wake()
+            if self.elsewhere is not None:
+                self._on_reading()  # who reads the meters must know at once, to read them more often
 
     def open_here(self, claim: Claim) -> None:
         """Work of this very process begins.
@@ -136,7 +220,7 @@ class Station:
         later would miss the beginning, and there is no server's idleness before it to go by.
         """
         self._servers.key(THIS_PROCESS, os.getpid())
-        if self._servers.unresolved:
+        if self._servers.unresolved and (self.seat is None or self.seat.leads):
             self._servers.final = True  # however short the time since the last sample, which knew nothing of us
             self._servers.sample()
         self.open(claim, THIS_PROCESS, os.getpid(), "", reports=False)
@@ -148,9 +232,13 @@ class Station:
 
     def hasten(self) -> None:
         """Somebody cannot wait: read now what may be read now."""
+        if self.seat is not None and not self.seat.leads:
+            self.seat.hasten()
+            return
         self._servers.final = True
         self._wake()
-        self._look_up.wake()
+        if self._look_up is not None:
+            self._look_up.wake()
 
     def learning_channels(self) -> list[str]:
         """The channels that are read and whose idle power is learned."""
@@ -164,11 +252,15 @@ class Station:
     @property
     def problem(self) -> MeterError | None:
         """Why a meter cannot be read just now."""
+        if self.elsewhere is not None:
+            return None if self.elsewhere.problem is None else MeterError(*self.elsewhere.problem)
         return next((reader.problem for reader in self.meters if reader.problem is not None), None)
 
     @property
     def period_seconds(self) -> float:
         """The longest time until there is a reading of this instant, while calls are open."""
+        if self.elsewhere is not None:
+            return self.elsewhere.period_seconds
         return max((reader.open_meter.meter.pace.longest_seconds for reader in self.meters), default=0.0)
 
     @property
@@ -188,6 +280,10 @@ class Station:
         if self.meters:
             self.keep_idle()
             return _KEEP_IDLE_SECONDS
+        wait_ns = self._not_before_ns - self._clock_ns()
+        if wait_ns > 0:
+            return wait_ns / NS_PER_SECOND
+        halts = self._halts
         found = self._discover()
         self.left_out = found.left_out
         if not found.meters:
@@ -195,8 +291,8 @@ class Station:
             why = found.left_out[0].message if found.left_out else "none is wanted."
             self._troubles.warn(found.reason, "LLM calls are not metered: %s", why)
             return _DISCOVER_AGAIN_SECONDS
-        with self._stop_lock:
-            if self._stopped:  # while a meter took its time to answer
+        with self._lock:
+            if halts != self._halts:  # while a meter took its time to answer
                 for late in found.meters:
                     late.meter.close()
             else:
@@ -207,14 +303,17 @@ class Station:
         remembered = self.idle_memory.recall(meters)
         self.books.add_channels([channel for meter in meters for channel in meter.channels], remembered)
         self._servers.resources = frozenset(channel.resource for meter in meters for channel in meter.channels)
-        self.meters = [MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep) for meter in meters]
+        allowed = None if self.seat is None else self.seat.may_read
+        self.meters = [
+            MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep, allowed) for meter in meters
+        ]
         for reader in self.meters:
             reader.start()
 
     def _find_servers(self) -> float:
         if self._servers.unresolved or self._servers.final:
             self._servers.sample()
-            self._on_reading()
+            self._settle_soon()
         return _LONGEST_BACKOFF_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
@@ -223,9 +322,16 @@ class Station:
         Claims settle when a cell is complete, so that is when settling is worth the trouble; not fifty times a second,
         as often as GPUs are read.
         """
-        worth_it = self._servers.sample() if reader is self.meters[0] else reader.is_slow
+        first = self.meters[0] if self.meters else None
+        worth_it = self._servers.sample() if reader is first else reader.is_slow
         if worth_it or reader.problem is not None:
+            self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        if self.seat is None:
             self._on_reading()
+        else:
+            self.seat.begin_round()
 
 
 class MeterReader:
@@ -238,6 +344,7 @@ class MeterReader:
         on_reading: Callable[[MeterReader], None],
         clock_ns: Callable[[], int],
         sleep: SleepWatch,
+        allowed: Callable[[], bool] | None = None,
     ) -> None:
         self.open_meter = open_meter
         self.problem: MeterError | None = None
@@ -246,12 +353,18 @@ class MeterReader:
         self._on_reading = on_reading
         self._clock_ns = clock_ns
         self._sleep = sleep
+        self._allowed = allowed
         self._wanted = frozenset(channel.id for channel in open_meter.channels)
         pace = open_meter.meter.pace
         self._edge_gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND) if pace.at_edges else None
         self._poller = Poller(open_meter.meter.name, self._poll)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Of the newest reading; ``None`` before the first."""
+        return None if self.last_reading_ns is None else (self._clock_ns() - self.last_reading_ns) / NS_PER_SECOND
 
     def start(self) -> None:
         self._poller.start()
@@ -282,6 +395,8 @@ class MeterReader:
 
     def _poll(self) -> float:
         pace = self.open_meter.meter.pace
+        if self._allowed is not None and not self._allowed():
+            return pace.idle_seconds
         try:
             self._read()
         except MeterError as error:
@@ -415,3 +530,7 @@ def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySamp
         by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
         absent=frozenset(keys[name] for name in sample.absent if name in keys),
     )
+
+
+def _channel_ids(state: State) -> frozenset[str]:
+    return frozenset(each["channel"]["id"] for each in state.channels)

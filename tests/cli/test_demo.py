@@ -32,7 +32,7 @@ _ROUNDING = 1e-5  # attributes are rounded to six digits
 def _environment(**variables: str) -> dict[str, str]:
     """The process's own, without settings that would change what the demo does."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))}
-    caches = ("OTEL_LLM_ENERGY_CACHE", "OTEL_LLM_ENERGY_IDLE_CACHE")
+    caches = ("OTEL_LLM_ENERGY_CACHE", "OTEL_LLM_ENERGY_IDLE_CACHE", "OTEL_LLM_ENERGY_BOARD")
     kept = {key: value for key, value in os.environ.items() if key in caches}
     return {**own, **kept, **variables}
 

@@ -41,7 +41,7 @@ def _command(*arguments: str, folder: Path | None = None, **variables: str) -> s
     return subprocess.run(
         [*_COMMAND, *arguments],
         cwd=folder,
-        env={**own, "OTEL_LLM_ENERGY_IDLE_CACHE": "off", **variables},
+        env={**own, "OTEL_LLM_ENERGY_IDLE_CACHE": "off", "OTEL_LLM_ENERGY_BOARD": "off", **variables},
         capture_output=True,
         text=True,
         timeout=_SECONDS,

@@ -42,6 +42,7 @@ def run_app(
                 "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.otlp_http,
                 "OTEL_METRICS_EXPORTER": "none",
                 "OTEL_LLM_ENERGY_METERS": "scaphandre",
+                "OTEL_LLM_ENERGY_BOARD": str(tmp_path_factory.mktemp("board")),
                 "OTEL_LLM_ENERGY_SCAPHANDRE_URL": exporter.url,
                 "OTEL_LLM_ENERGY_DETAIL": "full",
                 "OTEL_LLM_ENERGY_IDLE_CACHE": "off",

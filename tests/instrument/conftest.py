@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -46,6 +47,6 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 
 @pytest.fixture
-def apps(llama_server: LlamaServerFactory, powercap: PowercapTree, receiver: OtlpReceiver) -> Apps:
-    """Runs small apps."""
-    return Apps(llama_server().base_url, powercap, receiver)
+def apps(llama_server: LlamaServerFactory, powercap: PowercapTree, receiver: OtlpReceiver, tmp_path: Path) -> Apps:
+    """Runs small apps, which share their metering with each other and with no other process."""
+    return Apps(llama_server().base_url, powercap, receiver, tmp_path / "board")

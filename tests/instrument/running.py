@@ -27,6 +27,7 @@ class Apps:
     base_url: str
     powercap: PowercapTree
     receiver: OtlpReceiver
+    board: Path
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Of an app: nothing of ours, then what these tests need, then ``settings``; empty ones are left out."""
@@ -35,6 +36,7 @@ class Apps:
             "OPENAI_BASE_URL": self.base_url,
             "OPENAI_API_KEY": "unused",
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.receiver.http_endpoint,
+            "OTEL_LLM_ENERGY_BOARD": str(self.board),
             "OTEL_LLM_ENERGY_METERS": "rapl",
             "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(self.powercap.root),
             "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",

@@ -1,0 +1,218 @@
+"""The holder's end: takes members in, passes on what they say, and sends them questions and bills."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from otel_llm_energy.host.folder import Folder, unusable
+from otel_llm_energy.host.lines import LineSocket, Waker, peer_user_id
+from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, Welcome, WireError, decode, encode
+
+_MOST_MEMBERS = 1024
+
+
+class Host(Protocol):
+    """Who holds the board, told of its members by the thread that serves them."""
+
+    def examine(self, hello: Hello) -> str | None:
+        """Why this process cannot be a member; ``None`` if it can."""
+
+    def joined(self, hello: Hello) -> None:
+        """It is one now."""
+
+    def said(self, member: str, message: Message) -> None:
+        """It says something."""
+
+    def left(self, member: str) -> None:
+        """It is none any more."""
+
+    def estranged(self, strangers: int) -> None:
+        """So many processes that cannot be members are there."""
+
+    def patience_seconds(self) -> float | None:
+        """How long the next member that has not answered is waited for; ``None`` if nobody is."""
+
+    def patience_ended(self) -> None:
+        """That time has passed."""
+
+
+class Hub:
+    """A listening socket and its connections, from `serve` to `close`. The other methods are for any thread.
+
+    Args:
+        folder: of the board.
+        name: of the turn.
+        host: see there.
+
+    Raises:
+        BoardError: there can be no socket in the folder.
+    """
+
+    def __init__(self, folder: Folder, name: str, host: Host) -> None:
+        self._host = host
+        self._listener = _listening(folder, f"{name}.sock")
+        self._waker = Waker()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self._connections: set[_Connection] = set()
+        self._members: dict[str, _Connection] = {}
+        self._posts: deque[tuple[str, bytes]] = deque()
+        self._going = True
+        self._lock = threading.Lock()
+
+    def serve(self) -> None:
+        """Serve the members until `stop`."""
+        while self._going:
+            ready = self._selector.select(self._host.patience_seconds())
+            if not ready:
+                self._host.patience_ended()
+            for key, events in ready:
+                if key.fileobj is self._waker:
+                    self._waker.drain()
+                elif key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._serve(key.data, events)
+            self._send_posts()
+
+    def stop(self) -> None:
+        """Have `serve` return."""
+        self._going = False
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at the host's patience again."""
+        with self._lock:
+            if self._waker.fileno() >= 0:
+                self._waker.wake()
+
+    def ask(self, members: Iterable[str]) -> None:
+        """Ask these members what has happened until now."""
+        for member in members:
+            self._posts.append((member, encode(Ask())))
+        self.wake()
+
+    def send(self, member: str, message: Message) -> None:
+        """Say something to one member, if it is there."""
+        self._posts.append((member, encode(message)))
+        self.wake()
+
+    def close(self) -> None:
+        """Give back all descriptors: the members notice that this holder is gone."""
+        self._going = False
+        for connection in list(self._connections):
+            connection.lines.close()
+        self._connections.clear()
+        self._members.clear()
+        self._listener.close()
+        self._selector.close()
+        with self._lock:
+            self._waker.close()
+
+    def close_in_child(self) -> None:
+        """`close` in a forked child, where another thread of the parent may hold the lock for ever."""
+        self._lock = threading.Lock()
+        self.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone already, or no descriptor is left: it will try again
+            accepted, _ = self._listener.accept()
+            if peer_user_id(accepted) != os.geteuid() or len(self._connections) >= _MOST_MEMBERS:
+                accepted.close()
+                return
+            connection = _Connection(LineSocket(accepted))
+            self._connections.add(connection)
+            self._selector.register(connection.lines, selectors.EVENT_READ, connection)
+
+    def _serve(self, connection: _Connection, events: int) -> None:
+        try:
+            if events & selectors.EVENT_READ:
+                for line in connection.lines.receive():
+                    self._hear(connection, decode(line))
+            self._flush(connection)
+        except (OSError, WireError):
+            self._drop(connection)
+
+    def _hear(self, connection: _Connection, message: Message) -> None:
+        if isinstance(message, Hello):
+            self._greet(connection, message)
+        elif connection.member is None:
+            raise WireError("Something else than a greeting came first.")
+        elif isinstance(message, Ping):
+            connection.lines.send(encode(Pong()))
+        else:
+            self._host.said(connection.member, message)
+
+    def _greet(self, connection: _Connection, hello: Hello) -> None:
+        refusal = self._host.examine(hello)
+        if refusal is not None:
+            connection.is_stranger = hello.calls_servers
+            connection.lines.send(encode(Refused(refusal)))
+            self._count_strangers()
+            return
+        connection.member = hello.member
+        self._members[hello.member] = connection
+        connection.lines.send(encode(Welcome(os.getpid())))
+        self._host.joined(hello)
+
+    def _send_posts(self) -> None:
+        flush: set[_Connection] = set()
+        while self._posts:
+            member, line = self._posts.popleft()
+            connection = self._members.get(member)
+            if connection is not None:
+                connection.lines.send(line)
+                flush.add(connection)
+        for connection in flush:
+            try:
+                self._flush(connection)
+            except OSError:
+                self._drop(connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        connection.lines.flush()
+        writes = selectors.EVENT_WRITE if connection.lines.has_outgoing else 0
+        self._selector.modify(connection.lines, selectors.EVENT_READ | writes, connection)
+
+    def _drop(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        self._selector.unregister(connection.lines)
+        connection.lines.close()
+        if connection.is_stranger:
+            self._count_strangers()
+        if connection.member is not None and self._members.get(connection.member) is connection:
+            del self._members[connection.member]
+            self._host.left(connection.member)
+
+    def _count_strangers(self) -> None:
+        self._host.estranged(sum(connection.is_stranger for connection in self._connections))
+
+
+class _Connection:
+    """A process at the other end: a member, or a stranger, or one that has not said yet what it is."""
+
+    def __init__(self, lines: LineSocket) -> None:
+        self.lines = lines
+        self.member: str | None = None
+        self.is_stranger = False
+
+
+def _listening(folder: Folder, name: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        folder.remove(name)
+        listener.bind(folder.socket_path(name))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise unusable(folder.path, error.strerror or str(error)) from error
+    listener.setblocking(False)
+    return listener

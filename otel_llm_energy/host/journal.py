@@ -1,0 +1,177 @@
+"""What the holder has entered into its ledger, written down so that the next holder can enter it again.
+
+Two files: the current one, and the one before it. Each begins with what was so when it was begun; then everything that
+happened, in order. The machine forgets them with its next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from otel_llm_energy.host.folder import Folder
+from otel_llm_energy.host.turns import newest, turn_name
+from otel_llm_energy.machine import PROC
+
+Entered = tuple[Any, ...]
+"""One thing that was entered: its kind and its values."""
+
+_LONGEST_BYTES = 1 << 20
+_BEGIN = "begin"
+
+_logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """Writes one turn's journal; not thread-safe. What cannot be written (a full disk) ends the journal, nothing else.
+
+    Args:
+        folder: of the board.
+        name: of the turn.
+        rules: what all processes agree on; a journal of others is not continued.
+        beginning: what is so now: entering it gives a ledger that can go on from here.
+        earlier: the turn whose journal this one continues.
+        longest_bytes: a file that is longer becomes the earlier one, and a new one is begun.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        rules: str,
+        beginning: Callable[[], Iterable[Entered]],
+        *,
+        earlier: str | None = None,
+        longest_bytes: int = _LONGEST_BYTES,
+    ) -> None:
+        self._folder = folder
+        self._names = journal_names(name)
+        self._head = _head(rules)
+        self._beginning = beginning
+        self._longest_bytes = longest_bytes
+        self._lines: list[str] = []
+        self._size = 0
+        self._file: int | None = None
+        if earlier is not None:
+            self._keep(lambda: folder.rename(journal_names(earlier)[1], self._names[0]))
+        self._keep(self._begin)
+
+    @property
+    def works(self) -> bool:
+        """Nothing has been lost: the next holder can continue from here."""
+        return self._file is not None
+
+    def note(self, entered: Entered) -> None:
+        """Something was entered."""
+        if self._file is not None:
+            self._lines.append(json.dumps(entered, separators=(",", ":")))
+
+    def write(self) -> None:
+        """Write down what was noted: it is safe from this process's end then, though not from the machine's."""
+        if self._file is not None and self._lines:
+            self._keep(self._write)
+        if self._file is not None and self._size > self._longest_bytes:
+            self._keep(self._turn_over)
+
+    def close(self) -> None:
+        """Give back the file; it stays for the next holder."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def _begin(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._file = self._folder.open(self._names[1], flags)
+        self._size = 0
+        head = [self._head, *self._beginning(), (_BEGIN,)]
+        self._lines = [json.dumps(each, separators=(",", ":")) for each in head] + self._lines
+        self._write()
+
+    def _write(self) -> None:
+        data = "".join(f"{line}\n" for line in self._lines).encode()
+        self._lines = []
+        assert self._file is not None
+        if os.write(self._file, data) != len(data):
+            raise OSError("the disk is full")
+        self._size += len(data)
+
+    def _turn_over(self) -> None:
+        self.close()
+        self._folder.rename(self._names[1], self._names[0])
+        self._begin()
+
+    def _keep(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as error:
+            _logger.warning(
+                "%s: the journal of the shared metering cannot be written (%s). If this process dies, what it has"
+                " metered but not billed is lost. Free some space, or name another folder by OTEL_LLM_ENERGY_BOARD.",
+                self._folder.path,
+                error.strerror or error,
+            )
+            self._lines = []
+            self.close()
+            for name in self._names:
+                self._folder.remove(name)  # half a journal would be entered as if it were whole
+
+
+def newest_journal(folder: Folder, board: str) -> str | None:
+    """The newest turn that has a journal."""
+    number = newest(folder, board, "journal")
+    return turn_name(board, number) if number else None
+
+
+def journal_names(turn: str) -> tuple[str, str]:
+    """The files of a turn's journal: the earlier one and the current one."""
+    return f"{turn}.earlier", f"{turn}.journal"
+
+
+def read_journal(folder: Folder, turn: str, rules: str) -> list[Entered]:
+    """What a turn's holder had entered; nothing if there is no journal of these rules and this start of the machine."""
+    earlier, current = (list(_file(folder, name, _head(rules))) for name in journal_names(turn))
+    if not earlier:
+        return [entered for entered in current if entered[0] != _BEGIN]
+    following = current[current.index((_BEGIN,)) + 1 :] if (_BEGIN,) in current else []
+    return [entered for entered in earlier if entered[0] != _BEGIN] + following
+
+
+def _head(rules: str) -> Entered:
+    return ("journal", rules, boot_id())
+
+
+def _file(folder: Folder, name: str, head: Entered) -> Iterator[Entered]:
+    """What one file says; a line that its writer's death broke off is the last, and left out."""
+    try:
+        descriptor = folder.open(name, os.O_RDONLY)
+    except OSError:
+        return
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        own = os.fstat(file.fileno()).st_uid == os.geteuid()
+        if not own or _parsed(file.readline()) != head:
+            return
+        for line in file:
+            entered = _parsed(line)
+            if entered is None:
+                return
+            yield entered
+
+
+def _parsed(line: str) -> Entered | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return tuple(values) if isinstance(values, list) and values else None
+
+
+def boot_id(proc: Path = PROC) -> str:
+    """Names this start of the machine: the monotonic clock of another one is another clock."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

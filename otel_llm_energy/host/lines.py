@@ -1,0 +1,98 @@
+"""A socket that carries lines in both directions without ever blocking, and a way to wake the thread that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+
+from otel_llm_energy.host.wire import LONGEST_LINE
+
+_PART_BYTES = 1 << 16
+_MOST_WAITING_BYTES = 1 << 26
+
+
+class Waker:
+    """Wakes a thread that selects on it."""
+
+    def __init__(self) -> None:
+        self._read_end, self._write_end = os.pipe()
+        for end in (self._read_end, self._write_end):
+            os.set_blocking(end, False)
+
+    def fileno(self) -> int:
+        return self._read_end
+
+    def wake(self) -> None:
+        """From any thread; never blocks."""
+        if self._write_end >= 0:
+            with contextlib.suppress(BlockingIOError):  # it is awake already
+                os.write(self._write_end, b"\0")
+
+    def drain(self) -> None:
+        """The thread is awake."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read_end, _PART_BYTES)
+
+    def close(self) -> None:
+        ends, self._read_end, self._write_end = (self._read_end, self._write_end), -1, -1
+        for end in ends:
+            if end >= 0:
+                os.close(end)
+
+
+class LineSocket:
+    """Lines over a connected socket. `send` is for any thread, the rest for the one that serves the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._lock = threading.Lock()
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def has_outgoing(self) -> bool:
+        return bool(self._outgoing)
+
+    def send(self, lines: bytes) -> None:
+        """Have lines sent; they wait until the other side takes them."""
+        with self._lock:
+            self._outgoing += lines
+
+    def flush(self) -> None:
+        """Send what the other side takes now. Raises `ConnectionError` if it is gone, or takes nothing for too long."""
+        with self._lock:
+            if len(self._outgoing) > _MOST_WAITING_BYTES:
+                raise ConnectionError("The other side has stopped reading.")
+            with contextlib.suppress(BlockingIOError):
+                while self._outgoing:
+                    del self._outgoing[: self._socket.send(self._outgoing[:_PART_BYTES])]
+
+    def receive(self) -> list[bytes]:
+        """The lines that have come. Raises `ConnectionError` if the other side is gone, or sends no lines."""
+        try:
+            part = self._socket.recv(_PART_BYTES)
+        except BlockingIOError:
+            return []
+        if not part:
+            raise ConnectionError("The other side is gone.")
+        *lines, rest = (bytes(self._incoming) + part).split(b"\n")
+        self._incoming = bytearray(rest)
+        if len(rest) > LONGEST_LINE:
+            raise ConnectionError("The other side sends no lines.")
+        return lines
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def peer_user_id(connection: socket.socket) -> int:
+    """Whose process is at the other end (SO_PEERCRED, unix(7))."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])

@@ -1,0 +1,231 @@
+"""What a holder and its members say to each other: one JSON array a line, its first element the kind.
+
+The first line, `Hello`, will be readable in every version; nothing else is said between different versions.
+Times are of the monotonic clock, ns: one clock for all processes of a host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from otel_llm_energy.ledger.bill import Bill, Quality, Window
+from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+
+PROTOCOL = 1
+LONGEST_LINE = 1 << 22
+
+
+class WireError(Exception):
+    """What came is not one of our messages."""
+
+
+class Hello(NamedTuple):
+    """A process wants to be a member.
+
+    Attributes:
+        version: of the protocol and the package; must be the holder's.
+        settings: a hash of all options that decide how energy is shared; must be the holder's.
+        member: names the process, unlike any other that ever was.
+        pid: for people.
+        now_ns: the clock, which must be the holder's.
+        calls: those that are not settled; what became of them follows.
+        calls_servers: False if it only looks (`otel-llm-energy doctor`): then it disturbs nobody if it is refused.
+    """
+
+    version: str
+    settings: str
+    member: str
+    pid: int
+    now_ns: int
+    calls: Sequence[int]
+    calls_servers: bool = True
+
+
+class Welcome(NamedTuple):
+    """The process is a member now; ``pid`` is the holder's."""
+
+    pid: int
+
+
+class Refused(NamedTuple):
+    """The process cannot be a member; ``message`` says why and what to do."""
+
+    message: str
+
+
+class State(NamedTuple):
+    """What the holder reads.
+
+    Attributes:
+        channels: as `channel_to_json` gives them, each with idle watts and age of the last reading in seconds.
+        left_out: name, reason and message of the meters that are not read.
+        problem: reason and message, while a meter cannot be read.
+        period_seconds: the longest time until there is a reading of this instant.
+        pause_seconds: between two readings; the next holder waits as long after the last one.
+    """
+
+    channels: Sequence[Mapping[str, Any]]
+    left_out: Sequence[Sequence[str]]
+    problem: Sequence[str] | None
+    period_seconds: float
+    pause_seconds: float
+
+
+class Ask(NamedTuple):
+    """Say all that has happened until now."""
+
+
+class Until(NamedTuple):
+    """All that happened before ``at_ns`` has been said."""
+
+    at_ns: int
+
+
+class Opened(NamedTuple):
+    """A call to ``server`` (host:port) begins."""
+
+    call: int
+    server: str
+    route: str
+    reports: bool | None
+    at_ns: int
+
+
+class Closed(NamedTuple):
+    """A call has ended; ``windows`` are [start, end, phase, weight]."""
+
+    call: int
+    windows: Sequence[Sequence[Any]]
+    reported: bool
+
+
+class Read(NamedTuple):
+    """A reading that was taken at a call's edge."""
+
+    channel: str
+    energy_uj: int
+    earliest_ns: int
+    latest_ns: int
+    state: str = ""
+
+
+class Interrupted(NamedTuple):
+    """Time jumped: no reading before ``at_ns`` can be joined to one after it."""
+
+    reason: str
+    at_ns: int
+
+
+class Force(NamedTuple):
+    """These calls cannot wait any longer."""
+
+    calls: Sequence[int]
+    reason: str
+
+
+class Disown(NamedTuple):
+    """Nobody waits for the bills of these calls any more."""
+
+    calls: Sequence[int]
+
+
+class Hasten(NamedTuple):
+    """Somebody cannot wait: read now what may be read now."""
+
+
+class Ping(NamedTuple):
+    """Is anybody there?"""
+
+
+class Pong(NamedTuple):
+    """Yes."""
+
+
+class Billed(NamedTuple):
+    """A call's bill, as `bill_to_json` gives it."""
+
+    call: int
+    bill: Mapping[str, Any]
+
+
+FromMember = Hello | Until | Opened | Closed | Read | Interrupted | Force | Disown | Hasten | Ping
+FromHolder = Welcome | Refused | State | Ask | Pong | Billed
+Message = FromMember | FromHolder
+
+_KINDS: Mapping[str, type[Any]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        *(Hello, Welcome, Refused, State, Ask, Until, Opened, Closed),
+        *(Read, Interrupted, Force, Disown, Hasten, Ping, Pong, Billed),
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """A message as a line."""
+    return json.dumps([type(message).__name__.lower(), *message], separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """A line as a message. Raises `WireError`."""
+    try:
+        kind, *values = json.loads(line)
+        message: Message = _KINDS[kind](*values)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"{line[:200]!r} is no message of protocol {PROTOCOL}.") from error
+    return message
+
+
+def bill_to_json(bill: Bill) -> dict[str, Any]:
+    return asdict(bill)
+
+
+def bill_from_json(values: Mapping[str, Any]) -> Bill:
+    """Raises `WireError`."""
+    try:
+        return Bill(**{**values, "quality": Quality(values["quality"])})
+    except (TypeError, ValueError, KeyError) as error:
+        raise WireError(f"{values!r} is no bill.") from error
+
+
+def channel_to_json(channel: Channel) -> dict[str, Any]:
+    return asdict(channel)
+
+
+def channel_from_json(values: Mapping[str, Any]) -> Channel:
+    """Raises `WireError`."""
+    try:
+        return Channel(**values)
+    except TypeError as error:
+        raise WireError(f"{values!r} is no channel.") from error
+
+
+def sample_to_json(sample: ActivitySample) -> dict[str, Any]:
+    return {**asdict(sample), "by_server_ns": dict(sample.by_server_ns), "absent": sorted(sample.absent)}
+
+
+def sample_from_json(values: Mapping[str, Any]) -> ActivitySample:
+    """Raises `WireError`."""
+    try:
+        return ActivitySample(**{**values, "absent": frozenset(values["absent"])})
+    except (TypeError, KeyError) as error:
+        raise WireError(f"{values!r} is no sample.") from error
+
+
+def windows_from_json(values: Sequence[Sequence[Any]]) -> tuple[Window, ...]:
+    """Raises `WireError`."""
+    try:
+        return tuple(Window(*window) for window in values)
+    except TypeError as error:
+        raise WireError(f"{values!r} are no windows.") from error
+
+
+def read_of(reading: Reading) -> Read:
+    return Read(reading.channel_id, reading.energy_uj, reading.earliest_ns, reading.latest_ns, reading.state)
+
+
+def reading_of(message: Read) -> Reading:
+    return Reading(*message)

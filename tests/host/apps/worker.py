@@ -1,0 +1,110 @@
+"""A process of an app with several: does what it is told on standard input, one line each, and answers in JSON."""
+
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+from openai import OpenAI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+
+spans = InMemorySpanExporter()
+tracing = TracerProvider()
+tracing.add_span_processor(SimpleSpanProcessor(spans))
+reader = InMemoryMetricReader()
+metrics = MeterProvider([reader])
+energy = otel_llm_energy.instrument(tracer_provider=tracing, meter_provider=metrics)
+client = OpenAI()
+asking: list[threading.Thread] = []
+
+
+def ask(count: int, tokens: int) -> None:
+    for _ in range(count):
+        client.chat.completions.create(
+            model="smollm2-135m",
+            messages=[{"role": "user", "content": "Write one sentence about the ocean."}],
+            max_tokens=tokens,
+            temperature=0,
+        )
+
+
+def begin(count: int, tokens: int) -> None:
+    asking.append(threading.Thread(target=ask, args=(count, tokens), daemon=True))
+    asking[-1].start()
+
+
+def status() -> dict[str, Any]:
+    now = energy.status()
+    return {
+        "role": now.board.role if now.board else None,
+        "holder": now.board.holder_pid if now.board else None,
+        "members": now.board.members if now.board else None,
+        "message": now.board.message if now.board else None,
+        "channels": [each.channel.id for each in now.channels],
+        "spans": len(spans.get_finished_spans()),
+    }
+
+
+def results() -> dict[str, Any]:
+    data = reader.get_metrics_data()
+    scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics] if data else []
+    totals = {
+        metric.name: sum(getattr(point, "value", 0) or 0 for point in metric.data.data_points)
+        for scope in scopes
+        for metric in scope.metrics
+    }
+    calls = [dict(span.attributes or {}) for span in spans.get_finished_spans()]
+    return {"calls": calls, "totals": totals}
+
+
+def answer(what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def child() -> int:
+    """Fork; what the child has measured of one call, as its own process."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            answer(json.loads(told.read()))
+        return os.waitpid(pid, 0)[1]
+    spans.clear()
+    ask(1, 8)
+    energy.force_flush()
+    with os.fdopen(writing, "w") as tell:
+        tell.write(json.dumps({**results(), **status()}))
+    os._exit(0)
+
+
+answer(os.getpid())
+for line in sys.stdin:
+    command, *numbers = line.split()
+    if command == "ask":
+        ask(*map(int, numbers))
+        answer(True)
+    elif command == "begin":
+        begin(*map(int, numbers))
+        answer(True)
+    elif command == "wait":
+        for thread in asking:
+            thread.join()
+        answer(True)
+    elif command == "status":
+        answer(status())
+    elif command == "flush":
+        answer(energy.force_flush())
+    elif command == "fork":
+        child()
+    elif command == "finish":
+        energy.uninstrument()
+        answer(results())
