@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
+from benchmarks.loads import background
 from otel_llm_energy import conventions as names
 from otel_llm_energy.cli.metering import wait_until
 from otel_llm_energy.cli.model import ensure_model
@@ -34,8 +33,6 @@ from otel_llm_energy.quantities import IdlePower
 from otel_llm_energy.servers.activity import process_cpu_ns
 from tests.support.feeder import feeding
 from tests.support.powercap import PowercapTree, PowerModel
-
-_BURN = "while True: sum(range(1000))"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -93,13 +90,10 @@ class Call(NamedTuple):
 @contextmanager
 def _others(busy: int) -> Iterator[None]:
     """Programs that keep so many CPUs busy."""
-    burning = [subprocess.Popen([sys.executable, "-c", _BURN]) for _ in range(busy)]
-    try:
+    with ExitStack() as stack:
+        for _ in range(busy):
+            stack.enter_context(background(1.0))
         yield
-    finally:
-        for process in burning:
-            process.kill()
-            process.wait()
 
 
 def _first_call(server: ModelServer, tree: PowercapTree, cache: str) -> Call:

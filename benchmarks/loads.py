@@ -7,22 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Each ends with its standard input: a benchmark that is killed leaves none of them behind.
 _NEIGHBOUR = """
-import random, time
+import random, select, time
 rng = random.Random({seed})
-while True:
-    time.sleep(rng.uniform(0.1, 1.5))
+while not select.select([0], [], [], rng.uniform(0.1, 1.5))[0]:
     end = time.monotonic() + rng.uniform(0.1, 1.5)
     while time.monotonic() < end:
         pass
 """
 _BACKGROUND = """
-import time
-while True:
+import select, time
+while not select.select([0], [], [], {idle_seconds})[0]:
     end = time.monotonic() + {busy_seconds}
     while time.monotonic() < end:
         pass
-    time.sleep({idle_seconds})
 """
 _TURN_SECONDS = 0.02
 
@@ -43,7 +42,7 @@ def background(cpus: float) -> Iterator[None]:
 
 @contextmanager
 def _running(code: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
     finally:
