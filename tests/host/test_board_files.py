@@ -1,0 +1,179 @@
+"""The folder in which processes meet, whose turn it is, and what the holder writes down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from otel_llm_energy.host.folder import BoardError, Folder, default_folder
+from otel_llm_energy.host.journal import Journal, newest_journal, read_journal
+from otel_llm_energy.host.turns import newest, overtake, succeed
+
+RULES = "1 0.1.0 same"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    """The user's own."""
+    opened = Folder(tmp_path / "board")
+    yield opened
+    opened.close()
+
+
+def test_folder_is_the_users_alone_when_it_is_made(tmp_path: Path) -> None:
+    """Whatever the umask."""
+    with_umask = os.umask(0)
+    try:
+        Folder(tmp_path / "a" / "board").close()
+    finally:
+        os.umask(with_umask)
+    assert (tmp_path / "a" / "board").stat().st_mode & 0o777 == 0o700
+
+
+def test_folder_is_in_the_runtime_directory_if_there_is_one(tmp_path: Path) -> None:
+    """Else in /tmp, with the user's number."""
+    assert default_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "otel-llm-energy"
+    fallback = Path(f"/tmp/otel-llm-energy-{os.geteuid()}")
+    assert default_folder({}) == default_folder({"XDG_RUNTIME_DIR": "/nonexistent"}) == fallback
+
+
+def test_folder_is_refused_when_it_is_a_symbolic_link(tmp_path: Path) -> None:
+    """Somebody could have put it there for us to follow."""
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "board").symlink_to(tmp_path / "real")
+    with pytest.raises(BoardError, match="OTEL_LLM_ENERGY_BOARD") as refusal:
+        Folder(tmp_path / "board")
+    assert refusal.value.reason == "board-unusable"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o777])
+def test_folder_is_refused_when_it_is_open_to_others(tmp_path: Path, mode: int) -> None:
+    """They could read what is called, or put files of theirs into it."""
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board").chmod(mode)
+    with pytest.raises(BoardError, match=f"mode {mode:04o}, not 0700"):
+        Folder(tmp_path / "board")
+
+
+def test_folder_is_refused_when_it_is_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user than this one cannot be had in a test, so this process says it is another."""
+    (tmp_path / "board").mkdir(mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(BoardError, match="belongs to user"):
+        Folder(tmp_path / "board")
+
+
+def test_turn_cannot_be_taken_when_its_lock_is_a_symbolic_link(folder: Folder, tmp_path: Path) -> None:
+    """What it points to is left alone."""
+    (folder.path / "local.1.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(BoardError):
+        succeed(folder, "local")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_turn_is_taken_by_one_when_several_want_it(folder: Folder) -> None:
+    """The others get none as long as it is held."""
+    first = succeed(folder, "local")
+    assert first is not None
+    assert [succeed(folder, "local") for _ in range(3)] == [None] * 3
+    assert not first.is_over
+    other = succeed(folder, "another-machine's")
+    assert other is not None
+
+
+def test_next_turn_is_taken_when_the_holder_has_ended(folder: Folder) -> None:
+    """Under the next number, and what was left behind is removed."""
+    first = succeed(folder, "local")
+    assert first is not None
+    first.end()
+    second = succeed(folder, "local")
+    assert second is not None
+    assert second.number == first.number + 1
+    second.clear_earlier()
+    assert folder.names() == [f"{second.name}.lock"]
+
+
+def test_turn_is_over_when_another_overtakes_its_holder(folder: Folder) -> None:
+    """Once only: of two that want to, the second is too late."""
+    first = succeed(folder, "local")
+    assert first is not None
+    second = overtake(folder, "local", first.number)
+    assert second is not None
+    assert first.is_over
+    assert not second.is_over
+    assert overtake(folder, "local", first.number) is None
+    assert newest(folder, "local") == second.number
+
+
+def test_turn_is_over_when_its_files_were_removed(folder: Folder) -> None:
+    """By a cleaner of /tmp, for instance: another process would take the first turn again."""
+    turn = succeed(folder, "local")
+    assert turn is not None
+    (folder.path / f"{turn.name}.lock").unlink()
+    assert turn.is_over
+
+
+def test_journal_says_what_was_entered_when_it_is_read(folder: Folder) -> None:
+    """In order: first what was so at its beginning."""
+    journal = Journal(folder, "local.1", RULES, lambda: [("start", 5)])
+    for number in range(3):
+        journal.note(("settle", number))
+    journal.write()
+    journal.close()
+    assert newest_journal(folder, "local") == "local.1"
+    assert read_journal(folder, "local.1", RULES) == [("start", 5), *[("settle", number) for number in range(3)]]
+
+
+def test_journal_is_not_continued_when_it_is_of_other_rules_or_another_start_of_the_machine(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other versions share in other ways, and the clock of another start is another clock."""
+    Journal(folder, "local.1", RULES, lambda: [("start", 5)]).close()
+    assert read_journal(folder, "local.1", "1 0.2.0 same") == []
+    monkeypatch.setattr("otel_llm_energy.host.journal.boot_id", lambda: "another")
+    assert read_journal(folder, "local.1", RULES) == []
+
+
+def test_journal_is_read_as_far_as_it_was_written_when_its_writer_was_killed(folder: Folder) -> None:
+    """The line that was broken off is left out."""
+    Journal(folder, "local.1", RULES, lambda: [("start", 5)]).close()
+    with (folder.path / "local.1.journal").open("a") as file:
+        file.write('["settle",7]\n["settle",')
+    assert read_journal(folder, "local.1", RULES) == [("start", 5), ("settle", 7)]
+
+
+def test_journal_keeps_the_file_before_when_it_is_long(folder: Folder) -> None:
+    """What it says then begins where that file began: as much as the length allows, and no more files than two."""
+    journal = Journal(folder, "local.1", RULES, lambda: [("start", 0)], longest_bytes=500)
+    for number in range(100):
+        journal.note(("settle", number))
+        journal.write()
+    journal.close()
+    said = read_journal(folder, "local.1", RULES)
+    assert said[0] == ("start", 0)
+    settled = [entered[1] for entered in said[1:]]
+    assert settled == list(range(settled[0], 100))
+    assert sorted(folder.names()) == ["local.1.earlier", "local.1.journal"]
+
+
+def test_journal_is_given_up_when_the_disk_is_full(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so and what to do; half a journal is not left for the next holder, and nothing else stops."""
+    journal = Journal(folder, "local.1", RULES, lambda: [("start", 0)])
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for number in range(3):
+        journal.note(("settle", number))
+        journal.write()
+    assert not journal.works
+    assert folder.names() == []
+    assert caplog.text.count("cannot be written") == 1
+    assert "No space left on device" in caplog.text
+    assert "OTEL_LLM_ENERGY_BOARD" in caplog.text
