@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -56,8 +57,8 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
 
 def _when_imported(library: str, patch: Callable[[ModuleType], None]) -> None:
-    module = sys.modules.get(library)
-    if module is not None and not getattr(module.__spec__, "_initializing", False):
-        patch(module)
+    if library in sys.modules:
+        # It may be half there: this waits for another thread that is importing it.
+        patch(importlib.import_module(library))
     else:
         wrapt.register_post_import_hook(patch, library)

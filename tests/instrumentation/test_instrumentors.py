@@ -158,8 +158,27 @@ provider.add_span_processor(SimpleSpanProcessor(exporter))
         ask()
         assert ended == [8], ended
         """,
+        """
+        import importlib.abc, threading
+        begun, go_on = threading.Event(), threading.Event()
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "openai._client":
+                    begun.set()
+                    assert go_on.wait(30)
+        sys.meta_path.insert(0, Slow())
+        other = threading.Thread(target=lambda: __import__("openai"))
+        other.start()
+        assert begun.wait(30)
+        assert not hasattr(sys.modules["openai"], "OpenAI")
+        threading.Timer(0.2, go_on.set).start()
+        OpenAIInstrumentor().instrument(tracer_provider=provider)
+        other.join()
+        ask()
+        assert len(exporter.get_finished_spans()) == 1
+        """,
     ],
-    ids=["before the import", "undone before the import", "before the provider", "SDK disabled"],
+    ids=["before the import", "undone before the import", "before the provider", "SDK disabled", "amid an import"],
 )
 def test_instrument_works_in_a_fresh_process_when_called(script: str, server: ReplayServer) -> None:
     """Whatever the app has imported or set by then; the wrappers import no client library themselves."""
