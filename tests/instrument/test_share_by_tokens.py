@@ -14,10 +14,12 @@ from otel_llm_instrumentation.calls import ServerTimings
 
 def windows_of(share: BatchSharing, claim: Claim) -> tuple[Window, ...]:
     """The windows of a call of 10 s of which the server worked 1 s on the prompt and 4 s on the answer."""
-    instants = iter((0, 10_000_000_000, 11_000_000_000))
-    books = Books(Ledger(0, share=share), clock_ns=lambda: next(instants))
+    now_ns = 0
+    books = Books(Ledger(0, share=share), clock_ns=lambda: now_ns)
     books.open(claim, "server", "chat")
+    now_ns = 10_000_000_000
     books.close(claim, ServerTimings(1.0, 4.0))
+    now_ns = 11_000_000_000
     books.settle()
     assert claim.entry is not None
     return claim.entry.windows
