@@ -198,6 +198,8 @@ class Seat:
                 end.stop()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
+        if isinstance(self._books.ledger, SharedLedger):
+            self._books.change_ledger(_remote)  # what is settled from now on, the next holder settles
         self._let_go()
 
     def forget_in_child(self) -> None:

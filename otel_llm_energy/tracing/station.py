@@ -108,11 +108,11 @@ class Station:
 
     def stop(self) -> None:
         """Stop reading and close the meters."""
+        self.keep_idle()
         if self.seat is not None:
             self.seat.stop()
         self._halt()
         self._servers.close()
-        self.keep_idle()
 
     def expect(self, host: str, port: int) -> None:
         """There is a server at this address: its part of the activity is of interest before its first call."""
