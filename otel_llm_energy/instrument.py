@@ -225,6 +225,7 @@ class CallMeter:
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.cached_input_tokens = call.cached_input_tokens
         claim.attributes = _metric_attributes(call)
+        claim.reached_server = call.reached_server
         self._runtime.desk.close(claim, call.timings)
         outer = measurement_in(call.context) if call.in_process else None
         if outer is not None:

@@ -27,6 +27,7 @@ from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
 from otel_llm_instrumentation.content import Asked, Content, as_json, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
+from otel_llm_instrumentation.errors import is_no_connection
 from otel_llm_instrumentation.facts import Facts, Request
 from otel_llm_instrumentation.standing import standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
@@ -102,6 +103,7 @@ class Call:
         "output_tokens",
         "owns_span",
         "provider",
+        "reached_server",
         "request_model",
         "response_id",
         "response_model",
@@ -132,6 +134,7 @@ class Call:
         self.cached_input_tokens: int | None = None
         self.timings: ServerTimings | None = None
         self.error_type: str | None = None
+        self.reached_server = True
         self.streaming = request.streaming
         self._telemetry = telemetry
         # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk of each
@@ -214,6 +217,7 @@ class Call:
         self._outer_error = None
         if error is not None and not isinstance(error, _ORDINARY_ENDINGS):
             self.error_type = type(error).__qualname__
+            self.reached_server = not is_no_connection(error)
         try:
             self._note(self._read_facts())
         except Exception:  # noqa: BLE001 - the span must end and observers must hear of it

@@ -37,6 +37,7 @@ class CallView(Protocol):
     ``started_ns``, ``first_chunk_ns`` and ``ended_ns`` are instants of ``time.monotonic_ns()``.
     ``span`` is the span that displays the call: our own, or, where another instrumentation made one and ours
     steps aside, that one (``owns_span`` is then False). It may be non-recording: the call counts all the same.
+    ``reached_server`` is False if no connection was made, so that nobody worked on the call.
     ``in_process`` calls have no server: the model runs in this process.
     """
 
@@ -56,6 +57,7 @@ class CallView(Protocol):
     cached_input_tokens: int | None
     timings: ServerTimings | None
     error_type: str | None
+    reached_server: bool
     started_ns: int
     first_chunk_ns: int | None
     ended_ns: int | None

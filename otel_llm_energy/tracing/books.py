@@ -340,7 +340,8 @@ class Books:
             self._claims[entry] = claim
         else:  # it was forced while it was open
             self._settled += 1
-        self._ledger.close(entry, work_windows(times), reported=times.reported)
+        windows = work_windows(times) if claim.reached_server else ()
+        self._ledger.close(entry, windows, reported=times.reported)
 
     def _times(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> CallTimes:
         prefill_tokens, decode_tokens = _phase_tokens(claim) if self._ledger.by_weight else (None, None)

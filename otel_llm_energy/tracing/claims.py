@@ -26,6 +26,7 @@ class Claim:
         opened_ns, first_chunk_ns: of the call, on the monotonic clock.
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
         reason: the desk's: why ``books`` is ``None``.
+        reached_server: False if nobody worked on the call.
         partial: one of several claims of one piece of work: its joules per token would say nothing.
         bill: ``None`` until settled.
     """
@@ -42,6 +43,7 @@ class Claim:
         "opened_ns",
         "output_tokens",
         "partial",
+        "reached_server",
         "reason",
         "span_context",
     )
@@ -58,6 +60,7 @@ class Claim:
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
         self.partial = False
+        self.reached_server = True
         self.bill: Bill | None = None
 
 

@@ -49,6 +49,7 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
         output_tokens=4,
         timings=None,
         error_type=None,
+        reached_server=True,
     )
     meter = CallMeter(runtime)
     meter.call_started(call)

@@ -1,0 +1,20 @@
+"""What an exception says of how far a request came, whichever library raised it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Of httpx and httpcore, requests and urllib3. Told by name, since none of these libraries may be imported for it.
+_NO_CONNECTION: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectTimeoutError", "NewConnectionError"})
+_LONGEST_CHAIN: Final = 16
+
+
+def is_no_connection(error: BaseException | None) -> bool:
+    """Whether a request failed because no connection to its server was made, and so nobody worked on it."""
+    for _ in range(_LONGEST_CHAIN):
+        if error is None:
+            return False
+        if isinstance(error, ConnectionRefusedError) or type(error).__name__ in _NO_CONNECTION:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
