@@ -136,7 +136,7 @@ def test_nothing_is_left_when_the_demo_is_broken_off_by_ctrl_c(without_meter: di
         (server,) = psutil.Process(demo.pid).children()
         demo.send_signal(signal.SIGINT)
         output, errors = demo.communicate(timeout=_DEMO_SECONDS)
-    assert demo.returncode == 130
+    assert demo.returncode == 130, errors
     assert output == ""
     assert "Broken off." in errors
     assert "Traceback" not in errors
