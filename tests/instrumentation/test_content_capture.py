@@ -10,8 +10,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk._logs import LoggerProvider, export
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from otel_llm_instrumentation.content import CAPTURE_VARIABLE, Capture, wanted_capture
@@ -22,6 +21,8 @@ from tests.instrumentation import payloads
 from tests.instrumentation.conftest import Watched
 from tests.instrumentation.replay import ReplayServer, json_reply, ndjson_reply, sse_reply
 
+# Named anew in SDK 1.39; and by that name later SDKs warn of the old one.
+_LogExporter: Any = getattr(export, "InMemoryLogRecordExporter", None) or export.InMemoryLogExporter
 _ASK: dict[str, Any] = {"model": "m", "messages": payloads.MESSAGES}
 _ASKED = [{"role": "user", "parts": [{"type": "text", "content": "What is the capital of France?"}]}]
 _PARIS = [{"role": "assistant", "parts": [{"type": "text", "content": "Paris."}], "finish_reason": "stop"}]
@@ -204,8 +205,8 @@ def test_content_is_cut_by_the_limit_of_the_sdk(server: ReplayServer, capturing:
 @pytest.mark.parametrize("mode", ["EVENT_ONLY", "SPAN_AND_EVENT"])
 def test_content_is_an_event_of_its_span_when_asked_for(mode: str, server: ReplayServer, capturing: Instrument) -> None:
     """Structured there; on the span only if both are wanted."""
-    logs, exporter = LoggerProvider(shutdown_on_exit=False), InMemoryLogRecordExporter()
-    logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    logs, exporter = LoggerProvider(shutdown_on_exit=False), _LogExporter()
+    logs.add_log_record_processor(export.SimpleLogRecordProcessor(exporter))
     watched = capturing(mode, logger_provider=logs)
     server.reply = json_reply(payloads.chat())
     client(server).chat.completions.create(**_ASK)
