@@ -32,7 +32,19 @@ class _Server:
     slots: int | None = None
     caution: str | None = None
     reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
-    open: dict[Entry, None] = field(default_factory=dict)  # a set in the order of opening
+    open: dict[Entry, None] = field(default_factory=dict)  # a set, in the order of opening once `put_in_order`
+    in_order: bool = True
+
+    def opened(self, entry: Entry) -> None:
+        """Those of another process, or of a span that was noticed late, may have been opened before the last one."""
+        self.in_order = self.in_order and (not self.open or next(reversed(self.open)).opened_ns <= entry.opened_ns)
+        self.open[entry] = None
+
+    def put_in_order(self) -> None:
+        """The oldest call first."""
+        if not self.in_order:
+            self.open = dict.fromkeys(sorted(self.open, key=lambda entry: entry.opened_ns))
+            self.in_order = True
 
     def may_report(self, entry: Entry) -> bool:
         """The call's window is not known while it is open."""
@@ -175,7 +187,7 @@ class Ledger:
         """A call to ``server`` begins."""
         books = self._servers[server]
         entry = Entry(server, route, at_ns)
-        books.open[entry] = None
+        books.opened(entry)
         if not books.may_report(entry):
             self._count_from_start(entry, books)
         return entry
@@ -291,6 +303,7 @@ class Ledger:
         forced_ns = now_ns - self._max_wait_ns
         held_ns = now_ns
         for books in self._servers.values():
+            books.put_in_order()
             oldest = next(filter(books.may_report, books.open), None)
             if oldest is not None:
                 held_ns = min(held_ns, oldest.opened_ns)

@@ -161,3 +161,19 @@ def test_call_that_is_only_taken_to_be_at_work_teaches_no_slots() -> None:
     timeline.add(0, 900 * MS)
     timeline.freeze(1000 * MS)
     assert (timeline.peak, timeline.count) == (1, 1)
+
+
+def test_oldest_call_is_waited_for_when_a_later_one_was_entered_before_it() -> None:
+    """Calls of several processes come process by process; each is still charged for its windows and nothing else."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm", reports=True)
+    later, oldest = ledger.open("llm", 200 * MS), ledger.open("llm", 100 * MS)
+    for now_ms in (0, 250, 500):
+        ledger.read(Reading("package-0", now_ms * 100_000, now_ms * MS, now_ms * MS))
+    ledger.settle(300 * MS)
+    ledger.close(oldest, (Window(110 * MS, 290 * MS, "decode"),), reported=True)
+    ledger.close(later, (Window(290 * MS, 400 * MS, "decode"),), reported=True)
+    ledger.settle(500 * MS)
+    assert oldest.charged_exactly
+    assert later.charged_exactly
