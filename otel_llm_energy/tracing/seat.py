@@ -419,7 +419,7 @@ class Seat:
             earlier=earlier if entered else None,
         )
         shared.remember(bills)
-        shared.follow_on(now_ns)
+        shared.follow_on(time.monotonic_ns())  # patience with the members begins only now that the journal is read
         if isinstance(ledger, RemoteLedger):
             shared.take_up(ledger)
         self._books.metered_elsewhere()

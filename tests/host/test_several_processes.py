@@ -129,8 +129,7 @@ def test_forked_child_is_a_member_of_its_own(workers: Crew) -> None:
     child = parent.tell("fork")
     assert child["role"] == "member"
     assert child["holder"] == parent.pid
-    (call,) = child["calls"]
-    assert call[names.QUALITY] in ("measured", "shared"), call
+    assert_measured(Results(child["calls"]), 1)
     parent.tell("ask 1 8")
     until(lambda: parent.tell("status")["spans"] == 2)
     own = parent.finish()
