@@ -54,7 +54,7 @@ from otel_llm_energy.tracing.seat import Metering, Rules, Seat, SeatStatus
 from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
 
 _LOOK_AGAIN_SECONDS = 1.0
-_LEAST_PERIOD_SECONDS = 2.5  # Scaphandre's
+_LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
 _MAX_HOLD_SECONDS = 30.0
 _LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
 # Options in which processes that share their metering may differ.
