@@ -34,7 +34,7 @@ class Journal:
         name: of the turn.
         rules: what all processes agree on; a journal of others is not continued.
         beginning: what is so now: entering it gives a ledger that can go on from here.
-        earlier: the turn whose journal this one continues.
+        earlier: the turn whose journal this one continues: what is so now is what entering all of that gives.
         longest_bytes: a file that is longer becomes the earlier one, and a new one is begun.
     """
 
@@ -56,9 +56,10 @@ class Journal:
         self._lines: list[str] = []
         self._size = 0
         self._file: int | None = None
-        if earlier is not None:
-            self._keep(lambda: folder.rename(journal_names(earlier)[1], self._names[0]))
-        self._keep(self._begin)
+        if earlier is None:
+            self._keep(self._begin)
+        else:
+            self._keep(lambda: self._go_on(earlier))
 
     @property
     def works(self) -> bool:
@@ -73,7 +74,7 @@ class Journal:
     def write(self) -> None:
         """Write down what was noted: it is safe from this process's end then, though not from the machine's."""
         if self._file is not None and self._lines:
-            self._keep(self._write)
+            self._keep(self._write_lines)
         if self._file is not None and self._size > self._longest_bytes:
             self._keep(self._turn_over)
 
@@ -83,17 +84,37 @@ class Journal:
         if file is not None:
             os.close(file)
 
-    def _begin(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        self._file = self._folder.open(self._names[1], flags)
+    def _go_on(self, earlier: str) -> None:
+        """With copies: a holder that was only stopped may still write a line into its own files."""
+        if self._folder.has(journal_names(earlier)[0]):
+            self._open(self._names[0])
+            self._copy(journal_names(earlier)[0])
+            self.close()
+        self._open(self._names[1])
+        self._copy(journal_names(earlier)[1])
+
+    def _copy(self, name: str) -> None:
+        """All whole lines of a file."""
+        with os.fdopen(self._folder.open(name, os.O_RDONLY), "rb") as file:
+            data = file.read()
+        self._write(data[: data.rfind(b"\n") + 1])
+
+    def _open(self, name: str) -> None:
+        self._file = self._folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         self._size = 0
+
+    def _begin(self) -> None:
+        self._open(self._names[1])
         head = [self._head, *self._beginning(), (_BEGIN,)]
         self._lines = [json.dumps(each, separators=(",", ":")) for each in head] + self._lines
-        self._write()
+        self._write_lines()
 
-    def _write(self) -> None:
+    def _write_lines(self) -> None:
         data = "".join(f"{line}\n" for line in self._lines).encode()
         self._lines = []
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         assert self._file is not None
         if os.write(self._file, data) != len(data):
             raise OSError("the disk is full")

@@ -198,8 +198,12 @@ class Seat:
                 end.stop()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """What is settled from now on, the next holder settles."""
         if isinstance(self._books.ledger, SharedLedger):
-            self._books.change_ledger(_remote)  # what is settled from now on, the next holder settles
+            self._books.change_ledger(_remote)
         self._let_go()
 
     def forget_in_child(self) -> None:
@@ -266,7 +270,7 @@ class Seat:
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
                     self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
                     self._stopping.wait(self._patience_seconds)
-        self._let_go()
+        self._hand_over()
 
     def _sit(self) -> None:
         if self._hub is not None:
@@ -406,6 +410,7 @@ class Seat:
         now_ns = time.monotonic_ns()
         register, bills = self._entered(entered, now_ns)
         if register is None:
+            earlier = None
             if not isinstance(ledger, RemoteLedger):
                 return ledger
             start_ns = min([now_ns, *(entry.opened_ns for entry in ledger.calls.values())])

@@ -159,6 +159,20 @@ def test_journal_keeps_the_file_before_when_it_is_long(folder: Folder) -> None:
     assert sorted(folder.names()) == ["local.1.earlier", "local.1.journal"]
 
 
+def test_journal_says_all_when_many_turns_have_continued_it(folder: Folder) -> None:
+    """Each with copies of its own, so that a holder that was only stopped writes nothing into the next one's."""
+    first = Journal(folder, "local.1", RULES, lambda: [("start", 0)])
+    for turn in (2, 3, 4):
+        journal = Journal(folder, f"local.{turn}", RULES, list, earlier=f"local.{turn - 1}")
+        journal.note(("settle", turn))
+        journal.write()
+        journal.close()
+    first.note(("settle", 100))
+    first.write()
+    first.close()
+    assert read_journal(folder, "local.4", RULES) == [("start", 0), ("settle", 2), ("settle", 3), ("settle", 4)]
+
+
 def test_journal_is_given_up_when_the_disk_is_full(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from otel_llm_energy.host.folder import Folder
+from otel_llm_energy.host.journal import Entered, Journal, read_journal
 from otel_llm_energy.host.rounds import Rounds
-from otel_llm_energy.host.shared import Register, SharedLedger
-from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until
-from otel_llm_energy.ledger.bill import Window
+from otel_llm_energy.host.shared import Call, Register, SharedLedger
+from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, channel_to_json
+from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
 
 MS = NS_PER_SECOND // 1000
 SERVER = "127.0.0.1:8080"
+RULES = "1 0.1.0 same"
+PACKAGE = Channel("package-0", "cpu", "rapl", idle_watts=20.0)
 
 
 class Board:
@@ -21,7 +27,7 @@ class Board:
         self.told: dict[tuple[str, int], str | None] = {}
         register = Register(Ledger, Ledger(0), 0)
         self.ledger = SharedLedger(register, "holder", Rounds(), self._send, lambda: self.now_ns)
-        self.ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=20.0))
+        self.ledger.add_channel(PACKAGE)
         for member in members:
             self.ledger.joined(member, ())
 
@@ -65,3 +71,49 @@ def test_calls_are_waited_for_when_a_later_one_of_another_process_was_entered_fi
     for now_ms in (290, 400):
         board.settle(now_ms)
     assert board.told == {("a", 1): None, ("b", 1): None}
+
+
+class Turns:
+    """One holder after the other, each of which is killed as soon as it has entered something."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def next_one_enters(self, *entered: Entered) -> dict[Call, Bill]:
+        """The bills that come of it."""
+        self._count += 1
+        name, earlier = f"local.{self._count}", f"local.{self._count - 1}"
+        register = Register(Ledger, Ledger(0), 0)
+        for each in read_journal(self._folder, earlier, RULES):
+            register.enter(each)
+        journal = Journal(self._folder, name, RULES, register.beginning, earlier=earlier if self._count > 1 else None)
+        bills: dict[Call, Bill] = {}
+        for each in entered:
+            bills.update(register.enter(each))
+            journal.note(each)
+        journal.write()
+        journal.close()
+        return bills
+
+
+def read(at_ms: int) -> Entered:
+    """A reading of a package that draws 100 W."""
+    return ("read", PACKAGE.id, at_ms * 100_000, at_ms * MS, at_ms * MS)
+
+
+def test_call_is_billed_in_full_when_several_holders_die_one_after_the_other(tmp_path: Path) -> None:
+    """Readings and windows from before the last two turns are not forgotten while a call is not settled."""
+    turns = Turns(Folder(tmp_path / "board"))
+    turns.next_one_enters(("start", 0), ("channel", channel_to_json(PACKAGE), []), ("server", SERVER, None, True, None))
+    turns.next_one_enters(read(0), ("open", "a", 1, SERVER, 0, "chat"), ("open", "b", 1, SERVER, 0, "chat"))
+    turns.next_one_enters(read(100), ("close", "a", 1, [[0, 100 * MS, "decode"]], True), ("settle", 100 * MS))
+    for at_ms in (200, 300, 400):
+        assert turns.next_one_enters(read(at_ms), ("settle", at_ms * MS)) == {}
+    closed_b = ("close", "b", 1, [[100 * MS, 500 * MS, "decode"]], True)
+    bills = turns.next_one_enters(read(500), closed_b, ("settle", 500 * MS))
+    assert {call: (bill.reason, bill.coverage) for call, bill in bills.items()} == {
+        ("a", 1): (None, 1.0),
+        ("b", 1): (None, 1.0),
+    }
+    assert [bill.energy_nj for bill in bills.values()] == [10_000_000_000, 40_000_000_000]
