@@ -106,7 +106,10 @@ class Register:
         learned = self.ledger.learned_idle(0.0)
         for channel in self.ledger.channels:
             yield ("channel", channel_to_json(channel), [asdict(idle) for idle in learned.get(channel.id, ())])
-        yield from self.last_readings.values()
+        for reading in self.ledger.last_readings:
+            yield ("read", *read_of(reading))
+        for sample in self.ledger.last_samples:
+            yield ("sample", sample_to_json(sample), True)
         for server, (slots, reports, caution) in self.servers.items():
             yield ("server", server, slots, reports, caution)
         for call, entry in self.calls.items():

@@ -79,6 +79,11 @@ class ActivityLog:
         self._last = sample
 
     @property
+    def last(self) -> ActivitySample | None:
+        """The sample that the next cell begins with."""
+        return self._last
+
+    @property
     def capacity(self) -> int | None:
         """How many CPUs (or GPU engines) can be busy at once; ``None`` before the first sample."""
         return self._last.capacity if self._last is not None else None

@@ -44,6 +44,11 @@ class Counter:
         self._last: Reading | None = None
         self._gap: str | None = None
 
+    @property
+    def last(self) -> Reading | None:
+        """The reading that the next bucket begins with; ``None`` if that is a gap."""
+        return None if self._gap is not None else self._last
+
     def interrupt(self, reason: str) -> None:
         """What comes next cannot be joined to what was: the next bucket is a gap."""
         self._gap = reason

@@ -260,6 +260,16 @@ class Ledger:
             entry.bill = unavailable("ended")
 
     @property
+    def last_readings(self) -> list[Reading]:
+        """Of each channel, the reading that its next bucket begins with."""
+        return [account.counter.last for account in self._accounts.values() if account.counter.last is not None]
+
+    @property
+    def last_samples(self) -> list[ActivitySample]:
+        """Of each resource, the sample that its next cell begins with."""
+        return [log.last for log in self._activity.values() if log.last is not None]
+
+    @property
     def servers(self) -> dict[str, tuple[int | None, str | None]]:
         """Slots and caution of the servers that have an account."""
         return {name: (books.slots, books.caution) for name, books in self._servers.items()}

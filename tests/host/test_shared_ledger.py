@@ -11,12 +11,20 @@ from otel_llm_energy.host.shared import Call, Register, SharedLedger
 from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, channel_to_json
 from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.ledger import Ledger
-from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
 
 MS = NS_PER_SECOND // 1000
 SERVER = "127.0.0.1:8080"
 RULES = "1 0.1.0 same"
 PACKAGE = Channel("package-0", "cpu", "rapl", idle_watts=20.0)
+SAMPLE = {
+    "resource": "cpu",
+    "total_ns": 800 * MS,
+    "capacity": 2,
+    "resolution_ns": 0,
+    "total_resolution_ns": 0,
+    "absent": [],
+}
 
 
 class Board:
@@ -117,3 +125,27 @@ def test_call_is_billed_in_full_when_several_holders_die_one_after_the_other(tmp
         ("b", 1): (None, 1.0),
     }
     assert [bill.energy_nj for bill in bills.values()] == [10_000_000_000, 40_000_000_000]
+
+
+def test_next_holder_knows_the_same_when_the_first_member_came_amid_a_bucket() -> None:
+    """The ledger was one process's own until then: its journal begins with the last reading and the last sample."""
+    ledger = Ledger(0)
+    ledger.add_channel(PACKAGE)
+    ledger.add_server(SERVER, reports=True)
+    ledger.sample(ActivitySample("cpu", 0, 0, {SERVER: 0}, 2, 0, 0))
+    ledger.read(Reading(PACKAGE.id, 0, 0, 0))
+    first = Register(Ledger, ledger, 100 * MS)
+    first.adopt("first")
+    second = Register(Ledger, Ledger(0), 0)
+    for each in list(first.beginning()):
+        second.enter(each)
+    for register in (first, second):
+        register.enter(("open", "a", 1, SERVER, 200 * MS, "chat"))
+        register.enter(("close", "a", 1, [[200 * MS, 1000 * MS, "decode"]], True))
+        register.enter(("sample", {**SAMPLE, "at_ns": 1000 * MS, "by_server_ns": {SERVER: 600 * MS}}, False))
+        register.enter(read(1000))
+    bills = [register.enter(("settle", 1000 * MS)) for register in (first, second)]
+    assert bills[0] == bills[1]
+    assert first.ledger.balance() == second.ledger.balance()
+    ((_, bill),) = bills[1]
+    assert bill.energy_nj is not None
