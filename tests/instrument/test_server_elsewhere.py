@@ -31,6 +31,7 @@ MODEL = PowerModel()
 CALLS = 3
 
 
+@pytest.mark.e2e
 def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processes_apart(
     llama_server: LlamaServerFactory,
     client: OpenAI,

@@ -15,6 +15,8 @@ from tests.instrument.asking import until
 from tests.support.backends import Scaphandre, running_prometheus
 from tests.support.powercap import PACKAGE, PowercapTree
 
+pytestmark = pytest.mark.e2e
+
 CONFIG = """\
 scrape_configs:
   - job_name: scaphandre
