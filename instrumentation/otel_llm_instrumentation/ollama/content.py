@@ -61,9 +61,9 @@ def answered(payloads: Sequence[object]) -> list[Message]:
     reason = None
     for payload in payloads:
         chunk = fields(payload)
-        said = fields(chunk.get("message")) or chunk
-        texts.append(as_text(said.get("content")) or as_text(said.get("response")) or "")
-        thoughts.append(as_text(said.get("thinking")) or "")
+        said = fields(chunk.get("message"))
+        texts.append(as_text(said.get("content")) or as_text(chunk.get("response")) or "")
+        thoughts.append(as_text(said.get("thinking")) or as_text(chunk.get("thinking")) or "")
         calls += _calls(said.get("tool_calls"))
         reason = as_text(chunk.get("done_reason")) or reason
     parts = [*reasoning_parts("".join(thoughts)), *text_parts("".join(texts)), *calls]
