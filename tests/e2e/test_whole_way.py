@@ -34,7 +34,9 @@ def test_spans_sum_up_to_the_ledger_when_tempo_adds_them(whole_way: WholeWay) ->
 def test_counters_are_the_ledger_when_prometheus_has_them(whole_way: WholeWay) -> None:
     """The counters in Prometheus stand where the ledger does, for calls, for nobody and in all."""
     for metric, share in (("consumption", "billed"), ("unattributed", "unattributed"), ("metered", "metered")):
-        (sample,) = whole_way.prometheus.query(f'sum(llm_energy_{metric}_joules_total{{job="{SERVICE}"}})')
+        (sample,) = whole_way.prometheus.query(
+            f'sum(last_over_time(llm_energy_{metric}_joules_total{{job="{SERVICE}"}}[1h]))'
+        )
         assert float(sample["value"][1]) == pytest.approx(whole_way.ledger[share], rel=_SAME), metric
 
 
