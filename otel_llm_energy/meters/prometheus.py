@@ -6,7 +6,6 @@ A range vector (``metric[5m]``) gives each sample as it was scraped, with its ti
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -16,11 +15,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, component, counters
+from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, counters
 from otel_llm_energy.meters.exposition import Sample
+from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
-from otel_llm_energy.meters.processes import MEMORY, POWER, processes
-from otel_llm_energy.meters.refresh import Refreshes, StandingStill
+from otel_llm_energy.meters.processes import MEMORY, POWER
 from otel_llm_energy.meters.scrape import HttpSource
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
@@ -37,9 +36,7 @@ _STALE_INTERVALS = 4
 _FROZEN_SAMPLES = 3
 _SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
 _CLOCK_LOOKS = 8
-_REMEMBERED_POWERS = 64
 
-_log = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -116,15 +113,12 @@ class PrometheusMeter:
         self._forget()
 
     def _forget(self) -> None:
-        self._channel_ids: tuple[str, ...] = ()
         self._first_readings: list[Reading] = []
         self._host: Mapping[str, str] = self._labels
+        self._counters = HostCounters(with_processes=self.process is not None)
         self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
-        self._refreshes = Refreshes()
-        self._standing_still = StandingStill()
         self._ahead = _ClockDifference()
-        self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
 
     def __repr__(self) -> str:
         return f"PrometheusMeter(url={self.url!r}, labels={self._labels!r})"
@@ -141,7 +135,7 @@ class PrometheusMeter:
 
     def host_powers(self) -> Sequence[HostPower]:
         """The newest figures of processes, oldest first; they came with the readings."""
-        return tuple(self._powers)
+        return self._counters.powers()
 
     def open(self) -> Sequence[Channel]:
         """Find the host, its counters, and how often it is scraped.
@@ -159,10 +153,12 @@ class PrometheusMeter:
         if host is None or found is None or not found.by_channel_uj:
             raise MeterError("meter-no-data", self._no_data())
         self._host = self._labels or dict(host)  # who named none means the one that there was
-        self._channel_ids = tuple(found.by_channel_uj)
+        channels = self._counters.channels(
+            found, meter=self.name, range_uj=self._range_uj, scale_error=self._scale_error
+        )
         self._last_ns = max(scrapes.by_time_ns) - 1
         self._first_readings = self._new_readings()
-        return [self._channel(channel_id) for channel_id in self._channel_ids]
+        return channels
 
     def read(self) -> Sequence[Reading]:
         """All scrapes that are new, oldest first.
@@ -202,23 +198,13 @@ class PrometheusMeter:
         refreshed_ns = self._date(at_ns, scrape, found)
         if refreshed_ns is None:
             return []
-        stuck = self._standing_still.note(found)
-        if stuck:
-            _log.warning("%s", StandingStill.warning(f"{self.url}, {_shown(self._host)}", stuck))
-        earliest_ns, latest_ns = refreshed_ns
-        if self.process is not None:
-            self._powers.append(HostPower((earliest_ns + latest_ns) // 2, found.host_uw, processes(scrape.samples)))
-        return [
-            Reading(channel_id, found.by_channel_uj[channel_id], earliest_ns, latest_ns)
-            for channel_id in self._channel_ids
-            if channel_id in found.by_channel_uj
-        ]
+        return self._counters.readings(found, scrape.samples, refreshed_ns, f"{self.url}, {_shown(self._host)}")
 
     def _date(self, at_ns: int, scrape: _Scrape, found: Counters) -> tuple[int, int] | None:
         """A scrape's time is that of its request: when the exporter refreshed, on our clock. ``None`` for no news."""
         asked_ns = self._ahead.here(at_ns)
         answered_ns = asked_ns + int(scrape.seconds * NS_PER_SECOND)
-        refreshed_ns = self._refreshes.date(asked_ns, answered_ns, found)
+        refreshed_ns = self._counters.refreshes.date(asked_ns, answered_ns, found)
         if refreshed_ns is None:
             return None
         error_ns = self._ahead.error_ns
@@ -227,7 +213,7 @@ class PrometheusMeter:
         return min(refreshed_ns[0] - error_ns, latest_ns), latest_ns
 
     def _check_age(self, now_ns: int) -> None:
-        if self._refreshes.stale >= _FROZEN_SAMPLES:
+        if self._counters.refreshes.stale >= _FROZEN_SAMPLES:
             raise MeterError(
                 "meter-frozen",
                 f"{self.url}: the counters of {_shown(self._host)} stand still. Scaphandre answers with old values if"
@@ -304,15 +290,6 @@ class PrometheusMeter:
         return (
             f"{self.url}: no series {HOST_ENERGY}{wanted} in the last {_LOOK_BACK_SECONDS // 60} minutes. Let it scrape"
             " Scaphandre every 5 s or more seldom."
-        )
-
-    def _channel(self, channel_id: str) -> Channel:
-        return Channel(
-            id=channel_id,
-            component=component(channel_id),
-            meter=self.name,
-            range_uj=self._range_uj,
-            scale_error=self._scale_error,
         )
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, component, counters
+from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, counters
 from otel_llm_energy.meters.exposition import Sample
+from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
-from otel_llm_energy.meters.processes import PROCESS_FAMILIES, processes
-from otel_llm_energy.meters.refresh import Refreshes, StandingStill
+from otel_llm_energy.meters.processes import PROCESS_FAMILIES
 from otel_llm_energy.meters.scrape import Answer, Exporter
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
@@ -28,7 +27,6 @@ MIN_INTERVAL_SECONDS = 2.2
 _TIMER_SLACK_NS = 100_000_000  # a caller's timer that fires a little early must not cost a whole poll
 _LONGEST_PAUSE_NS = 10 * NS_PER_SECOND
 _FROZEN_POLLS = 3  # one stale answer is somebody's curl
-_REMEMBERED_POWERS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -81,11 +79,8 @@ class ScaphandreMeter:
         self._forget()
 
     def _forget(self) -> None:
-        self._channel_ids: tuple[str, ...] = ()
+        self._host = HostCounters(with_processes=self.process is not None)
         self._first_readings: list[Reading] = []
-        self._refreshes = Refreshes()
-        self._standing_still = StandingStill()
-        self._powers: deque[HostPower] = deque(maxlen=_REMEMBERED_POWERS)
         self._next_poll_ns = 0
         self._warned = False
 
@@ -100,7 +95,7 @@ class ScaphandreMeter:
     @property
     def frozen(self) -> bool:
         """Another client keeps the counters from being refreshed."""
-        return self._refreshes.stale >= _FROZEN_POLLS
+        return self._host.refreshes.stale >= _FROZEN_POLLS
 
     @property
     def source(self) -> Hashable:
@@ -109,7 +104,7 @@ class ScaphandreMeter:
 
     def host_powers(self) -> Sequence[HostPower]:
         """The newest figures of processes, oldest first; they came with the readings."""
-        return tuple(self._powers)
+        return self._host.powers()
 
     def open(self) -> Sequence[Channel]:
         """Ask the exporter what it has; the first `read` returns what came with the answer.
@@ -119,9 +114,9 @@ class ScaphandreMeter:
         """
         self.close()
         scrape, found = self._poll()
-        self._channel_ids = tuple(found.by_channel_uj)
+        channels = self._host.channels(found, meter=self.name, range_uj=self._range_uj, scale_error=self._scale_error)
         self._first_readings = self._take(scrape, found)
-        return [self._channel(channel_id) for channel_id in self._channel_ids]
+        return channels
 
     def read(self) -> Sequence[Reading]:
         """Poll, unless the last request was less than an interval ago; leave out what has not moved.
@@ -150,26 +145,15 @@ class ScaphandreMeter:
         return scrape, found
 
     def _take(self, scrape: Answer[list[Sample]], found: Counters) -> list[Reading]:
-        refreshed_ns = self._refreshes.date(scrape.asked_ns, scrape.answered_ns, found)
+        refreshed_ns = self._host.refreshes.date(scrape.asked_ns, scrape.answered_ns, found)
         if refreshed_ns is None:
             return self._stale(scrape.asked_ns)
-        stuck = self._standing_still.note(found)
-        if stuck:
-            _log.warning("%s", StandingStill.warning(self.url, stuck))
-        earliest_ns, latest_ns = refreshed_ns
-        if self.process is not None:
-            at_ns = (earliest_ns + latest_ns) // 2
-            self._powers.append(HostPower(at_ns, found.host_uw, processes(scrape.content)))
-        return [
-            Reading(channel_id, found.by_channel_uj[channel_id], earliest_ns, latest_ns)
-            for channel_id in self._channel_ids
-            if channel_id in found.by_channel_uj
-        ]
+        return self._host.readings(found, scrape.content, refreshed_ns, self.url)
 
     def _stale(self, asked_ns: int) -> list[Reading]:
         # Asking less often gives the other client's requests, or ours, a chance to be 2 s apart. The first pauses stay
         # below 4 s, so that the next refresh can still be dated.
-        pause_ns = min(int(self._interval_ns * 1.5 ** (self._refreshes.stale - 1)), _LONGEST_PAUSE_NS)
+        pause_ns = min(int(self._interval_ns * 1.5 ** (self._host.refreshes.stale - 1)), _LONGEST_PAUSE_NS)
         self._next_poll_ns = asked_ns + max(pause_ns, self._interval_ns)
         if not self.frozen:
             return []
@@ -184,13 +168,4 @@ class ScaphandreMeter:
             "meter-frozen",
             f"{self.url}: the counters stand still. Someone else asks this exporter within 2 s of our requests, and"
             " then it answers with old values (scaphandre issue 434); scrape it less often.",
-        )
-
-    def _channel(self, channel_id: str) -> Channel:
-        return Channel(
-            id=channel_id,
-            component=component(channel_id),
-            meter=self.name,
-            range_uj=self._range_uj,
-            scale_error=self._scale_error,
         )
