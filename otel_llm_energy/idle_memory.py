@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from otel_llm_energy.machine import PROC
+from otel_llm_energy.machine import PROC, cpu_model
 from otel_llm_energy.meters.discovery import OpenMeter
 from otel_llm_energy.quantities import Channel, IdlePower
 
@@ -169,7 +169,7 @@ def machine_facts(*, proc: Path = PROC, etc: Path = Path("/etc"), sysfs: Path = 
     return {
         "machine": hashed,
         "board": _line(sysfs / "class" / "dmi" / "id" / "product_name"),
-        "cpu": f"{os.cpu_count()} x {_cpu_model(proc)}",
+        "cpu": f"{os.cpu_count()} x {cpu_model(proc)}",
         "kernel": platform.release(),
         "governor": _line(sysfs / "devices" / "system" / "cpu" / "cpu0" / "cpufreq" / "scaling_governor"),
     }
@@ -244,8 +244,3 @@ def _line(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _cpu_model(proc: Path) -> str:
-    lines = _line(proc / "cpuinfo").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

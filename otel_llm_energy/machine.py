@@ -22,6 +22,15 @@ TICK_NS = NS_PER_SECOND // os.sysconf("SC_CLK_TCK")
 _STAT_BYTES = 1 << 16
 
 
+def cpu_model(proc: Path = PROC) -> str:
+    """The CPU's name as the kernel has it; empty where it says none."""
+    try:
+        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 class BusySample(NamedTuple):
     """What all CPUs did so far: cumulative busy time, ns, and how many CPUs there are."""
 

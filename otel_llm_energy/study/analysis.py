@@ -6,7 +6,7 @@ draw) takes a sample of a fixed size, drawn by the calls' ids. So memory does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -347,8 +347,6 @@ def _quotient(above: float | None, below: float | None) -> float | None:
 
 def ratio_interval(above: Floats, below: Floats) -> Interval | None:
     """Sum over sum, with its percentile interval of the bootstrap over groups; ``None`` if the lower sum is 0."""
-    from scipy import stats
-
     kept = below > 0
     above, below = above[kept], below[kept]
     if not below.size:
@@ -356,9 +354,16 @@ def ratio_interval(above: Floats, below: Floats) -> Interval | None:
     value = float(above.sum() / below.sum())
     if below.size < 2:
         return Interval(value)
+    return _bootstrapped(value, (above, below), lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis))
+
+
+def _bootstrapped(value: float, samples: Sequence[Floats], statistic: Callable[..., Floats]) -> Interval:
+    """The percentile interval of the bootstrap over groups; ``samples`` have a figure for each group."""
+    from scipy import stats
+
     drawn = stats.bootstrap(
-        (above, below),
-        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        samples,
+        statistic,
         paired=True,
         vectorized=True,
         method="percentile",
@@ -417,8 +422,6 @@ def _paired_p_value(pairs: pl.DataFrame) -> float | None:
 
 
 def _paired_ratio(pairs: pl.DataFrame) -> Interval | None:
-    from scipy import stats
-
     if pairs.is_empty():
         return None
 
@@ -433,18 +436,7 @@ def _paired_ratio(pairs: pl.DataFrame) -> Interval | None:
     value = float(ratio(*parts))
     if pairs.height < 2:
         return Interval(value)
-    drawn = stats.bootstrap(
-        parts,
-        ratio,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(0),
-    )
-    return Interval(value, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+    return _bootstrapped(value, parts, ratio)
 
 
 def sample(rows: pl.LazyFrame, most: int) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from otel_llm_energy.study.dataset import SESSIONS, compact, scan
 from otel_llm_energy.study.features import prompt_features
 from otel_llm_energy.study.journal import Journal
 from otel_llm_energy.study.manifest import check_same_study, client_facts, write_manifest
-from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, jobs
+from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, calls_of, jobs
 from otel_llm_energy.study.power import PowerLog, recorded_meters
 from otel_llm_energy.study.prompts import Prompt, read_prompts, sha256_of
 from otel_llm_energy.study.scores import Score, scorer
@@ -141,10 +141,9 @@ class _Work:
     def __init__(self, plan_jobs: Sequence[Job], earlier: Mapping[str, _Earlier], *, retry_failed: bool) -> None:
         self.earlier = earlier
         self.planned = sum(len(job) for job in plan_jobs)
-        self.ids = {call.id for job in plan_jobs for call in job}
         self._retry_failed = retry_failed
         self.jobs = [job for job in plan_jobs if any(self.wanted(call) for call in job)]
-        self.todo = sum(self.wanted(call) for job in plan_jobs for call in job)
+        self.todo = sum(self.wanted(call) for call in calls_of(plan_jobs))
         self.done = self.planned - self.todo
 
     def wanted(self, call: PlannedCall) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from otel_llm_energy import conventions
 from otel_llm_energy.study.dataset import scan
+from otel_llm_energy.study.features import FEATURES
 from otel_llm_instrumentation import semconv
 
 if TYPE_CHECKING:
@@ -53,14 +54,7 @@ _KEPT: Final = (
     "max_tokens",
     "temperature",
     "prompt_tokens",
-    "prompt_characters",
-    "prompt_words",
-    "prompt_lines",
-    "prompt_sentences",
-    "prompt_word_characters",
-    "prompt_ari",
-    "prompt_coleman_liau",
-    "prompt_lix",
+    *FEATURES,
     "server_model_parameters",
     "server_model_bytes",
 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.journal import ROWS, Journal, rows_in, sync_folder
+from otel_llm_energy.study.journal import ROWS, Journal, replacing, rows_in
 from otel_llm_energy.study.rows import schema
 
 if TYPE_CHECKING:
@@ -86,19 +85,8 @@ def compact(folder: Path, journal: Journal) -> None:
     """
     if journal.path.stat().st_size == 0:
         return
-    partial = folder / (TABLE + ".partial")
-    try:
+    with replacing(folder / TABLE) as partial:
         _scan_one(folder).sink_parquet(partial, compression="zstd")
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(folder / TABLE)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
     journal.clear()
 
 

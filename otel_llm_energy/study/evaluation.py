@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.forecast import Forecast, Target, When, fit, fit_line, folds
+from otel_llm_energy.study.forecast import Forecast, Target, When, fit, fit_line, folds, with_lengths
 
 if TYPE_CHECKING:
     import polars as pl
@@ -83,8 +83,8 @@ def _judge(
     stages: tuple[When, ...] = ("before",) if forecast.after is None else ("before", "after")
     errors = []
     for when in stages:
-        judged = unseen if when == "before" else _with_lengths(unseen)
-        known = learned if when == "before" else _with_lengths(learned)
+        judged = unseen if when == "before" else with_lengths(unseen)
+        known = learned if when == "before" else with_lengths(learned)
         errors += _errors(forecast, known, judged, target, when, split)
         if by_type:
             for kind in sorted(set(judged["type"].to_list()) - {""}):
@@ -92,12 +92,6 @@ def _judge(
                 if mine.height >= _LEAST_HELD:
                     errors.append(_of_forecast(forecast, mine, target, when, split, kind))
     return errors
-
-
-def _with_lengths(rows: pl.DataFrame) -> pl.DataFrame:
-    import polars as pl
-
-    return rows.filter(pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null())
 
 
 def _errors(

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
+
+FEATURES: Final = (
+    "prompt_characters",
+    "prompt_words",
+    "prompt_lines",
+    "prompt_sentences",
+    "prompt_word_characters",
+    "prompt_ari",
+    "prompt_coleman_liau",
+    "prompt_lix",
+)
+"""The columns that `prompt_features` gives."""
 
 _READ_CHARACTERS = 20_000
 """Readability is that of the beginning: of a prompt of a megabyte the rest says nothing new, and takes seconds."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.features import FEATURES, prompt_features
 
 if TYPE_CHECKING:
     import lightgbm
@@ -29,20 +30,12 @@ if TYPE_CHECKING:
 
 When = Literal["before", "after"]
 Target = Literal["joules", "above_idle_joules"]
-TARGETS: Final[tuple[Target, ...]] = ("joules", "above_idle_joules")
 
 FORMAT: Final = "otel-llm-energy forecast"
 FORMAT_VERSION: Final = 1
 
 _BEFORE: Final = (
-    "prompt_characters",
-    "prompt_words",
-    "prompt_lines",
-    "prompt_sentences",
-    "prompt_word_characters",
-    "prompt_ari",
-    "prompt_coleman_liau",
-    "prompt_lix",
+    *FEATURES,
     "prompt_tokens",
     "max_tokens",
     "temperature",
@@ -222,8 +215,8 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
             f"{prompts} prompts with energy are too few to learn a forecast from and to know its error: "
             f"at least {_LEAST_PROMPTS}. Collect more."
         )
-    with_lengths = rows.filter(pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null())
-    enough = with_lengths["prompt_sha256"].n_unique() >= _LEAST_PROMPTS
+    known = with_lengths(rows)
+    enough = known["prompt_sha256"].n_unique() >= _LEAST_PROMPTS
     fixed = rows.group_by("deployment", maintain_order=True).agg(
         pl.col("model", "machine", "server_model_parameters", "server_model_bytes", "temperature").drop_nulls().first()
     )
@@ -234,8 +227,15 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
         {row.pop("deployment"): row for row in fixed.sort("deployment").to_dicts()},
         int(rows["prompt_characters"].max() or 0),  # type: ignore[arg-type]
         _fit_stage(rows, target, "before", seed),
-        _fit_stage(with_lengths, target, "after", seed) if enough else None,
+        _fit_stage(known, target, "after", seed) if enough else None,
     )
+
+
+def with_lengths(rows: pl.DataFrame) -> pl.DataFrame:
+    """Those of which a forecast after the call can be made."""
+    import polars as pl
+
+    return rows.filter(pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null())
 
 
 def training_rows(rows: pl.LazyFrame, target: Target) -> pl.DataFrame:
@@ -466,8 +466,6 @@ def rows_to_predict(
         output_tokens: length of the answers, for a forecast after the call; input tokens are taken from the words.
     """
     import polars as pl
-
-    from otel_llm_energy.study.features import prompt_features
 
     looked_at = [(prompt, prompt_features(prompt.text)) for prompt in prompts]
     rows = [

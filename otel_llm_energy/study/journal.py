@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -51,7 +52,7 @@ class Journal:
             ) from None
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._cut_torn_line()
-        sync_folder(folder)
+        _sync(folder)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Keep a row for good; it is on the disk when this returns.
@@ -126,20 +127,29 @@ def rows_in(path: Path) -> Iterator[dict[str, Any]]:
                 raise StudyError(f"{path}, line {number}: not a row of a study: {error}. Remove that line.") from None
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a whole file in place of an old one, or leave the old one: never half of either. Raises `OSError`."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the place of a new file, which then takes that of an old one: never half of either. Raises `OSError`."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder, new and renamed, survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a whole file in place of an old one, or leave the old one. Raises `OSError`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's names, new and renamed, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import psutil
 
+from otel_llm_energy.machine import cpu_model
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker
 from otel_llm_energy.study.dataset import MANIFEST, read_manifest
@@ -69,19 +70,10 @@ def write_manifest(folder: Path, plan: Plan, prompts: PromptSet, askers: Mapping
 def client_facts() -> dict[str, Any]:
     """Hardware and software of this machine, as columns of a row."""
     return {
-        "client_cpu": _cpu_name(),
+        "client_cpu": cpu_model() or platform.processor() or platform.machine(),
         "client_cpus": os.cpu_count(),
         "client_memory_bytes": psutil.virtual_memory().total,
         "client_system": platform.platform(),
         "client_python": platform.python_version(),
         "client_package": version("otel-llm-energy"),
     }
-
-
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

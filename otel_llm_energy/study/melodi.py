@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from otel_llm_energy import conventions
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import TABLE
 from otel_llm_energy.study.features import prompt_features
-from otel_llm_energy.study.journal import Journal, sync_folder
+from otel_llm_energy.study.journal import Journal, replacing
 from otel_llm_energy.study.prompts import sha256_of
 from otel_llm_energy.study.rows import schema
 from otel_llm_instrumentation import semconv
@@ -62,15 +61,10 @@ def import_melodi(files: Sequence[Path], folder: Path, machine: str) -> int:
         if (folder / TABLE).exists() or journal.path.stat().st_size:
             raise StudyError(f"{folder}: there is a study in it. Choose another folder with --out.")
         rows = pl.concat([_rows(path, machine) for path in files]).unique("call_id", keep="first", maintain_order=True)
-        partial = folder / (TABLE + ".partial")
         try:
-            rows.write_parquet(partial)
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(folder / TABLE)
-            sync_folder(folder)
+            with replacing(folder / TABLE) as partial:
+                rows.write_parquet(partial)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise StudyError(f"{folder}: {error.strerror}. Nothing was imported.") from error
     return rows.height
 

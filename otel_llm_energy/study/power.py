@@ -120,7 +120,4 @@ def recorded_meters(options: Settings, log: PowerLog) -> Sequence[str | Meter]:
     found = discover(options.meters, scaphandre_url=options.scaphandre_url, powercap_root=options.powercap_root)
     for each in found.meters:
         each.meter.close()
-    if found.meters:
-        return [RecordedMeter(each.meter, log) for each in found.meters]
-    wanted = options.meters
-    return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]  # type: ignore[list-item]
+    return [RecordedMeter(each.meter, log) for each in found.meters] or options.meters

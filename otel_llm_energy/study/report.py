@@ -52,7 +52,8 @@ def _content(
 ) -> Iterator[str]:
     shown = ranked[:_DRAWN_DEPLOYMENTS]
     yield f"<h1>{html.escaped(f'Energy study: {names}')}</h1>"
-    yield from _overview(analysis.overview(rows))
+    overview = analysis.overview(rows)
+    yield from _overview(overview)
     yield html.paragraph(_BASIS_WORDS[basis])
     found = analysis.correlations(rows, basis)
     yield from _in_short(rows, basis, ranked, found)
@@ -65,7 +66,7 @@ def _content(
     yield from _conversations(rows, basis)
     yield from _correlations(found)
     yield from _balance(metered(folders), ranked)
-    yield from _quality(rows, basis)
+    yield from _quality(analysis.outliers(rows, basis), overview)
     yield html.paragraph(
         f"Made by otel-llm-energy {version('otel-llm-energy')}. Intervals: {analysis.CONFIDENCE:.0%}, by "
         f"{analysis.RESAMPLES} bootstrap samples of prompts; repeats of a prompt do not count as more evidence.",
@@ -484,14 +485,15 @@ def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Itera
         yield html.table(["deployment", "loading the model, J in all"], loads)
 
 
-def _quality(rows: pl.LazyFrame, basis: Basis) -> Iterator[str]:
-    found = analysis.outliers(rows, basis)
+def _quality(found: analysis.Outliers, overview: analysis.Overview) -> Iterator[str]:
     yield html.heading("Quality and outliers")
-    qualities = analysis.overview(rows).qualities
     far = {(quality, reason): out for quality, reason, out, _ in found.by_quality}
     yield html.table(
         ["quality", "reason", "calls", "outliers among them"],
-        [(quality, reason, f"{calls:,}", f"{far.get((quality, reason), 0):,}") for quality, reason, calls in qualities],
+        [
+            (quality, reason, f"{calls:,}", f"{far.get((quality, reason), 0):,}")
+            for quality, reason, calls in overview.qualities
+        ],
         words=(1,),
     )
     yield html.paragraph(
