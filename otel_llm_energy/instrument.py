@@ -20,7 +20,7 @@ from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
 from otel_llm_energy.settings import SettingError, settings
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, metric_attributes
 from otel_llm_energy.tracing.enrich import Tokens
 from otel_llm_energy.tracing.foreign import Told
 from otel_llm_energy.tracing.gate import Gate
@@ -224,7 +224,15 @@ class CallMeter:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.cached_input_tokens = call.cached_input_tokens
-        claim.attributes = _metric_attributes(call)
+        claim.attributes = metric_attributes(
+            operation=call.operation,
+            provider=call.provider,
+            request_model=call.request_model,
+            response_model=call.response_model,
+            address=call.server_address,
+            port=call.server_port,
+            error_type=call.error_type,
+        )
         claim.reached_server = call.reached_server
         self._runtime.desk.close(claim, call.timings)
         outer = measurement_in(call.context) if call.in_process else None
@@ -253,19 +261,6 @@ class CallMeter:
 
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
         self._runtime.unobserved.claim_late(gate, span)
-
-
-def _metric_attributes(call: CallView) -> dict[str, str | int]:
-    known: dict[str, str | int | None] = {
-        "gen_ai.operation.name": call.operation,
-        "gen_ai.provider.name": call.provider,
-        "gen_ai.request.model": call.request_model,
-        "gen_ai.response.model": call.response_model,
-        "server.address": call.server_address,
-        "server.port": call.server_port,
-        "error.type": call.error_type,
-    }
-    return {key: value for key, value in known.items() if value is not None}
 
 
 def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:

@@ -166,9 +166,10 @@ class Runtime:
 
     def _build(self) -> None:
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
-        local = self._local_station()
+        elsewhere = self._meters_elsewhere()
+        local = self._local_station(taken=frozenset(elsewhere))
         self.desk = SettlingDesk(
-            Directory(local, self._named_stations(local)),
+            Directory(local, self._named_stations(local, elsewhere)),
             self._listeners,
             balance_listener=self._metrics,
             max_hold_seconds=self._max_hold_seconds(),
@@ -380,10 +381,9 @@ class Runtime:
             gate.meter_period_seconds = period_seconds
             gate.max_hold_seconds = self.desk.max_hold_seconds
 
-    def _local_station(self) -> Station:
+    def _local_station(self, taken: Collection[Hashable]) -> Station:
         options = self._options
         names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
-        taken = frozenset(self._meters_elsewhere())
         find, find_edges = partial(_discover, options, taken=taken), partial(_discover_edges, options, taken=taken)
         return self._station("local", find, CpuActivity(), partial(_resolve, names), find_edges)
 
@@ -397,10 +397,12 @@ class Runtime:
                 hosts.setdefault(source, {})[Address.parse(text)] = meter
         return hosts
 
-    def _named_stations(self, local: Station) -> dict[Address, Station]:
+    def _named_stations(
+        self, local: Station, elsewhere: Mapping[Hashable, Mapping[Address, Meter]]
+    ) -> dict[Address, Station]:
         """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
         stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
-        for source, meters in self._meters_elsewhere().items():
+        for source, meters in elsewhere.items():
             board = _hashed(repr(next(iter(meters.values()))) if isinstance(source, int) else repr(source))
             stations.update(dict.fromkeys(meters, self._station_elsewhere(board, meters)))
         return stations
@@ -520,11 +522,9 @@ def _network_namespace() -> int:
 
 def _discover_edges(options: Settings, taken: Collection[Hashable]) -> Discovery:
     """Open only those of the wanted meters that are read at calls' edges: of no other may there be two readers."""
-    given = options.meters
-    wanted = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
     at_edges = [
         "rapl" if isinstance(one, str) else one
-        for one in wanted
+        for one in options.meters
         if one in ("auto", "rapl") or (not isinstance(one, str) and one.pace.at_edges)
     ]
     return _discover(replace(options, meters=at_edges), taken) if at_edges else Discovery((), ())
@@ -582,14 +582,12 @@ def _elsewhere(processes: Mapping[Address, str | None], host: str, port: int) ->
 def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:
     if station.elsewhere is not None:
         return [_channel_elsewhere(each) for each in station.elsewhere.channels]
-    now_ns = time.monotonic_ns()
     baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
     statuses = []
     for name, (channel, balance) in station.books.balance().items():
         reader = readers.get(name)
-        last_ns = reader.last_reading_ns if reader else None
-        age_seconds = None if last_ns is None else (now_ns - last_ns) / NS_PER_SECOND
+        age_seconds = reader.age_seconds if reader else None
         problem = str(reader.problem) if reader and reader.problem else None
         idle = baselines.get(name)
         if idle is None:

@@ -36,7 +36,7 @@ class SettingError(ValueError):
 class Settings:
     """The options after arguments, environment and defaults were put together; see `OPTIONS` for each."""
 
-    meters: str | Meter | Sequence[str | Meter]
+    meters: Sequence[str | Meter]
     servers: Mapping[str, str | Meter]
     clients: Sequence[str]
     detail: Tier
@@ -76,7 +76,7 @@ class Option(Generic[_T]):
         return _PREFIX + self.name.upper()
 
 
-def _meters(value: Any) -> str | Meter | Sequence[str | Meter]:
+def _meters(value: Any) -> Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
     if not given or not all(_names_meter(one) if isinstance(one, str) else _is_meter(one) for one in given):
         raise ValueError(value)

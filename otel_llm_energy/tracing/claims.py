@@ -64,6 +64,29 @@ class Claim:
         self.bill: Bill | None = None
 
 
+def metric_attributes(
+    *,
+    operation: str | None,
+    provider: str | None,
+    request_model: str | None,
+    response_model: str | None,
+    address: str | None,
+    port: int | None,
+    error_type: str | None,
+) -> dict[str, str | int]:
+    """What is known of a call, as the attributes of its metrics."""
+    known: dict[str, str | int | None] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": request_model,
+        "gen_ai.response.model": response_model,
+        "server.address": address,
+        "server.port": port,
+        "error.type": error_type,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
 class ClaimListener(Protocol):
     """Told of settled claims, by the settling thread; must not block."""
 

@@ -17,7 +17,7 @@ from otel_llm_energy import conventions
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.books import ServerReport
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, metric_attributes
 from otel_llm_energy.tracing.gate import Gate
 
 _Attributes = Mapping[str, AttributeValue]
@@ -190,13 +190,12 @@ def _first(attributes: _Attributes, keys: tuple[str, ...]) -> str:
 
 def _metric_attributes(attributes: _Attributes) -> dict[str, str | int]:
     host, port = _server(attributes)
-    known: dict[str, str | int | None] = {
-        "gen_ai.operation.name": _first(attributes, _OPERATION_KEYS).lower() or None,
-        "gen_ai.provider.name": _first(attributes, _PROVIDER_KEYS) or None,
-        "gen_ai.request.model": _first(attributes, _MODEL_KEYS) or None,
-        "gen_ai.response.model": _first(attributes, ("gen_ai.response.model",)) or None,
-        "server.address": host,
-        "server.port": port,
-        "error.type": _first(attributes, ("error.type",)) or None,
-    }
-    return {key: value for key, value in known.items() if value is not None}
+    return metric_attributes(
+        operation=_first(attributes, _OPERATION_KEYS).lower() or None,
+        provider=_first(attributes, _PROVIDER_KEYS) or None,
+        request_model=_first(attributes, _MODEL_KEYS) or None,
+        response_model=_first(attributes, ("gen_ai.response.model",)) or None,
+        address=host,
+        port=port,
+        error_type=_first(attributes, ("error.type",)) or None,
+    )
