@@ -60,7 +60,7 @@ class RemoteLedger:
         for entry in unsettled:
             self._keep(entry)
             if entry.closed:
-                self._close(entry, entry.windows, any(window.phase != "work" for window in entry.windows))
+                self._close(entry, entry.windows, entry.reported)
 
     # The connection's side
 

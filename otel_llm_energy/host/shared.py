@@ -125,8 +125,7 @@ class Register:
             self.calls[member, number] = entry
             self.names[entry] = (member, number)
             if entry.closed:
-                reported = any(window.phase != "work" for window in entry.windows)
-                self.closed[member, number] = ("close", member, number, entry.windows, reported)
+                self.closed[member, number] = ("close", member, number, entry.windows, entry.reported)
 
     def of(self, member: str) -> list[Call]:
         """The calls of a member."""

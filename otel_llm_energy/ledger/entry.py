@@ -56,6 +56,11 @@ class Entry:
         self.caution: str | None = None
         self.bill: Bill | None = None
 
+    @property
+    def reported(self) -> bool:
+        """Its windows are those that the server, or a first chunk, told; else its one window is the call."""
+        return any(window.phase != "work" for window in self.windows)
+
     def close(self, windows: tuple[Window, ...], charged: tuple[Charged, ...]) -> None:
         """The call has ended; see `windows` and `charged`."""
         self.closed = True
