@@ -43,7 +43,6 @@ class Machine:
 
     def __init__(self, open_calls: int, calls_per_second: int, share: BatchSharing) -> None:
         self._between_ns = NS_PER_SECOND // calls_per_second
-        self._open_calls = open_calls
         self._open: deque[Entry] = deque()
         self._now_ns = 0
         self._next_reading_ns = self._next_sample_ns = self._next_settling_ns = 0

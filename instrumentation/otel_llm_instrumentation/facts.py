@@ -111,6 +111,11 @@ def fields(payload: object) -> Mapping[str, Any]:
     return {**declared, **undeclared} if undeclared else declared
 
 
+def as_items(value: object) -> Sequence[Any]:
+    """The items of a list or tuple; none of anything else."""
+    return value if isinstance(value, (list, tuple)) else ()
+
+
 def as_text(value: object) -> str | None:
     """A string that says something, else ``None``."""
     return value if isinstance(value, str) and value else None

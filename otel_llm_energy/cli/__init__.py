@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from otel_llm_energy.cli.study_options import Commands, add_study
+
 PROGRAM = "otel-llm-energy"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -50,14 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_doctor(commands)
-    _add_study(commands)
+    add_study(commands)
     return parser
 
 
-_Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
-
-
-def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "demo",
         help="ask a small real model and show the joules of each call",
@@ -74,7 +73,7 @@ def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_demo, own_signals=False)
 
 
-def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "run",
         usage=f"{PROGRAM} run (SCRIPT | -m MODULE) [ARGUMENT ...]",
@@ -87,7 +86,7 @@ def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_run, own_signals=True, parser=parser)
 
 
-def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say which meters work here, which do not, and what would mend them",
@@ -95,12 +94,6 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
         "measured, 1 if it is only estimated or not known at all.",
     )
     parser.set_defaults(command=_doctor, own_signals=False)
-
-
-def _add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
-    from otel_llm_energy.cli.study_options import add_study
-
-    add_study(commands)
 
 
 # Each command is imported when it is asked for: the others' libraries need not be there.

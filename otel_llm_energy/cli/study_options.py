@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-_Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
+Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
 
 
-def add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
+def add_study(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``study`` and its own commands."""
     parser = commands.add_parser(
         "study",
@@ -21,7 +21,7 @@ def add_study(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_forecast(below)
 
 
-def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_collect(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "collect",
         help="ask prompts and keep each call's row",
@@ -63,7 +63,7 @@ def _add_collect(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_collect, own_signals=False)
 
 
-def _add_import(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_import(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "import",
         help="import MELODI's csv files as a study",
@@ -76,7 +76,7 @@ def _add_import(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_import, own_signals=False)
 
 
-def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_report(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "report",
         help="show what was collected on one HTML page",
@@ -88,7 +88,7 @@ def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=_report, own_signals=False)
 
 
-def _add_forecast(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_forecast(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "forecast",
         help="learn energy from what was collected, and forecast a dataset's",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from openai import OpenAI
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import otel_llm_energy
+from otel_llm_energy import Instrumentation
+from tests.support.powercap import PowercapTree
 
 QUESTION = "Write one sentence about the ocean."
 
@@ -30,6 +36,23 @@ def until(condition: Callable[[], bool], timeout_seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "That took too long."
         time.sleep(0.02)
+
+
+@contextmanager
+def measuring(provider: TracerProvider, powercap: PowercapTree, **options: Any) -> Iterator[Instrumentation]:
+    """The one line on these counters, with the idle power that they have; once they are read."""
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters="rapl",
+        powercap_root=powercap.root,
+        idle_watts={"package-0": 20, "package-0/dram": 2},
+        **options,
+    )
+    try:
+        until(lambda: bool(energy.status().channels))
+        yield energy
+    finally:
+        energy.uninstrument()
 
 
 def calls(exporter: InMemorySpanExporter) -> list[ReadableSpan]:

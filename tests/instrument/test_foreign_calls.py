@@ -20,7 +20,7 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import QUESTION, ask, until
+from tests.instrument.asking import QUESTION, ask, measuring
 from tests.support.powercap import PowercapTree
 
 _CHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "llama.cpp"}
@@ -44,16 +44,8 @@ def reader() -> InMemoryMetricReader:
 
 @pytest.fixture
 def energy(provider: TracerProvider, reader: InMemoryMetricReader, powercap: PowercapTree) -> Iterator[Instrumentation]:
-    energy = otel_llm_energy.instrument(
-        tracer_provider=provider,
-        meter_provider=MeterProvider([reader]),
-        meters="rapl",
-        powercap_root=powercap.root,
-        idle_watts={"package-0": 20, "package-0/dram": 2},
-    )
-    until(lambda: bool(energy.status().channels))
-    yield energy
-    energy.uninstrument()
+    with measuring(provider, powercap, meter_provider=MeterProvider([reader])) as energy:
+        yield energy
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from opentelemetry.trace import StatusCode
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import ask, until
+from tests.instrument.asking import ask, measuring
 from tests.support.cpu_time import tree_cpu_ns
 from tests.support.powercap import PowercapTree
 
@@ -28,15 +28,8 @@ _CPU_SECONDS = 0.6
 @pytest.fixture
 def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:
     """The one line, with the idle power that the counters have."""
-    energy = otel_llm_energy.instrument(
-        tracer_provider=provider,
-        meters="rapl",
-        powercap_root=powercap.root,
-        idle_watts={"package-0": 20, "package-0/dram": 2},
-    )
-    until(lambda: bool(energy.status().channels))
-    yield energy
-    energy.uninstrument()
+    with measuring(provider, powercap) as energy:
+        yield energy
 
 
 def burn(cpu_seconds: float = _CPU_SECONDS) -> None:

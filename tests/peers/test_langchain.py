@@ -29,7 +29,7 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import until
+from tests.instrument.asking import measuring, until
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.instrument.running import REPOSITORY
 from tests.instrumentation import payloads
@@ -44,15 +44,8 @@ Model = Callable[..., ChatOpenAI]
 
 @pytest.fixture
 def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:  # noqa: F811
-    energy = otel_llm_energy.instrument(
-        tracer_provider=provider,
-        meters="rapl",
-        powercap_root=powercap.root,
-        idle_watts={"package-0": 20, "package-0/dram": 2},
-    )
-    until(lambda: bool(energy.status().channels))
-    yield energy
-    energy.uninstrument()
+    with measuring(provider, powercap) as energy:
+        yield energy
 
 
 @pytest.fixture

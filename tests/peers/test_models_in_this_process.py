@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import until
+from tests.instrument.asking import measuring
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.support.cpu_time import tree_cpu_ns
 from tests.support.powercap import PowercapTree
@@ -58,15 +58,8 @@ def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:  # noqa: F811
-    energy = otel_llm_energy.instrument(
-        tracer_provider=provider,
-        meters="rapl",
-        powercap_root=powercap.root,
-        idle_watts={"package-0": 20, "package-0/dram": 2},
-    )
-    until(lambda: bool(energy.status().channels))
-    yield energy
-    energy.uninstrument()
+    with measuring(provider, powercap) as energy:
+        yield energy
 
 
 def said(exporter: InMemorySpanExporter, name: str) -> dict[str, Any]:  # noqa: F811

@@ -16,28 +16,24 @@ from otel_llm_instrumentation.content import (
     tool_call,
     tool_result,
 )
-from otel_llm_instrumentation.facts import as_text, fields
-
-
-def _items(value: object) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
+from otel_llm_instrumentation.facts import as_items, as_text, fields
 
 
 def _images(images: object) -> Iterator[Part]:
     """Base64, without a word of what kind of image it is."""
-    for image in _items(images):
+    for image in as_items(images):
         yield {"type": "blob", "modality": "image", "mime_type": None, "content": image}
 
 
 def _calls(calls: object) -> Iterator[Part]:
-    for each in _items(calls):
+    for each in as_items(calls):
         function = fields(fields(each).get("function"))
         yield tool_call(function.get("name"), function.get("arguments"))
 
 
 def chat_asked(body: Mapping[str, Any]) -> Asked:
     """Messages with images and tools; instructions are among them."""
-    return Asked([_message(fields(each)) for each in _items(body.get("messages"))])
+    return Asked([_message(fields(each)) for each in as_items(body.get("messages"))])
 
 
 def _message(given: Mapping[str, Any]) -> Message:

@@ -17,20 +17,16 @@ from otel_llm_instrumentation.content import (
     tool_call,
     tool_result,
 )
-from otel_llm_instrumentation.facts import as_count, as_text, fields
+from otel_llm_instrumentation.facts import as_count, as_items, as_text, fields
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
-
-
-def _items(value: object) -> Sequence[object]:
-    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _parts(content: object) -> list[Part]:
     """A text, or a list of parts in one of OpenAI's shapes; what is of no known kind is named and left out."""
     if isinstance(content, str):
         return text_parts(content)
-    return [part for item in _items(content) for part in _part(fields(item))]
+    return [part for item in as_items(content) for part in _part(fields(item))]
 
 
 def _part(item: Mapping[str, Any]) -> Iterator[Part]:
@@ -47,7 +43,7 @@ def _part(item: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _calls(calls: object) -> Iterator[Part]:
-    for each in _items(calls):
+    for each in as_items(calls):
         call = fields(each)
         function = fields(call.get("function"))
         yield tool_call(function.get("name"), function.get("arguments"), call.get("id"))
@@ -58,7 +54,7 @@ def _calls(calls: object) -> Iterator[Part]:
 
 def chat_asked(body: Mapping[str, Any]) -> Asked:
     """Chat completions keep instructions among the messages."""
-    return Asked([_chat_message(fields(each)) for each in _items(body.get("messages"))])
+    return Asked([_chat_message(fields(each)) for each in as_items(body.get("messages"))])
 
 
 def _chat_message(given: Mapping[str, Any]) -> Message:
@@ -87,7 +83,7 @@ class _Choice:
         thought = said.get("reasoning_content") or said.get("reasoning")
         if isinstance(thought, str):
             self.thoughts.append(thought)
-        for position, each in enumerate(_items(said.get("tool_calls"))):
+        for position, each in enumerate(as_items(said.get("tool_calls"))):
             self._add_call(position, fields(each))
 
     def _add_call(self, position: int, given: Mapping[str, Any]) -> None:
@@ -108,7 +104,7 @@ def choices_answered(payloads: Sequence[object]) -> list[Message]:
     """Chat and text completions, whole or in chunks."""
     choices: dict[int, _Choice] = {}
     for payload in payloads:
-        for each in _items(fields(payload).get("choices")):
+        for each in as_items(fields(payload).get("choices")):
             choice = fields(each)
             choices.setdefault(as_count(choice.get("index")) or 0, _Choice()).add(choice)
     return [choices[index].message() for index in sorted(choices)]
@@ -124,7 +120,7 @@ def prompt_asked(body: Mapping[str, Any]) -> Asked:
 
 
 def _texts(prompt: object) -> Iterable[str]:
-    given = [prompt] if isinstance(prompt, str) else _items(prompt)
+    given = [prompt] if isinstance(prompt, str) else as_items(prompt)
     return [each for each in given if isinstance(each, str)]
 
 
@@ -136,7 +132,7 @@ def response_asked(body: Mapping[str, Any]) -> Asked:
     given = body.get("input")
     if isinstance(given, str):
         return Asked([message("user", text_parts(given))], text_parts(body.get("instructions")))
-    messages = [made for each in _items(given) for made in _item(fields(each))]
+    messages = [made for each in as_items(given) for made in _item(fields(each))]
     return Asked(messages, text_parts(body.get("instructions")))
 
 
@@ -147,7 +143,7 @@ def _item(item: Mapping[str, Any]) -> Iterator[Message]:
     elif kind == "function_call_output":
         yield message("tool", [tool_result(item.get("output"), item.get("call_id"))])
     elif kind == "reasoning":
-        thoughts = reasoning_parts(*[fields(each).get("text") for each in _items(item.get("summary"))])
+        thoughts = reasoning_parts(*[fields(each).get("text") for each in as_items(item.get("summary"))])
         yield message("assistant", thoughts)
     elif "content" in item:
         yield message(item.get("role"), _parts(item.get("content")))
@@ -158,7 +154,7 @@ def response_answered(payloads: Sequence[object]) -> list[Message]:
     for payload in reversed(payloads):
         event = fields(payload)
         answer = fields(event.get("response", payload))
-        items = _items(answer.get("output"))
+        items = as_items(answer.get("output"))
         if items:
             reason = as_text(fields(answer.get("incomplete_details")).get("reason")) or "stop"
             parts = [part for each in items for made in _item(fields(each)) for part in made["parts"]]

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
+from tests.support.measured import measured
 
 spans = InMemorySpanExporter()
 tracing = TracerProvider()
@@ -53,13 +54,5 @@ async def seat() -> dict[str, int | str | None]:
 def write_results() -> None:
     """All that this worker has measured."""
     energy.uninstrument()
-    data = reader.get_metrics_data()
-    scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics] if data else []
-    totals = {
-        metric.name: sum(getattr(point, "value", 0) or 0 for point in metric.data.data_points)
-        for scope in scopes
-        for metric in scope.metrics
-    }
-    calls = [dict(span.attributes or {}) for span in spans.get_finished_spans()]
     folder = Path(os.environ["RESULTS"])
-    (folder / f"{os.getpid()}.json").write_text(json.dumps({"calls": calls, "totals": totals}))
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(measured(spans, reader)))

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
+from tests.support.measured import measured
 
 spans = InMemorySpanExporter()
 tracing = TracerProvider()
@@ -53,15 +54,7 @@ def status() -> dict[str, Any]:
 
 
 def results() -> dict[str, Any]:
-    data = reader.get_metrics_data()
-    scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics] if data else []
-    totals = {
-        metric.name: sum(getattr(point, "value", 0) or 0 for point in metric.data.data_points)
-        for scope in scopes
-        for metric in scope.metrics
-    }
-    calls = [dict(span.attributes or {}) for span in spans.get_finished_spans()]
-    return {"calls": calls, "totals": totals}
+    return measured(spans, reader)
 
 
 def answer(what: Any) -> None:
