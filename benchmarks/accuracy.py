@@ -22,7 +22,17 @@ from typing import Any
 
 from openai import OpenAI
 
-from benchmarks.bench import Call, Session, baseline_summary, lone_truth, relative_errors, rms, session, shared_truths
+from benchmarks.bench import (
+    Call,
+    Session,
+    baseline_summary,
+    lone_truth,
+    relative_errors,
+    rms,
+    session,
+    shared_truths,
+    together_truth,
+)
 from benchmarks.loads import background, noisy_neighbour
 from benchmarks.replay import replayed, without_activity, without_windows
 from otel_llm_energy import conventions
@@ -261,18 +271,19 @@ def _samples(shape: Shape, running: Session, calls: Sequence[Call]) -> list[Samp
             )
         )
     if shape.name == "edges":
-        return [_together(samples[i : i + _TINY_CALLS_TOGETHER]) for i in range(0, len(samples), _TINY_CALLS_TOGETHER)]
+        groups = [slice(i, i + _TINY_CALLS_TOGETHER) for i in range(0, len(samples), _TINY_CALLS_TOGETHER)]
+        return [_together(samples[group], together_truth(truth, calls[group])) for group in groups]
     return samples
 
 
-def _together(samples: Sequence[Sample]) -> Sample:
+def _together(samples: Sequence[Sample], truth: float) -> Sample:
     """Tiny calls are shorter than the ticks in which CPU time is accounted: only their sum has a truth."""
     others = {}
     for name in samples[0].others:
         values = [sample.others[name] for sample in samples]
         others[name] = None if None in values else sum(value for value in values if value is not None)
     return Sample(
-        sum(sample.truth for sample in samples),
+        truth,
         sum(sample.ours for sample in samples),
         sum(sample.lower for sample in samples),
         sum(sample.upper for sample in samples),

@@ -3,15 +3,48 @@
 A bucket says how much energy there was, not when. Power lies between P0_lo (the lowest seen) and P_hi (the
 hardware's limit, or the highest seen). A window that covers ``o`` of a bucket of length T and energy D holds at least
 ``max(P0_lo * o, D - P_hi * (T - o))`` and at most ``min(P_hi * o, D - P0_lo * (T - o))`` of it.
+
+Where the server's part of the activity is known, that says more: what it drew above idle it drew while it was at work,
+and that is its part of the busy time, but for what a busy second of one program may cost more than one of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.timeline import Step
+
+# A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
+# clock speed. Assumed, not measured.
+_UNEVEN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What a server of known activity did in one bucket.
+
+    Attributes:
+        dyn_nj: the bucket's energy above idle.
+        portion: the server's part of the busy time, 0 to 1.
+        at_work_ns: how long the server was at work.
+        most_watts: how far its work can raise the power; ``None`` if that is not known.
+        within: the part of the server's energy that the call was given, 0 to 1.
+    """
+
+    dyn_nj: int
+    portion: float
+    at_work_ns: int
+    most_watts: float | None
+    within: float
+
+
+def uneven(portion: float) -> tuple[float, float]:
+    """The least and the most of the energy above idle that ``portion`` of the busy time may have cost, 0 to 1."""
+    rest = 1 - portion
+    return portion / (portion + _UNEVEN * rest), _UNEVEN * portion / (_UNEVEN * portion + rest)
 
 
 def held_nj(bucket: Bucket, baseline: Baseline, covered_ns: int) -> tuple[float, float]:
@@ -34,6 +67,7 @@ def edge_bounds_nj(
     part: float,
     idle_weight: float,
     divisions: Sequence[tuple[int, float]],
+    worked: Worked | None = None,
 ) -> tuple[float, float]:
     """Bounds of a share of a bucket of which the call's window covers only ``covered_ns``.
 
@@ -44,14 +78,44 @@ def edge_bounds_nj(
         part: the server's part of the energy above idle, u_s.
         idle_weight: the call's mean share of idle while at work, 0 to 1.
         divisions: into how many parts like the call's the server's energy is divided meanwhile: (length, parts).
+        worked: what the server did in the bucket; ``None`` if its part of the activity is not known.
     """
     least, most = held_nj(bucket, baseline, covered_ns)
     if baseline.watts is None:
         return idle_weight * part * least, idle_weight * most
+    if worked is not None:
+        return _worked_bounds_nj(bucket, baseline, covered_ns, idle_weight, divisions, worked)
     floor, idle = baseline.lowest_watts * covered_ns, baseline.watts * covered_ns
     lower = idle_weight * floor + _least_placed(part * max(least - floor, 0.0), baseline, divisions)
     upper = idle_weight * idle + _most_placed(part * max(most - idle, 0.0), baseline, divisions)
     return lower, upper
+
+
+def _worked_bounds_nj(
+    bucket: Bucket,
+    baseline: Baseline,
+    covered_ns: int,
+    idle_weight: float,
+    divisions: Sequence[tuple[int, float]],
+    worked: Worked,
+) -> tuple[float, float]:
+    """The same from the activity: what the server drew above idle lies in its time at work, wherever there."""
+    least_part, most_part = uneven(worked.portion)
+    least, most = least_part * worked.dyn_nj, most_part * worked.dyn_nj
+    others_ns = max(worked.at_work_ns - covered_ns, 0)
+    if worked.most_watts is not None:
+        least, most = max(least - worked.most_watts * others_ns, 0.0), min(most, worked.most_watts * covered_ns)
+    elif others_ns:
+        least = 0.0
+    watts = baseline.watts or 0.0
+    # Of a watt that idle is less the server gains its part in the whole bucket, and the call loses it in its window.
+    gained_ns = worked.portion * worked.within * bucket.length_ns - idle_weight * covered_ns
+    below, above = gained_ns * (watts - baseline.lowest_watts), -gained_ns * watts * baseline.drift
+    idle = idle_weight * watts * covered_ns
+    return (
+        idle + _least_placed(least, baseline, divisions) + min(below, above, 0.0),
+        idle + _most_placed(max(most, least), baseline, divisions) + max(below, above, 0.0),
+    )
 
 
 def spanning_bounds_nj(
@@ -63,6 +127,8 @@ def spanning_bounds_nj(
     dyn_share_nj: int | None,
     steps: Sequence[Step],
     portion: float,
+    *,
+    known: bool,
 ) -> tuple[int, int]:
     """Bounds of the share of a call that is at work through the whole bucket.
 
@@ -74,6 +140,8 @@ def spanning_bounds_nj(
         dyn_nj: the server's energy above idle.
         dyn_share_nj: the call's share of that, where no window begins or ends inside; else ``None``.
         steps: calls at work on the server. What is shared by weight is left out here: see `weighed_bounds_nj`.
+        portion: the server's part of the energy above idle, 0 to 1.
+        known: that is its part of the activity.
     """
     equal = [(step.end_ns - step.start_ns, step.calls) for step in steps if not step.weight]
     if dyn_share_nj is not None:
@@ -81,19 +149,30 @@ def spanning_bounds_nj(
     else:
         lower_nj = _least_placed(dyn_nj, baseline, equal) if len(equal) == len(steps) else 0
         upper_nj = _most_placed(dyn_nj, baseline, equal)
-    return idle_share_nj + lower_nj - _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portion), (
-        idle_share_nj + upper_nj
-    )
+    least, most = _uneven_factors(portion, known=known)
+    idle_doubt_nj = _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portion)
+    return idle_share_nj + int(least * lower_nj) - idle_doubt_nj, idle_share_nj + int(most * upper_nj)
 
 
-def weighed_bounds_nj(baseline: Baseline, dyn_nj: int, steps: Sequence[Step]) -> tuple[int, int]:
+def weighed_bounds_nj(
+    baseline: Baseline, dyn_nj: int, steps: Sequence[Step], portion: float, *, known: bool
+) -> tuple[int, int]:
     """The same, without idle, for each unit of weight.
 
     Where some steps are shared by weight and some equally, all the energy may lie in the ones or in the others.
     """
     weighed = [(step.end_ns - step.start_ns, step.weight) for step in steps if step.weight]
     lower_nj = _least_placed(dyn_nj, baseline, weighed) if len(weighed) == len(steps) else 0
-    return lower_nj, _most_placed(dyn_nj, baseline, weighed) + 1
+    least, most = _uneven_factors(portion, known=known)
+    return int(least * lower_nj), int(most * _most_placed(dyn_nj, baseline, weighed)) + 1
+
+
+def _uneven_factors(portion: float, *, known: bool) -> tuple[float, float]:
+    """How many times its part a server may have cost, at least and at most; what a pool of unknown ones did is open."""
+    if not known or not portion:
+        return 1.0, 1.0
+    least, most = uneven(portion)
+    return least / portion, most / portion
 
 
 def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, portion: float) -> int:

@@ -20,7 +20,8 @@ _TWO_SIGMA = 2.0
 # The cost of load is known well enough if it is in doubt by no more than this part of the power that was seen.
 _CLEAR_PART = 0.1
 _MUCH_LOAD_CPUS = 0.3
-_LIMIT_MARGIN = 1.1
+# The highest power there is may be somewhat more than the highest that was seen.
+LIMIT_MARGIN = 1.1
 # Idle power learned from so much time is worth keeping, and better than that of an earlier run.
 ENOUGH_SECONDS = 5.0
 _ENOUGH_NS = int(ENOUGH_SECONDS * NS_PER_SECOND)
@@ -54,16 +55,18 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class Sample:
+    """The mean power of a stretch of time."""
+
     watts: float
     busy_cpus: float | None
     length_ns: int
 
 
-class _Run:
+class Run:
     """Adjoining buckets of one kind, gathered until they are long enough to be a sample."""
 
-    def __init__(self, shortest_ns: int, samples: deque[_Sample]) -> None:
+    def __init__(self, shortest_ns: int, samples: deque[Sample]) -> None:
         self._shortest_ns = shortest_ns
         self._samples = samples
         self._start_again()
@@ -81,7 +84,7 @@ class _Run:
         if self._length_ns < self._shortest_ns:
             return False
         busy_cpus = None if self._busy_ns is None else self._busy_ns / self._length_ns
-        self._samples.append(_Sample(self._energy_nj / self._length_ns, busy_cpus, self._length_ns))
+        self._samples.append(Sample(self._energy_nj / self._length_ns, busy_cpus, self._length_ns))
         self._start_again()
         return True
 
@@ -104,12 +107,12 @@ class IdleModel:
         self.cpus: int | None = None
         self._known_watts = known_watts
         self._limit_watts = limit_watts
-        self._idle: deque[_Sample] = deque(maxlen=_REMEMBERED)
-        self._work: deque[_Sample] = deque(maxlen=_REMEMBERED)
-        self._all: deque[_Sample] = deque(maxlen=_REMEMBERED)
-        self._idle_run = _Run(_SHORTEST_NS, self._idle)
-        self._work_run = _Run(_SHORTEST_WORK_NS, self._work)
-        self._run = _Run(_SHORTEST_NS, self._all)
+        self._idle: deque[Sample] = deque(maxlen=_REMEMBERED)
+        self._work: deque[Sample] = deque(maxlen=_REMEMBERED)
+        self._all: deque[Sample] = deque(maxlen=_REMEMBERED)
+        self._idle_run = Run(_SHORTEST_NS, self._idle)
+        self._work_run = Run(_SHORTEST_WORK_NS, self._work)
+        self._run = Run(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
         self._remembered: IdlePower | None = None
 
@@ -149,10 +152,15 @@ class IdleModel:
         if self._work_run.add(energy_nj, length_ns, None):
             self._baseline = None
 
-    def mixed(self) -> None:
-        """A bucket in which calls were at work for a part of the time."""
+    def mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
+        """A bucket in which calls were at work for a part of the time: then, at most, all above idle was drawn."""
         self._idle_run.interrupt()
         self._work_run.interrupt()
+        watts = self.baseline().watts
+        if watts is not None and at_work_ns >= _SHORTEST_WORK_NS:
+            idle_nj = watts * (length_ns - at_work_ns)
+            self._work.append(Sample(max(energy_nj - idle_nj, 0.0) / at_work_ns, None, at_work_ns))
+            self._baseline = None
 
     def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
         """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
@@ -173,7 +181,7 @@ class IdleModel:
     def _learn(self) -> Baseline:
         highest = self._limit_watts
         if highest is None and self._work:
-            highest = _LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
+            highest = LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
         if self._known_watts is not None:
             return Baseline(self._known_watts, self._known_watts, highest, "given")
         live = self._live(highest)
@@ -224,7 +232,7 @@ def _above(point: float, most: float) -> float:
     return most / point - 1 if 0 < point < most else 0.0
 
 
-def _length_ns(samples: Iterable[_Sample]) -> int:
+def _length_ns(samples: Iterable[Sample]) -> int:
     return sum([sample.length_ns for sample in samples])
 
 
@@ -245,7 +253,7 @@ class _Cost:
     error: float
 
 
-def _cost_of_load(samples: Iterable[_Sample]) -> _Cost | None:
+def _cost_of_load(samples: Iterable[Sample]) -> _Cost | None:
     """From samples in a row; ``None`` where there are too few, or the load never changed.
 
     A fit of cumulative energy against time and cumulative busy time. The errors of meter and CPU clock are those of

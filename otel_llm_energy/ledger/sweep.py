@@ -27,6 +27,7 @@ from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
 from otel_llm_energy.ledger.tracks import Track
+from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import Channel
 
 IdleSharing = Literal["time", "activity", "none"]
@@ -54,6 +55,7 @@ class ServerPart:
     steps: Sequence[Step]
     extremes: Sequence[Step]
     portion: float
+    most_watts: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Sweep:
         self._metered = Track()
         self._learned_ns = 0
         self._absent: dict[str, Track] = {}
+        self._powers: dict[str, WorkPower] = {}
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
         self._idle_in_common = idle == "time" and channel.component != "gpu"
 
@@ -203,7 +206,7 @@ class Sweep:
         elif at_work_ns == bucket.length_ns:
             self.idle.model.working(bucket.energy_nj, bucket.length_ns)
         else:
-            self.idle.model.mixed()
+            self.idle.model.mixed(bucket.energy_nj, bucket.length_ns, at_work_ns)
 
     def _learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
         """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
@@ -266,9 +269,18 @@ class Sweep:
             )
             self.unattributed_nj["rounding"] += rest
             for name in names:
-                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes, portion)
+                most_watts = self._most_watts(name, portion_nj, at_work_ns, baseline) if known else None
+                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes, portion, most_watts)
         self.unattributed_nj["other"] += other_nj
         return shares
+
+    def _most_watts(self, server: str, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> float | None:
+        """How far a server's work can raise the power: the hardware's limit, else what has been seen, this included."""
+        if self.idle.model.limit_is_hardware and baseline.highest_watts is not None:
+            return max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
+        power = self._powers.setdefault(server, WorkPower())
+        power.add(dyn_nj, at_work_ns)
+        return power.most_watts
 
     def _capped(self, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> int:
         """More than the hardware can draw while calls were at work was not theirs."""
@@ -320,12 +332,20 @@ class Sweep:
             whole = len(part.steps) == len(everyone) == len(equal) == 1
             dyn_share_nj = clocks.dyn.between(start_ns, end_ns) if whole else None
             lower, upper = spanning_bounds_nj(
-                bucket, baseline, idle_nj, idle_share_nj, part.dyn_nj, dyn_share_nj, part.steps, part.portion
+                bucket,
+                baseline,
+                idle_nj,
+                idle_share_nj,
+                part.dyn_nj,
+                dyn_share_nj,
+                part.steps,
+                part.portion,
+                known=part.known,
             )
             clocks.lower.grow(start_ns, end_ns, lower)
             clocks.upper.grow(start_ns, end_ns, upper)
             if len(equal) < len(part.steps):
-                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps)
+                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps, part.portion, known=part.known)
                 clocks.weighed_lower.grow(start_ns, end_ns, lower)
                 clocks.weighed_upper.grow(start_ns, end_ns, upper)
 

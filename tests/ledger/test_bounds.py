@@ -13,7 +13,7 @@ from otel_llm_energy.ledger.bounds import held_nj
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.ledger import Ledger
-from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, ActivitySample, Channel, Reading
 
 MS = 1_000_000
 STEP_MS = 10
@@ -50,8 +50,19 @@ def traces(draw: st.DrawFn) -> Trace:
     return Trace(watts, start, end, readings)
 
 
-def bill_of(trace: Trace, windows: Sequence[Window] | None = None, *, scale_error: float = 0.0) -> Bill:
-    """The ledger's bill; idle power and the hardware's limit are known, and the server is all that works (u = 1)."""
+def bill_of(
+    trace: Trace,
+    windows: Sequence[Window] | None = None,
+    *,
+    scale_error: float = 0.0,
+    others_busy: float = 0.0,
+    known: bool = True,
+) -> Bill:
+    """The ledger's bill; idle power and the hardware's limit are known.
+
+    The server keeps one CPU busy while the call is at work, and other programs keep ``others_busy`` CPUs busy all the
+    time. The server's part of that is not known if it is not ``known``.
+    """
     ledger = Ledger(0)
     channel = Channel(
         "package-0", "cpu", "rapl", limit_watts=LIMIT_WATTS, idle_watts=IDLE_WATTS, scale_error=scale_error
@@ -66,7 +77,10 @@ def bill_of(trace: Trace, windows: Sequence[Window] | None = None, *, scale_erro
         at_ns = step * STEP_MS * MS
         ledger.read(Reading("package-0", trace.energy_uj(step), at_ns, at_ns))
     last_ns = len(trace.watts) * STEP_MS * MS
-    ledger.sample(ActivitySample("cpu", last_ns, end_ns - start_ns, {"llm": end_ns - start_ns}, 2, 0, 0), final=True)
+    server_ns = end_ns - start_ns
+    total_ns = server_ns + int(others_busy * last_ns)
+    by_server_ns = {"llm": server_ns if known else None}
+    ledger.sample(ActivitySample("cpu", last_ns, total_ns, by_server_ns, 2, 0, 0), final=True)
     ledger.settle(last_ns + 1)
     assert entry.bill is not None
     return entry.bill
@@ -104,10 +118,61 @@ def test_bounds_are_as_wide_as_the_scale_error_when_all_else_is_exact() -> None:
     assert bill.upper_nj == int(trace.call_nj * 1.05) + 1
 
 
+_SHORT = Trace([20] * 59 + [90, 90] + [20] * 59, 59, 61, [0, 120])
+
+
 def test_bill_is_degraded_when_the_meter_is_too_coarse_to_tell() -> None:
-    """One bucket of 1.2 s around a call of 20 ms: joules, but with bounds that are wider than half of them."""
-    bill = bill_of(Trace([20] * 59 + [90, 90] + [20] * 59, 59, 61, [0, 120]))
+    """One bucket of 1.2 s around a call of 20 ms, and who was busy in it is not known."""
+    bill = bill_of(_SHORT, known=False)
     assert (bill.quality, bill.reason) == (Quality.DEGRADED, "coarse-meter")
+
+
+def test_bounds_are_narrow_in_a_coarse_bucket_when_only_the_server_was_busy_in_it() -> None:
+    """Then all that is above idle is the call's, whenever it was drawn."""
+    bill = bill_of(_SHORT)
+    assert (bill.quality, bill.energy_nj) == (Quality.MEASURED, _SHORT.call_nj)
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    assert bill.upper_nj - bill.lower_nj <= 2
+
+
+@given(traces(), st.integers(1, 30), st.floats(1 / 1.1, 1.1))
+def test_truth_lies_within_the_bounds_when_a_busy_second_of_others_costs_more_or_less(
+    trace: Trace, others_watts: int, times: float
+) -> None:
+    """A tenth, at most; they are busy all the time."""
+    quiet_watts, server_watts = IDLE_WATTS + others_watts, 30
+    watts = [quiet_watts] * len(trace.watts)
+    watts[trace.start_step : trace.end_step] = [quiet_watts + server_watts] * (trace.end_step - trace.start_step)
+    others_busy = others_watts / (times * server_watts)
+    bill = bill_of(Trace(watts, trace.start_step, trace.end_step, trace.readings), others_busy=others_busy)
+    truth_nj = (IDLE_WATTS + server_watts) * (trace.end_step - trace.start_step) * STEP_MS * MS
+    rounding_nj = 5_000 * len(trace.readings)
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    assert bill.lower_nj - rounding_nj <= truth_nj <= bill.upper_nj + rounding_nj
+
+
+def test_power_seen_before_bounds_what_one_of_two_calls_took_when_they_share_a_bucket() -> None:
+    """The first call shows 30 W above idle; so of 40 J in one bucket neither of two calls can have taken above 33."""
+    second = NS_PER_SECOND
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm")
+    entries = []
+    for start in (0, 3, 5):
+        entries.append(ledger.open("llm", start * second))
+        ledger.close(entries[-1], (Window(start * second, (start + 1) * second),), reported=True)
+    for at, joules, busy in ((0, 0, 0), (2, 70, 1), (7, 70 + 140, 3)):
+        at_ns = at * second
+        ledger.sample(ActivitySample("cpu", at_ns, busy * second, {"llm": busy * second}, 2, 0, 0), final=True)
+        ledger.read(Reading("package-0", joules * 1_000_000, at_ns, at_ns))
+    ledger.settle(8 * second)
+    bills = [entry.bill for entry in entries if entry.bill is not None]
+    joules = [
+        [round((nj or 0) / NJ_PER_JOULE) for nj in (bill.lower_nj, bill.energy_nj, bill.upper_nj)] for bill in bills
+    ]
+    assert joules == [[50, 50, 50], [27, 40, 53], [27, 40, 53]]
 
 
 def test_edge_bucket_holds_what_power_allows() -> None:
