@@ -44,7 +44,7 @@ def _lines(status: Status) -> Iterator[str]:
         if one.mend:
             yield f"       mend it: {one.mend}"
     if status.board is not None:
-        sign = "TROUBLE" if status.board.role == "alone" else "board "
+        sign = "TROUBLE" if status.board.message else "board "
         yield f"{sign} this process {status.board}"
     yield ""
     yield _verdict(status)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from otel_llm_energy.host.folder import Folder, unusable
-from otel_llm_energy.host.lines import LineSocket, Waker, peer_user_id
+from otel_llm_energy.host.lines import LineSocket, Waker, peer_pid, peer_user_id
 from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, Welcome, WireError, decode, encode
 
 _MOST_MEMBERS = 1024
@@ -128,7 +128,7 @@ class Hub:
             if peer_user_id(accepted) != os.geteuid() or len(self._connections) >= _MOST_MEMBERS:
                 accepted.close()
                 return
-            connection = _Connection(LineSocket(accepted))
+            connection = _Connection(LineSocket(accepted), peer_pid(accepted))
             self._connections.add(connection)
             self._selector.register(connection.lines, selectors.EVENT_READ, connection)
 
@@ -136,16 +136,18 @@ class Hub:
         try:
             if events & selectors.EVENT_READ:
                 for line in connection.lines.receive():
-                    self._hear(connection, decode(line))
+                    self._hear(connection, line)
             self._flush(connection)
         except (OSError, WireError):
             self._drop(connection)
 
-    def _hear(self, connection: _Connection, message: Message) -> None:
+    def _hear(self, connection: _Connection, line: bytes) -> None:
+        if connection.member is None:
+            self._greet(connection, _greeting(line, connection.pid))
+            return
+        message = decode(line)
         if isinstance(message, Hello):
             self._greet(connection, message)
-        elif connection.member is None:
-            raise WireError("Something else than a greeting came first.")
         elif isinstance(message, Ping):
             connection.lines.send(encode(Pong()))
         else:
@@ -199,10 +201,20 @@ class Hub:
 class _Connection:
     """A process at the other end: a member, or a stranger, or one that has not said yet what it is."""
 
-    def __init__(self, lines: LineSocket) -> None:
+    def __init__(self, lines: LineSocket, pid: int) -> None:
         self.lines = lines
+        self.pid = pid
         self.member: str | None = None
         self.is_stranger = False
+
+
+def _greeting(line: bytes, pid: int) -> Hello:
+    """What a process says first. One whose words make no sense here is of a version that this one cannot know."""
+    try:
+        message = decode(line)
+    except WireError:
+        message = None
+    return message if isinstance(message, Hello) else Hello("unknown", "", "", pid, 0, ())
 
 
 def _listening(folder: Folder, name: str) -> socket.socket:

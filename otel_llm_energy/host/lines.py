@@ -92,7 +92,20 @@ class LineSocket:
         self._socket.close()
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Which process is at the other end; 0 if it is of another process namespace."""
+    return _credentials(connection)[0]
+
+
 def peer_user_id(connection: socket.socket) -> int:
-    """Whose process is at the other end (SO_PEERCRED, unix(7))."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
+    """Whose process is at the other end."""
+    return _credentials(connection)[1]
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group at the other end (SO_PEERCRED, unix(7))."""
+    form = "3i"
+    pid, user_id, group_id = struct.unpack(
+        form, connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form))
+    )
+    return pid, user_id, group_id

@@ -84,6 +84,7 @@ class Link:
         self._patience_ns = int(patience_seconds * NS_PER_SECOND)
         self._heard_ns = time.monotonic_ns()
         self._pinged = False
+        self._welcomed = False
         self._going = True
         self._waker = Waker()
         self._lock = threading.Lock()
@@ -154,12 +155,27 @@ class Link:
             self._waker.drain()
         if self._lines.fileno() in ready:
             for line in self._lines.receive():
-                self._hear(decode(line))
+                self._hear(self._understood(line))
         self._see_that_it_lives()
+
+    def _understood(self, line: bytes) -> Message:
+        try:
+            return decode(line)
+        except WireError:
+            if self._welcomed:
+                raise
+        # Not to be taken for a holder that is gone: it lives, and would be overtaken again and again.
+        raise BoardError(
+            "board-mismatch",
+            "The process that reads the meters has another version of otel-llm-energy, which this one does not"
+            " understand: neither sees the other's calls. Give all processes of this host the same version, or boards"
+            " of their own by OTEL_LLM_ENERGY_BOARD if they call different servers.",
+        )
 
     def _hear(self, message: Message) -> None:
         self._heard_ns, self._pinged = time.monotonic_ns(), False
         if isinstance(message, Welcome):
+            self._welcomed = True
             self._guest.welcomed(message.pid)
         elif isinstance(message, Refused):
             raise BoardError("board-mismatch", message.message)

@@ -1,6 +1,7 @@
 """What a holder and its members say to each other: one JSON array a line, its first element the kind.
 
-The first line, `Hello`, will be readable in every version; nothing else is said between different versions.
+The first line, `Hello`, and the refusal of it will be readable in every version: a later one adds its values at the
+end, and with a default. Nothing else is said between different versions.
 Times are of the monotonic clock, ns: one clock for all processes of a host.
 """
 
@@ -163,6 +164,8 @@ _KINDS: Mapping[str, type[Any]] = {
     )
 }
 
+_OF_ANY_VERSION: frozenset[type[Any]] = frozenset({Hello, Refused})
+
 
 def encode(message: Message) -> bytes:
     """A message as a line."""
@@ -173,7 +176,8 @@ def decode(line: bytes) -> Message:
     """A line as a message. Raises `WireError`."""
     try:
         kind, *values = json.loads(line)
-        message: Message = _KINDS[kind](*values)
+        form = _KINDS[kind]
+        message: Message = form(*(values[: len(form._fields)] if form in _OF_ANY_VERSION else values))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WireError(f"{line[:200]!r} is no message of protocol {PROTOCOL}.") from error
     return message

@@ -92,7 +92,7 @@ class SeatStatus:
         folder: where the board is.
         holder_pid: the process that holds the board; ``None`` while there is none, or when alone.
         members: how many processes the holder settles for, besides itself.
-        message: why it works alone, and what to do.
+        message: why it works alone, or another process does, and what to do.
     """
 
     role: Role
@@ -106,7 +106,8 @@ class SeatStatus:
             return f"works alone. {self.message}"
         if self.role == "holder":
             others = {0: "no other process", 1: "1 other process"}.get(self.members, f"{self.members} other processes")
-            return f"reads the meters, for {others} too ({self.folder})"
+            trouble = f". {self.message}" if self.message else ""
+            return f"reads the meters, for {others} too ({self.folder}){trouble}"
         holder = "a process that is being looked for" if self.holder_pid is None else f"process {self.holder_pid}"
         return f"is metered by {holder} ({self.folder})"
 
@@ -174,6 +175,8 @@ class Seat:
         self._informed_ns = 0
         self._holder_pid: int | None = None
         self._error: BoardError | None = None
+        self._refusal = ""  # what the last process that cannot be a member was told, while one is there
+        self._refused: set[int] = set()  # processes, to say it of each once
         self._pause_ns = 0
         self._searching_since_ns = time.monotonic_ns()
         self._stopping = threading.Event()
@@ -224,7 +227,7 @@ class Seat:
             return SeatStatus("alone", self._rules.folder, None, 0, str(error))
         if hub is not None:
             members = len(ledger.here) if isinstance(ledger, SharedLedger) else 0
-            return SeatStatus("holder", self._rules.folder, os.getpid(), members, "")
+            return SeatStatus("holder", self._rules.folder, os.getpid(), members, self._refusal)
         return SeatStatus("member", self._rules.folder, self._holder_pid, 0, "")
 
     @property
@@ -382,8 +385,7 @@ class Seat:
             turn.end()
             raise
         self._turn = turn
-        if not self._leading:
-            self._books.change_ledger(self._continued)
+        self._books.change_ledger(self._with_journal if self._leading else self._continued)
         turn.clear_earlier()
         self._error = None
         self._books.caution = None
@@ -460,10 +462,16 @@ class Seat:
         assert self._turn is not None
         register = Register(self._make_ledger, ledger, time.monotonic_ns())
         register.adopt(self._own)
-        register.holder = self._own
-        shared = self._shared(register)
-        shared.journal = Journal(self._folder, self._turn.name, str(self._rules), register.beginning)
-        return shared
+        return self._with_journal(self._shared(register))
+
+    def _with_journal(self, ledger: Accounts) -> Accounts:
+        """What is entered from now on the next holder can enter again; that of one process alone needs none."""
+        if isinstance(ledger, SharedLedger):
+            assert self._folder is not None
+            assert self._turn is not None
+            ledger.register.holder = self._own
+            ledger.journal = Journal(self._folder, self._turn.name, str(self._rules), ledger.register.beginning)
+        return ledger
 
     def _become_member(self) -> None:
         """Another process reads the meters; it hears of our calls as soon as it is found."""
@@ -491,7 +499,8 @@ class Seat:
 
     def _work_alone(self, error: BoardError) -> None:
         """Read the meters for this process alone, and have its bills say so."""
-        self._troubles.warn(error.reason, "%s", error)
+        if str(error) != str(self._error):  # it is tried again and again
+            self._troubles.warn(error.reason, "%s", error)
         self._let_go_of_turn()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
@@ -519,11 +528,16 @@ class Seat:
             what = "has another clock than the one that reads the meters"
         else:
             return None
-        self._troubles.warn("stranger", "Process %d %s: neither sees the other's calls.", hello.pid, what)
-        return (
+        if hello.pid not in self._refused:
+            self._refused.add(hello.pid)
+            self._troubles.warn("stranger", "Process %d %s: neither sees the other's calls.", hello.pid, what)
+        refusal = (
             f"Process {hello.pid} {what} (process {os.getpid()}). Give all processes of this host the same, or boards"
             " of their own by OTEL_LLM_ENERGY_BOARD if they call different servers."
         )
+        if hello.calls_servers:
+            self._refusal = refusal
+        return refusal
 
     def joined(self, hello: Hello) -> None:
         if isinstance(self._books.ledger, Ledger):
@@ -553,6 +567,8 @@ class Seat:
 
     def estranged(self, strangers: int) -> None:
         self._books.caution = "board-mismatch" if strangers else None
+        if not strangers:
+            self._refusal = ""
 
     def patience_seconds(self) -> float | None:
         ledger = self._books.ledger
