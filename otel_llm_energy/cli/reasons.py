@@ -31,6 +31,7 @@ REASONS: Final[Mapping[str, str]] = {
     "meter-permission": "the counters may not be read",
     "meter-unreadable": "the counters gave no number",
     "meter-refused": "the exporter does not answer",
+    "meter-tls": "the exporter's certificate is not trusted, or it does not speak TLS",
     "meter-timeout": "the exporter did not answer in time",
     "meter-http-error": "the exporter answers with an HTTP error",
     "meter-truncated": "the exporter's answer broke off",

@@ -12,6 +12,7 @@ MENDING: Final[Mapping[str, str]] = {
     "meter-permission": "sudo chmod -R a+r /sys/class/powercap/intel-rapl:0/   (until the next start)",
     "meter-not-found": "export OTEL_LLM_ENERGY_POWERCAP_ROOT=/path/that/holds/intel-rapl:0",
     "meter-refused": "scaphandre prometheus --port 8080 &   or   export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...",
+    "meter-tls": "PrometheusMeter(url, ca_file='/path/to/authority.pem'), or for all: export REQUESTS_CA_BUNDLE=...",
     "meter-timeout": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...   (an exporter that answers)",
     "meter-garbage": "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://host:port/metrics   (Scaphandre's own page)",
     "nvml-not-installed": "pip install 'otel-llm-energy[nvidia]'",

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -94,6 +95,8 @@ class PrometheusMeter:
     ) -> None:
         if "?" in url:
             raise ValueError("PrometheusMeter: its url takes no query; name the host by instance= or labels=.")
+        if ca_file is not None and not Path(ca_file).exists():
+            raise ValueError(f"PrometheusMeter(ca_file={ca_file!r}): there is no such file or folder of certificates.")
         sent = {**(headers or {}), **({"Authorization": f"Bearer {bearer_token}"} if bearer_token else {})}
         self._source = HttpSource(
             f"{url.rstrip('/')}/api/v1/query",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ class HttpSource:
         """Ask, and give the body to ``consume`` as it comes, in a context that no instrumentation traces.
 
         Raises:
-            MeterError: ``meter-refused``, ``-timeout``, ``-http-error``, ``-truncated``, ``-too-large`` or ``-garbage``
-                (the answer is not HTTP).
+            MeterError: ``meter-refused``, ``-tls``, ``-timeout``, ``-http-error``, ``-truncated``, ``-too-large`` or
+                ``-garbage`` (the answer is not HTTP).
         """
         import urllib3
         from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -85,16 +86,18 @@ class HttpSource:
             with suppress_instrumentation():
                 return self._get(consume, query)
         except (OSError, HTTPException, urllib3.exceptions.HTTPError) as error:  # requests' own are OSErrors
-            reason, kind = _reason(error), type(error).__name__
+            reason, detail = _reason(error), _tls_problem(error) or type(error).__name__
         # Raised out here, the error holds no reference to the request and its credentials.
         explanation = _EXPLANATIONS[reason].format(seconds=self._timeout_seconds, program=self._program)
-        raise self.error(reason, f"{explanation} ({kind})")
+        raise self.error(reason, f"{explanation} ({detail})")
 
     def error(self, reason: str, what: str) -> MeterError:
         """An error that names the address."""
         return MeterError(reason, f"{self.shown_url}: {what}.")
 
     def _get(self, consume: Callable[[Iterator[bytes]], T], query: Mapping[str, str] | None) -> Answer[T]:
+        from requests.auth import HTTPBasicAuth
+
         asked_ns = self._clock()
         timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
         with (
@@ -102,10 +105,11 @@ class HttpSource:
             session.get(
                 self._url,
                 params=query,
-                auth=self._credentials,
+                auth=None if self._credentials is None else HTTPBasicAuth(*self._credentials),
                 timeout=timeouts,
                 stream=True,
                 allow_redirects=False,
+                verify=self._ca_file or True,  # the session's own would give way to REQUESTS_CA_BUNDLE
             ) as response,
         ):
             answered_ns = self._clock()
@@ -140,8 +144,6 @@ class HttpSource:
         # A proxy of the environment does not know this machine's loopback.
         session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
         session.headers.update({"Accept-Encoding": "identity", "Connection": "close", **self._headers})
-        if self._ca_file is not None:
-            session.verify = self._ca_file
         return session
 
 
@@ -155,6 +157,7 @@ class Exporter(HttpSource):
 
 _EXPLANATIONS = {
     "meter-refused": "no connection; is the {program} running, and is this its address?",
+    "meter-tls": "no secure connection; who signed its certificate is named by ca_file=",
     "meter-timeout": "no answer within {seconds:g} s",
     "meter-truncated": "the answer broke off",
     "meter-garbage": "the answer is not HTTP",
@@ -176,14 +179,25 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
         return "meter-timeout"
+    if _tls_problem(error) is not None:
+        return "meter-tls"
     cause = error.args[0] if error.args else None
     if isinstance(error, requests.ConnectionError) and isinstance(cause, urllib3.exceptions.ProtocolError):
         return "meter-garbage"
     return "meter-refused" if isinstance(error, OSError) else "meter-truncated"
 
 
-def _split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The URL without user and password, and these."""
+def _tls_problem(error: BaseException | None) -> str | None:
+    """What TLS found wrong; ``None`` if it is something else that failed."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+
+
+def _split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
+    """The URL without user and password, and these, in UTF-8 (RFC 7617)."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -194,4 +208,4 @@ def _split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     if parts.username is None:
         return bare, None
-    return bare, (unquote(parts.username), unquote(parts.password or ""))
+    return bare, (unquote(parts.username).encode(), unquote(parts.password or "").encode())

@@ -89,20 +89,33 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(config: Path, folder: Path, port: int | None = None) -> Iterator[Prometheus]:
-    """The real Prometheus with a configuration, its data in ``folder``; on ``port``, or any that is free."""
+def running_prometheus(
+    config: Path, folder: Path, port: int | None = None, *, address: str = "127.0.0.1", web_config: Path | None = None
+) -> Iterator[Prometheus]:
+    """The real Prometheus with a configuration, its data in ``folder``; on ``port``, or any that is free.
+
+    With a ``web_config`` (TLS, users) it may not answer yet when it listens.
+    """
     port = port or free_port()
     command = [
         str(obtain("prometheus")),
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'prometheus'}",
-        f"--web.listen-address=127.0.0.1:{port}",
+        f"--web.listen-address={address}:{port}",
         "--web.enable-remote-write-receiver",
         "--enable-feature=exemplar-storage",
         "--log.level=warn",
     ]
-    url = f"http://127.0.0.1:{port}"
-    with running(command, lambda: answers(f"{url}/-/ready"), folder / "prometheus.log") as process:
+    if web_config is not None:
+        command.append(f"--web.config.file={web_config}")
+        url = f"https://{address}:{port}"
+    else:
+        url = f"http://{address}:{port}"
+
+    def ready() -> bool:
+        return answers(f"{url}/-/ready") if web_config is None else listens(port, address)
+
+    with running(command, ready, folder / "prometheus.log") as process:
         yield Prometheus(url, process.pid)
 
 
