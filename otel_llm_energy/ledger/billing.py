@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, unavailable
-from otel_llm_energy.ledger.bounds import Worked, edge_bounds_nj
+from otel_llm_energy.ledger.bounds import Worked, edge_bounds_nj, worked_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, ServerClocks, ServerPart, Sweep, Swept
@@ -221,14 +221,12 @@ def _edge(server: str, swept: Swept, share: _Share) -> tuple[float, float]:
     if part is None or not part.dyn_nj:
         portion = 1.0 if part is None else part.portion
         return edge_bounds_nj(bucket, swept.baseline, covered_ns, portion, idle_weight, [])
-    divisions, worked = _divisions(part, share), _worked(swept, part, share)
-    return edge_bounds_nj(bucket, swept.baseline, covered_ns, part.portion, idle_weight, divisions, worked)
-
-
-def _worked(swept: Swept, part: ServerPart, share: _Share) -> Worked | None:
-    if not part.known:
-        return None
-    return Worked(swept.dyn_nj, part.portion, part.at_work_ns, part.most_watts, min(share.dyn_nj / part.dyn_nj, 1.0))
+    divisions = _divisions(part, share)
+    if part.known and swept.baseline.watts is not None:
+        within = min(share.dyn_nj / part.dyn_nj, 1.0)
+        worked = Worked(swept.dyn_nj, part.portion, part.at_work_ns, part.most_watts, within)
+        return worked_bounds_nj(bucket, swept.baseline, covered_ns, idle_weight, divisions, worked)
+    return edge_bounds_nj(bucket, swept.baseline, covered_ns, part.portion, idle_weight, divisions)
 
 
 def _divisions(part: ServerPart, share: _Share) -> list[tuple[int, float]]:

@@ -67,7 +67,6 @@ def edge_bounds_nj(
     part: float,
     idle_weight: float,
     divisions: Sequence[tuple[int, float]],
-    worked: Worked | None = None,
 ) -> tuple[float, float]:
     """Bounds of a share of a bucket of which the call's window covers only ``covered_ns``.
 
@@ -78,20 +77,17 @@ def edge_bounds_nj(
         part: the server's part of the energy above idle, u_s.
         idle_weight: the call's mean share of idle while at work, 0 to 1.
         divisions: into how many parts like the call's the server's energy is divided meanwhile: (length, parts).
-        worked: what the server did in the bucket; ``None`` if its part of the activity is not known.
     """
     least, most = held_nj(bucket, baseline, covered_ns)
     if baseline.watts is None:
         return idle_weight * part * least, idle_weight * most
-    if worked is not None:
-        return _worked_bounds_nj(bucket, baseline, covered_ns, idle_weight, divisions, worked)
     floor, idle = baseline.lowest_watts * covered_ns, baseline.watts * covered_ns
     lower = idle_weight * floor + _least_placed(part * max(least - floor, 0.0), baseline, divisions)
     upper = idle_weight * idle + _most_placed(part * max(most - idle, 0.0), baseline, divisions)
     return lower, upper
 
 
-def _worked_bounds_nj(
+def worked_bounds_nj(
     bucket: Bucket,
     baseline: Baseline,
     covered_ns: int,
@@ -99,7 +95,10 @@ def _worked_bounds_nj(
     divisions: Sequence[tuple[int, float]],
     worked: Worked,
 ) -> tuple[float, float]:
-    """The same from the activity: what the server drew above idle lies in its time at work, wherever there."""
+    """The same from the activity, where the server's part of it is known, and idle power.
+
+    What the server drew above idle lies in its time at work, wherever there.
+    """
     least_part, most_part = uneven(worked.portion)
     least, most = least_part * worked.dyn_nj, most_part * worked.dyn_nj
     others_ns = max(worked.at_work_ns - covered_ns, 0)
