@@ -1,4 +1,4 @@
-"""Scaphandre's figures of single processes (checked against 1.0.2).
+"""Scaphandre's figures of single processes (checked against 1.0.0 and 1.0.2).
 
 Builds with sysinfo 0.29 or newer list every thread as a process of its own, beside the process, whose figure holds
 them all already. The page does not say which is which, but threads of one process have its program and its memory, to

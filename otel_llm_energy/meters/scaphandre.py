@@ -1,4 +1,4 @@
-"""Scaphandre through its Prometheus exporter (checked against 1.0.2).
+"""Scaphandre through its Prometheus exporter (checked against 1.0.0 and 1.0.2).
 
 The exporter refreshes its counters only when a request comes more than 2 s after the one before it, whoever sent that:
 see `otel_llm_energy.meters.refresh`. So this meter polls slowly, works out which request refreshed what it reads, and

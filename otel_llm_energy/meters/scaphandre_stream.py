@@ -1,4 +1,4 @@
-"""Scaphandre through the file that ``scaphandre json --file`` writes (checked against 1.0.2).
+"""Scaphandre through the file that ``scaphandre json --file`` writes (checked against 1.0.0 and 1.0.2).
 
 Finer than its Prometheus exporter: a record every 250 ms or more. A record has no counter, but the mean power since the
 record before, and its time: power x time is the energy of that step (the rectangle to the left, not a trapezoid).

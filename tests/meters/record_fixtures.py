@@ -1,5 +1,7 @@
 """Records what the real Scaphandre says, for tests that cannot wait for it: ``python -m tests.meters.record_fixtures``.
 
+Of another version than the one that tests run, named by ``SCAPHANDRE_BIN``, into a folder of its own: ``... 1.0.0``.
+
 Each set is the real exporter over a synthetic powercap tree whose counters rise at a known power. Of the processes only
 the first kernel threads and one with a hostile command line are kept: the others say what else ran on the machine.
 The set ``processes`` keeps two busy programs and the exporter too; beside it is the CPU time that the kernel gave them.
@@ -15,8 +17,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -104,7 +107,7 @@ def _kept(line: bytes) -> bool:
     return b"brace=" in line or any(b'pid="%d"' % pid in line for pid in range(2, 8))
 
 
-def record(name: str, zones: Zones, instants: Sequence[float], folder: Path) -> None:
+def record(name: str, zones: Zones, instants: Sequence[float], folder: Path, into: Path) -> None:
     """Ask at the given instants (s), and keep the answers as ``name-0.txt`` and so on."""
     with _rising(folder / name, zones), running_scaphandre(folder / name, folder) as exporter:
         first = time.monotonic()
@@ -112,10 +115,10 @@ def record(name: str, zones: Zones, instants: Sequence[float], folder: Path) -> 
             time.sleep(max(0.0, first + instant - time.monotonic()))
             body = requests.get(exporter.url, timeout=10).content
             lines = [line for line in body.split(b"\n") if _kept(line)]
-            (FIXTURES / f"{name}-{index}.txt").write_bytes(b"\n".join(lines))
+            (into / f"{name}-{index}.txt").write_bytes(b"\n".join(lines))
 
 
-def record_unreadable(folder: Path) -> None:
+def record_unreadable(folder: Path, into: Path) -> None:
     """The second socket's counter cannot be read any more after the second request."""
     zones, _ = SETS["two-sockets"]
     broken: set[str] = set()
@@ -124,7 +127,7 @@ def record_unreadable(folder: Path) -> None:
         for index in range(4):
             body = requests.get(exporter.url, timeout=10).content
             lines = [line for line in body.split(b"\n") if _kept(line)]
-            (FIXTURES / f"unreadable-{index}.txt").write_bytes(b"\n".join(lines))
+            (into / f"unreadable-{index}.txt").write_bytes(b"\n".join(lines))
             if index == 1:
                 broken.add("intel-rapl:1")
                 time.sleep(0.05)
@@ -136,7 +139,7 @@ def record_unreadable(folder: Path) -> None:
 SERVER, NEIGHBOUR = "llm_server.py", "neighbour.py"
 
 
-def record_processes(folder: Path) -> None:
+def record_processes(folder: Path, into: Path) -> None:
     """A server of three threads, Scaphandre's own threads, and a neighbour of one thread, busy between two requests."""
     zones, _ = SETS["two-sockets"]
     with (
@@ -146,10 +149,10 @@ def record_processes(folder: Path) -> None:
     ):
         time.sleep(1)  # Scaphandre knows the command lines of those processes only that were there before it
         with running_scaphandre(folder / "processes", folder) as exporter:
-            _record_processes(exporter, server.pid, neighbour.pid, folder)
+            _record_processes(exporter, server.pid, neighbour.pid, folder, into)
 
 
-def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int, folder: Path) -> None:
+def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int, folder: Path, into: Path) -> None:
     used_ns: list[dict[str, int | None]] = []
     for index in range(3):
         body = requests.get(exporter.url, timeout=10).content
@@ -157,12 +160,12 @@ def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int,
         shown = (server_pid, neighbour_pid, exporter.pid)
         lines = [line for line in body.split(b"\n") if _kept(line) or _of(line, shown)]
         text = b"\n".join(lines).decode()
-        (FIXTURES / f"processes-{index}.txt").write_text(_anonymous(text, folder))
+        (into / f"processes-{index}.txt").write_text(_anonymous(text, folder))
         time.sleep(2.2)
-    (FIXTURES / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
+    (into / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
 
 
-def record_stream(folder: Path) -> None:
+def record_stream(folder: Path, into: Path) -> None:
     """Some records of the JSON exporter; of the consumers one busy program with its threads."""
     zones, _ = SETS["two-sockets"]
     written = folder / "stream.json"
@@ -170,12 +173,28 @@ def record_stream(folder: Path) -> None:
         time.sleep(1)
         with streaming_scaphandre(folder / "stream", written):
             time.sleep(3)
-    records = json.loads(written.read_bytes())
+    records = _records(written.read_text())
     for each in records:
         each["consumers"] = [one for one in each["consumers"] if SERVER in one["cmdline"]]
         each["host"]["components"] = {"disks": []}
-    text = ",".join(json.dumps(each, separators=(",", ":")) for each in records)
-    (FIXTURES / "stream.json").write_text(_anonymous(f"[{text}]", folder))
+    kept = [json.dumps(each, separators=(",", ":")) for each in records]
+    text = f"[{','.join(kept)}]" if written.read_text().startswith("[") else "".join(kept)
+    (into / "stream.json").write_text(_anonymous(text, folder))
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """Of an array; or, before 1.0.1, of whole records one after the other, of which the last is written in part."""
+    if text.startswith("["):
+        array: list[dict[str, Any]] = json.loads(text)
+        return array
+    decode = json.JSONDecoder().raw_decode
+    records: list[dict[str, Any]] = []
+    with suppress(ValueError):
+        while text:
+            record, end = decode(text)
+            records.append(record)
+            text = text[end:]
+    return records
 
 
 PROMETHEUS_CONFIG = """\
@@ -186,7 +205,7 @@ scrape_configs:
 """
 
 
-def record_prometheus(folder: Path) -> None:
+def record_prometheus(folder: Path, into: Path) -> None:
     """The raw samples of two hosts that Prometheus scraped every 3 s; of the processes only the two exporters."""
     zones, _ = SETS["two-sockets"]
     one, two = folder / "one", folder / "two"
@@ -206,7 +225,7 @@ def record_prometheus(folder: Path) -> None:
     text = _anonymous(json.dumps(kept, indent=0, separators=(",", ":")), folder)
     for address, name in hosts.items():
         text = text.replace(address, name).replace(f"--port{address.rpartition(':')[2]}", "--port8080")
-    (FIXTURES / "prometheus.json").write_text(text)
+    (into / "prometheus.json").write_text(text)
 
 
 def _of(line: bytes, pids: Iterable[int]) -> bool:
@@ -229,16 +248,18 @@ def _anonymous(text: str, folder: Path) -> str:
 
 
 def main() -> None:
-    FIXTURES.mkdir(exist_ok=True)
+    into = FIXTURES / "".join(sys.argv[1:])
+    into.mkdir(exist_ok=True)
     hostile = subprocess.Popen(["/bin/sh", "-c", "sleep 30; :", HOSTILE_ARGUMENT])
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, (zones, instants) in SETS.items():
-                record(name, zones, instants, Path(folder))
-            record_unreadable(Path(folder))
-            record_processes(Path(folder))
-            record_stream(Path(folder))
-            record_prometheus(Path(folder))
+                record(name, zones, instants, Path(folder), into)
+            record_unreadable(Path(folder), into)
+            record_processes(Path(folder), into)
+            record_stream(Path(folder), into)
+            if into == FIXTURES:
+                record_prometheus(Path(folder), into)
     finally:
         hostile.kill()
         hostile.wait()
