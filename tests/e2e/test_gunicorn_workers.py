@@ -128,7 +128,7 @@ def test_all_that_was_metered_is_said_once_when_four_workers_call(
 def test_others_go_on_when_the_worker_that_polls_is_killed(
     tmp_path: Path, llama_server: LlamaServerFactory, scaphandre: Scaphandre
 ) -> None:
-    """In the middle of forty calls; those of the other workers have joules, but for some of that very instant."""
+    """In the middle of forty calls; all of the other workers' have joules, those under way in that instant too."""
     with overheard(scaphandre.url) as (url, _), gunicorn(tmp_path, llama_server(slots=2).base_url, url) as app:
         found = seats(app, 4)
         (holder,) = {int(seat["holder"] or 0) for seat in found.values()}
@@ -142,6 +142,4 @@ def test_others_go_on_when_the_worker_that_polls_is_killed(
     results = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
     calls = [call for each in results for call in each["calls"] if "error.type" not in call]
     assert len(calls) == sum(maker not in (None, holder) for maker in makers)
-    reasons = [call.get(names.REASON) for call in calls if names.JOULES not in call]
-    assert len(reasons) <= 4, reasons  # at most those that were under way in that instant
-    assert all(reasons), "A call has neither joules nor a reason."
+    assert not [call.get(names.REASON) for call in calls if names.JOULES not in call]
