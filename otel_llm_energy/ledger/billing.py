@@ -167,11 +167,14 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
     if first is None or last is None:
         sums.known = sums.baseline = False
         return
-    if first is last and first.bucket.length_ns > share.end_ns - share.start_ns:
-        lower_nj, upper_nj = _edge(server, first, share)
-    else:
-        lower_nj, upper_nj = _spanning(server, sweep, first, last, share)
-    doubt_nj = _reading_doubt(first, last) + _activity_doubt(server, first, last)
+    clocks = sweep.clocks(server)
+    head = tail = share
+    if first is not last:
+        head = _part(clocks, share.start_ns, first.bucket.end_ns, share.weight)
+        tail = _part(clocks, last.bucket.start_ns, share.end_ns, share.weight)
+    lower_nj, upper_nj = _spanning(server, clocks, (first, head), (last, tail), share)
+    doubt_nj = _doubt(server, first, head, first.bucket.start_error_ns, share.start_ns - first.bucket.start_ns)
+    doubt_nj += _doubt(server, last, tail, last.bucket.end_error_ns, last.bucket.end_ns - share.end_ns)
     scale = sweep.channel.scale_error
     share_nj = share.idle_nj + share.dyn_nj
     lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
@@ -184,17 +187,19 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
         sums.origins.add(swept.baseline.origin)
 
 
-def _spanning(server: str, sweep: Sweep, first: Swept, last: Swept, share: _Share) -> tuple[float, float]:
-    """Bounds of a stretch over several buckets."""
-    clocks = sweep.clocks(server)
+def _spanning(
+    server: str, clocks: ServerClocks, head: tuple[Swept, _Share], tail: tuple[Swept, _Share], share: _Share
+) -> tuple[float, float]:
+    """Bounds of a stretch that begins in one bucket and ends in the same or another; the parts of it that lie there."""
     inner_start_ns, inner_end_ns = share.start_ns, share.end_ns
     lower_nj = upper_nj = 0.0
-    if first.bucket.start_ns < share.start_ns:
+    first, last = head[0], tail[0]
+    if first.bucket.start_ns < share.start_ns or (first is last and last.bucket.end_ns > share.end_ns):
         inner_start_ns = first.bucket.end_ns
-        lower_nj, upper_nj = _edge(server, first, _part(clocks, share.start_ns, inner_start_ns, share.weight))
-    if last is not first and last.bucket.end_ns > share.end_ns:
+        lower_nj, upper_nj = _edge(server, *head)
+    if first is not last and last.bucket.end_ns > share.end_ns:
         inner_end_ns = last.bucket.start_ns
-        lower, upper = _edge(server, last, _part(clocks, inner_end_ns, share.end_ns, share.weight))
+        lower, upper = _edge(server, *tail)
         lower_nj, upper_nj = lower_nj + lower, upper_nj + upper
     if inner_end_ns > inner_start_ns:
         lower_nj += clocks.lower.between(inner_start_ns, inner_end_ns)
@@ -245,26 +250,35 @@ def _divisions(part: ServerPart, share: _Share) -> list[tuple[int, float]]:
     ]
 
 
-def _reading_doubt(first: Swept, last: Swept) -> float:
-    """The counter's time may lie to either side of the edge that we took, nJ."""
-    return first.bucket.start_error_ns * _most_watts(first) + last.bucket.end_error_ns * _most_watts(last)
+def _doubt(server: str, swept: Swept, share: _Share, error_ns: int, distance_ns: int) -> float:
+    """What is not known at one end of a stretch, nJ: when the counter was read, and what the activity counters say.
+
+    The counter's time may lie to either side of the bucket's edge that we took. A call whose own edge lies there may
+    have drawn what is on the other side; one whose edge is further away has only its part of the bucket's energy.
+    Errors of activity do not add up over cells: a cell's end is the next one's start.
+
+    Args:
+        server: of the call.
+        swept: the bucket at that end.
+        share: what the call has of it.
+        error_ns: of the time of the bucket's outer edge.
+        distance_ns: between the edges of bucket and call.
+    """
+    part = swept.parts.get(server)
+    reading_nj = error_ns * _most_watts(swept)
+    if part is None or not part.dyn_nj or not swept.dyn_nj:
+        return reading_nj
+    portion, within = part.dyn_nj / swept.dyn_nj, min(share.dyn_nj / part.dyn_nj, 1.0)
+    if distance_ns > error_ns:
+        reading_nj *= portion * within
+    if not part.known or not swept.busy_ns:
+        return reading_nj
+    activity_ns = swept.resolution_ns + swept.total_resolution_ns * portion
+    return reading_nj + 0.5 * activity_ns * within * swept.dyn_nj / swept.busy_ns
 
 
 def _most_watts(swept: Swept) -> float:
     return swept.baseline.highest_watts or swept.bucket.energy_nj / swept.bucket.length_ns
-
-
-def _activity_doubt(server: str, first: Swept, last: Swept) -> float:
-    """Errors of the activity counters, nJ. They do not add up over cells: a cell's end is the next one's start."""
-    doubt_nj = 0.0
-    for swept in (first, last):
-        part = swept.parts.get(server)
-        if part is None or not part.known or not swept.busy_ns or not swept.dyn_nj:
-            continue
-        portion = part.dyn_nj / swept.dyn_nj
-        error_ns = swept.resolution_ns + swept.total_resolution_ns * portion
-        doubt_nj += 0.5 * error_ns * swept.dyn_nj / swept.busy_ns
-    return doubt_nj
 
 
 def _drift_doubt(server: str, first: Swept, last: Swept, share: _Share) -> float:
