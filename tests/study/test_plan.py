@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_plan_is_the_same_when_it_is_read_from_toml_or_from_its_manifest(tmp_pat
     plan = read_plan(tmp_path / "plan.toml")
     (tmp_path / "manifest.json").write_text(json.dumps({"plan": plan.as_dict()}))
     assert plan == read_plan(tmp_path / "manifest.json") == make_plan(_ENTRIES, "test")
+
+
+def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -> None:
+    """As it stands on the page; the machines that it names need not be there."""
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "plan.toml").write_text(text)
+    plan = read_plan(tmp_path / "plan.toml")
+    assert [server.name for server in plan.servers] == ["workstation", "gpu-box"]
 
 
 @pytest.mark.parametrize(
