@@ -1,22 +1,30 @@
 """A web service that asks a model for each of its users; traced and measured by the one line."""
 
 import os
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from openai import AsyncOpenAI
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 import otel_llm_energy
 
-# All of this in each worker, since gunicorn imports the app there.
-provider = TracerProvider()
-provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-trace.set_tracer_provider(provider)
+# All of this in each worker, since gunicorn imports the app there. Without an instance of its own each worker's totals
+# would overwrite the others' in Prometheus.
+resource = Resource.create({SERVICE_INSTANCE_ID: f"{platform.node()}:{os.getpid()}"})
+tracing = TracerProvider(resource=resource)
+tracing.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+trace.set_tracer_provider(tracing)
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource))
 energy = otel_llm_energy.instrument()
 
 

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/README.md"))
 
+_SAME = 1e-3
 _CALL = r"[\d.e+]+ J .*(measured|shared|degraded)"
 _SEEN = {
     "openai-one-line": [rf"(?m)^chat smollm2-135m +{_CALL}"],
@@ -25,7 +26,8 @@ _SEEN = {
     "zero-code": [rf"(?s)(chat smollm2-135m +{_CALL}.*){{2}}"],
     "any-server": [rf"(?m)^three at once +Σ +[\d.]+ J\n(  chat \S+ +{_CALL}.*\n){{3}}"],
     "fastapi-service": [
-        rf"(?m)(^ *tell a tale +Σ +[\d.]+ J\n( +chat smollm2-135m +{_CALL}.*\n){{2}}(^(?! *tell).*\n)*){{8}}"
+        rf"(?m)(^ *tell a tale +Σ +[\d.]+ J\n( +chat smollm2-135m +{_CALL}.*\n){{2}}(^(?! *tell).*\n)*){{8}}",
+        r'"metric":\{"instance":"[^"]+:\d+"\}',
     ],
     "compare-models": [r"smollm2  +\d+\.\d+ +\d+\.\d+ +\d+ ", r"smollm2-small-batches +\d+\.\d+ +\d+\.\d+ +\d+ "],
     "collector-gateway": [
@@ -59,6 +61,18 @@ def test_commands_show_what_the_readme_says_when_they_are_run(
     said = typed(commands, powercap, tmp_path)
     for pattern in _SEEN[example]:
         assert re.search(pattern, said), f"{pattern}\n{said}"
+    if example == "fastapi-service":
+        assert _counted_joules(said) == pytest.approx(_joules_on_calls(said), rel=_SAME), said
+
+
+def _joules_on_calls(said: str) -> float:
+    """Of the trees that joules.py printed, four digits a call."""
+    return sum(float(joules) for joules in re.findall(r"(?m)^ *chat \S+ +([\d.e+]+) J", said))
+
+
+def _counted_joules(said: str) -> float:
+    """Of all instances in Prometheus' answer: less than was on the calls if workers overwrote each other."""
+    return sum(float(joules) for joules in re.findall(r'"value":\[[\d.]+,"([\d.e+]+)"\]', said))
 
 
 def test_containers_have_the_files_and_services_that_they_name_when_compose_starts_them() -> None:
