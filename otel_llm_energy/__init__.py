@@ -21,6 +21,7 @@ from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
 from otel_llm_energy.tracing.measurement import Measurement
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from otel_llm_energy.version import __version__
 from otel_llm_instrumentation import conversation
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ScaphandreStream",
     "SettingError",
     "Status",
+    "__version__",
     "conversation",
     "instrument",
     "measure",

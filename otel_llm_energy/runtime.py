@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -52,6 +51,7 @@ from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 from otel_llm_energy.tracing.seat import Metering, Rules, Seat, SeatStatus
 from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
+from otel_llm_energy.version import __version__
 
 _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
@@ -500,7 +500,7 @@ def _rules(options: Settings, board: str) -> Rules:
     folder = default_folder() if options.board == "auto" else Path(options.board)
     decisive = {name: repr(value) for name, value in _values(options) if name not in _EACH_ITS_OWN}
     settings = _hashed(json.dumps([decisive, _network_namespace()]))
-    return Rules(folder, board, version("otel-llm-energy"), settings, calls_servers=bool(options.clients))
+    return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
 
 
 def _values(options: Settings) -> Iterator[tuple[str, object]]:

@@ -6,9 +6,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from otel_llm_energy.cli.study_options import Commands, add_study
+from otel_llm_energy.version import __version__
 
 PROGRAM = "otel-llm-energy"
 INTERRUPTED = 130
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measured energy on every LLM call's span.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version(PROGRAM)}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)

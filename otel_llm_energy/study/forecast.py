@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.features import FEATURES, prompt_features
+from otel_llm_energy.version import __version__
 
 if TYPE_CHECKING:
     import lightgbm
@@ -342,7 +342,7 @@ def save(forecast: Forecast) -> bytes:
     content = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "made_by": f"otel-llm-energy {version('otel-llm-energy')}",
+        "made_by": f"otel-llm-energy {__version__}",
         **asdict(forecast),
     }
     return json.dumps(content).encode()

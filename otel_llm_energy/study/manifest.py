@@ -20,6 +20,7 @@ from otel_llm_energy.study.dataset import MANIFEST, read_manifest
 from otel_llm_energy.study.journal import ROWS, replace_file
 from otel_llm_energy.study.plan import Plan
 from otel_llm_energy.study.prompts import PromptSet
+from otel_llm_energy.version import __version__
 
 _FORMAT: Final = 1
 
@@ -75,5 +76,5 @@ def client_facts() -> dict[str, Any]:
         "client_memory_bytes": psutil.virtual_memory().total,
         "client_system": platform.platform(),
         "client_python": platform.python_version(),
-        "client_package": version("otel-llm-energy"),
+        "client_package": __version__,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from otel_llm_energy.study.charts import COLOURS, Axis, Bar, Plot, bars, mark, n
 from otel_llm_energy.study.columns import Basis, short_rows
 from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.sessions import Metered, metered
+from otel_llm_energy.version import __version__
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,7 +68,7 @@ def _content(
     yield from _balance(metered(folders), ranked)
     yield from _quality(analysis.outliers(rows, basis), overview)
     yield html.paragraph(
-        f"Made by otel-llm-energy {version('otel-llm-energy')}. Intervals: {analysis.CONFIDENCE:.0%}, by "
+        f"Made by otel-llm-energy {__version__}. Intervals: {analysis.CONFIDENCE:.0%}, by "
         f"{analysis.RESAMPLES} bootstrap samples of prompts; repeats of a prompt do not count as more evidence.",
         "soft",
     )

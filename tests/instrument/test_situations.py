@@ -28,7 +28,10 @@ def assert_whole_tree(apps: Apps) -> None:
     assert call.parent_id == apps.span("agent").span_id
 
 
-@pytest.mark.parametrize("script", ["tracing_first.py", "tracing_after.py", "flushed.py", "twice.py", "by_hand.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["tracing_first.py", "tracing_after.py", "flushed.py", "twice.py", "by_hand.py", "without_metadata.py"],
+)
 def test_call_and_every_ancestor_get_their_joules(script: str, apps: Apps) -> None:
     """Tracing set up before or after the one line, or by hand; at exit without a shutdown, or flushed right away."""
     apps.run(script)
