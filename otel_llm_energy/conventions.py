@@ -174,9 +174,25 @@ SERVER_PREFILL_SECONDS: Final = "llm.server.prefill_seconds"
 SERVER_DECODE_SECONDS: Final = "llm.server.decode_seconds"
 SERVER_END_TIME: Final = "llm.server.end_time"
 
+CHANNEL: Final = "llm.energy.channel"
+COMPONENT: Final = "llm.energy.component"
+HOST: Final = "llm.energy.host"
+THREAD: Final = "llm.energy.processor.thread"
+
+METRIC_ATTRIBUTES: Final[tuple[tuple[str, str], ...]] = (
+    (CHANNEL, "The counter, such as package-0 or package-0/dram: unique on its machine."),
+    (COMPONENT, "What the counter covers: cpu, memory, gpu or host."),
+    (HOST, "Where the meter of another machine is asked, such as gpu-1:8080; not there for this machine's."),
+    (METER, "What was read, as on spans."),
+    (QUALITY, "As on spans."),
+    (REASON, "Why energy is no call's, or why spans are degraded."),
+    (THREAD, "Who has handed a span on: forwarder, or application where it was not held."),
+)
+"""What tells the series of one metric apart, besides the standard attributes of the call."""
+
 CONSUMPTION: Final = Metric("llm.energy.consumption", "counter", "J", "Energy attributed to LLM calls.")
-METERED: Final = Metric("llm.energy.metered", "counter", "J", "Energy that the meters read, by channel.")
-UNATTRIBUTED: Final = Metric("llm.energy.unattributed", "counter", "J", "Metered energy of no call, by reason.")
+METERED: Final = Metric("llm.energy.metered", "counter", "J", "Energy that the meters read, by channel and host.")
+UNATTRIBUTED: Final = Metric("llm.energy.unattributed", "counter", "J", "Metered energy of no call, by reason, channel and host.")
 OPERATION: Final = Metric(
     "llm.energy.operation",
     "histogram",
@@ -207,4 +223,4 @@ DROPPED_SPANS: Final = Metric(
     "{span}",
     "Spans that the next processor refused with an exception.",
 )
-METER_LAG: Final = Metric("llm.energy.meter.lag", "gauge", "s", "Age of the newest reading, by meter.")
+METER_LAG: Final = Metric("llm.energy.meter.lag", "gauge", "s", "Age of the newest reading, by meter and host.")

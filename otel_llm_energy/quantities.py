@@ -31,6 +31,7 @@ class Channel:
         idle_watts: idle power known beforehand (configured, or a power model's); ``None`` to learn it.
         scale_error: relative error of the meter's scale, 0.05 for 5 %.
         estimated: the joules come from a power model, not from a meter.
+        host: whose counter it is, where that is not this machine: where its meter is asked, e.g. ``"gpu-1:8080"``.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Channel:
     idle_watts: float | None = None
     scale_error: float = 0.0
     estimated: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

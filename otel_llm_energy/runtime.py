@@ -45,7 +45,7 @@ from otel_llm_energy.tracing.gate import Gate, Health, SpanWatch
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.measuring import measure_idle
-from otel_llm_energy.tracing.metrics import EnergyMetrics
+from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
@@ -75,7 +75,8 @@ class ChannelStatus:
         idle_age_seconds: age of the figure that is kept for the next run; ``None`` if none is.
         age_seconds: of the newest reading; ``None`` before the first.
         problem: why its meter cannot be read just now.
-        where: the meter's address, where it is of a host that the user named; empty for this machine.
+        where: the meter's address, where this process reads it of a host that the user named; else empty. Whose counter
+            it is in any case says ``channel.host``.
     """
 
     channel: Channel
@@ -125,7 +126,7 @@ class Status:
             age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
             kind = "estimate" if each.channel.estimated else "meter"
             problem = f", {each.problem}" if each.problem else ""
-            meter = each.where or each.channel.meter
+            meter = each.where or " of ".join(filter(None, (each.channel.meter, each.channel.host)))
             lines.append(f"{kind} {meter}: {each.channel.id}, {each.idle}, {age}{problem}")
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
@@ -415,7 +416,8 @@ class Runtime:
         activity: FigureActivity | NoActivity = NoActivity()
         if isinstance(meter, ProcessMeter) and meter.process is not None:
             activity = FigureActivity(meter.host_powers, meter.cpus)
-        station = self._station(board, partial(discover, meter), activity, partial(_elsewhere, processes))
+        host = getattr(meter, "host", "") or str(next(iter(meters)))
+        station = self._station(board, partial(_discover_at, host, meter), activity, partial(_elsewhere, processes))
         for address in meters:
             if address.host and address.port is not None:
                 station.expect(address.host, address.port)
@@ -452,13 +454,13 @@ class Runtime:
     def _wake(self) -> None:
         self.desk.wake()
 
-    def _lag_seconds(self) -> Mapping[str, float]:
-        ages = {}
-        for station in self.desk.stations:
-            for each in _channels(station):
-                if each.age_seconds is not None:
-                    ages[each.channel.meter] = each.age_seconds
-        return ages
+    def _lag_seconds(self) -> Mapping[MeterPlace, float]:
+        return {
+            MeterPlace(each.channel.meter, each.channel.host): each.age_seconds
+            for station in self.desk.stations
+            for each in _channels(station)
+            if each.age_seconds is not None
+        }
 
     def _start_afresh(self) -> None:
         """In a forked child: threads are gone, meters and books are the parent's."""
@@ -539,6 +541,13 @@ def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
     )
     meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
     return replace(found, meters=meters)
+
+
+def _discover_at(host: str, meter: Meter) -> Discovery:
+    """Open the meter of another host, so that its counters are told from those of the same names elsewhere."""
+    found = discover(meter)
+    meters = (OpenMeter(each.meter, tuple(replace(one, host=host) for one in each.channels)) for each in found.meters)
+    return replace(found, meters=tuple(meters))
 
 
 def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> tuple[Channel, ...]:

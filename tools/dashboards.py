@@ -208,8 +208,9 @@ FLEET: Final = Dashboard(
             "prometheus",
             (
                 Query(
-                    f"max by (job, llm_energy_meter) (llm_energy_meter_lag_seconds{{{_SERVICE_OF_METRICS}}})",
-                    "{{job}} {{llm_energy_meter}}",
+                    "max by (job, llm_energy_meter, llm_energy_host)"
+                    f" (llm_energy_meter_lag_seconds{{{_SERVICE_OF_METRICS}}})",
+                    "{{job}} {{llm_energy_meter}} {{llm_energy_host}}",
                 ),
             ),
             unit="s",

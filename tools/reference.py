@@ -56,6 +56,9 @@ _METRICS = """## Metrics
 Recorded in the span's context, so that exemplars lead to the span. Every call counts, sampled or not. A rate of
 counters is the right figure for joules per token of a fleet; a mean of the spans' ratios is not.
 """
+_METRIC_ATTRIBUTES = """
+Besides the standard attributes of a call (model, operation, provider, server), their series are told apart by these:
+"""
 _SETTINGS = """## Settings
 
 As keywords of `instrument()` or as variables; the keyword wins. A wrong keyword raises, a wrong variable warns once.
@@ -69,6 +72,7 @@ def page() -> str:
     server = ((f"`{key}`", "double", meaning) for key, meaning in _SERVER_ATTRIBUTES)
     reasons = ((f"`{reason}`", meaning) for reason, meaning in REASONS.items())
     metrics = ((f"`{each.name}`", each.instrument, each.unit, each.meaning) for each in _metrics())
+    metric_attributes = ((f"`{key}`", meaning) for key, meaning in conventions.METRIC_ATTRIBUTES)
     settings = ((f"`{each.name}`", f"`{each.variable}`", each.meaning, each.allowed) for each in OPTIONS)
     sections = (
         _HEAD,
@@ -76,7 +80,10 @@ def page() -> str:
         _SERVER + _table(("attribute", "type", "meaning"), server),
         _QUALITIES,
         _REASONS + _table(("reason", "meaning"), reasons),
-        _METRICS + _table(("metric", "instrument", "unit", "meaning"), metrics),
+        _METRICS
+        + _table(("metric", "instrument", "unit", "meaning"), metrics)
+        + _METRIC_ATTRIBUTES
+        + _table(("attribute", "meaning"), metric_attributes),
         _SETTINGS + _table(("keyword", "variable", "meaning", "allowed"), settings),
     )
     return "\n".join(sections)

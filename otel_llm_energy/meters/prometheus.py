@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, counters
@@ -130,6 +131,11 @@ class PrometheusMeter:
     def url(self) -> str:
         """The address without credentials and query."""
         return self._source.shown_url.removesuffix("/api/v1/query")
+
+    @property
+    def host(self) -> str:
+        """Whose counters these are: the labels that choose the host, else where the Prometheus is asked."""
+        return self._labels.get("instance") or _shown(self._labels) or urlsplit(self.url).netloc
 
     @property
     def source(self) -> Hashable:

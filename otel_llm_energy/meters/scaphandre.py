@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, counters
@@ -91,6 +92,11 @@ class ScaphandreMeter:
     def url(self) -> str:
         """The page's address without credentials and query."""
         return self._exporter.shown_url
+
+    @property
+    def host(self) -> str:
+        """Whose counters these are: where the exporter is asked, ``host:port``."""
+        return urlsplit(self.url).netloc
 
     @property
     def frozen(self) -> bool:

@@ -45,6 +45,9 @@ class Address:
             raise ValueError(f"{text!r}: the port after the colon must be a number.")
         return cls(host.strip("[]").lower(), int(port))
 
+    def __str__(self) -> str:
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
     def matches(self, host: str, port: int) -> bool:
         return (not self.host or self.host == host) and self.port in (None, port)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -11,17 +11,20 @@ from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Me
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from otel_llm_energy import conventions
-from otel_llm_energy.conventions import Metric
+from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD, Metric
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Health
 
-CHANNEL: Final = "llm.energy.channel"
-COMPONENT: Final = "llm.energy.component"
-THREAD: Final = "llm.energy.processor.thread"
-
 _Attributes = Mapping[str, str | int]
+
+
+class MeterPlace(NamedTuple):
+    """A meter and whose counters it reads; ``host`` is empty for this machine's."""
+
+    meter: str
+    host: str
 
 
 class EnergyMetrics:
@@ -32,7 +35,7 @@ class EnergyMetrics:
     Args:
         meter_provider: ``None`` for the global one.
         health: the gates' health, asked for at each collection.
-        lag_seconds: age of the newest reading by meter, asked for at each collection.
+        lag_seconds: age of each meter's newest reading, asked for at each collection.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class EnergyMetrics:
         meter_provider: MeterProvider | None = None,
         *,
         health: Callable[[], Iterable[Health]] = tuple,
-        lag_seconds: Callable[[], Mapping[str, float]] = dict,
+        lag_seconds: Callable[[], Mapping[MeterPlace, float]] = dict,
     ) -> None:
         self._provider = meter_provider
         self._health = health
@@ -88,7 +91,7 @@ class _Instruments:
         self,
         meter: Meter,
         health: Callable[[], Iterable[Health]],
-        lag_seconds: Callable[[], Mapping[str, float]],
+        lag_seconds: Callable[[], Mapping[MeterPlace, float]],
     ) -> None:
         self.consumption = _counter(meter, conventions.CONSUMPTION)
         self.metered = _counter(meter, conventions.METERED)
@@ -127,7 +130,11 @@ def _context_of(span_context: SpanContext) -> Context:
 
 
 def _channel_attributes(channel: Channel) -> dict[str, str]:
-    return {CHANNEL: channel.id, COMPONENT: channel.component, conventions.METER: channel.meter}
+    return {CHANNEL: channel.id, COMPONENT: channel.component, **_place_attributes(channel.meter, channel.host)}
+
+
+def _place_attributes(meter: str, host: str) -> dict[str, str]:
+    return {conventions.METER: meter, HOST: host} if host else {conventions.METER: meter}
 
 
 def _counter(meter: Meter, metric: Metric) -> Counter:
@@ -176,9 +183,9 @@ def _observe_health(meter: Meter, health: Callable[[], Iterable[Health]]) -> Non
         meter.create_observable_counter(metric.name, [callback], metric.unit, metric.meaning)
 
 
-def _observe_lag(meter: Meter, lag_seconds: Callable[[], Mapping[str, float]]) -> None:
+def _observe_lag(meter: Meter, lag_seconds: Callable[[], Mapping[MeterPlace, float]]) -> None:
     def lag(_: CallbackOptions) -> Sequence[Observation]:
-        return [Observation(seconds, {conventions.METER: name}) for name, seconds in lag_seconds().items()]
+        return [Observation(seconds, _place_attributes(*place)) for place, seconds in lag_seconds().items()]
 
     metric = conventions.METER_LAG
     meter.create_observable_gauge(metric.name, [lag], metric.unit, metric.meaning)

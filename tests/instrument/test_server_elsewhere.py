@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from openai import OpenAI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -112,5 +114,43 @@ def test_one_exporter_is_asked_once_when_it_serves_two_servers(
         "vllm:8000": "cmdline:vllm",
     }
     assert {each.where for each in status.channels} == {f"ScaphandreMeter(url={served.url!r})"}
+    assert {each.channel.host for each in status.channels} == {urlsplit(served.url).netloc}
     told = [str(status), *(record.getMessage() for record in caplog.records if record.name.startswith("otel_llm"))]
     assert not [text for text in told if "hush" in text]
+
+
+def test_two_hosts_are_told_apart_when_their_counters_have_the_same_names(
+    provider: TracerProvider, tmp_path: Path
+) -> None:
+    """Each has a package-0: in status() and in the metrics their channels say where they are read."""
+    pages = [(RECORDED / f"two-sockets-{index}.txt").read_bytes() for index in range(2)]
+    reader = InMemoryMetricReader()
+    with serving(*pages) as one, serving(*pages) as two:
+        hosts = {urlsplit(each.url).netloc for each in (one, two)}
+        handle = otel_llm_energy.instrument(
+            tracer_provider=provider,
+            meter_provider=MeterProvider([reader]),
+            meters="rapl",
+            powercap_root=tmp_path,  # nothing of this machine
+            servers={"one:11434": one.url, "two:11434": two.url},
+        )
+        try:
+            until(lambda: sum(each.balance.metered_nj > 0 for each in handle.status().channels) == 8)
+            status = handle.status()
+        finally:
+            handle.uninstrument()
+    assert {(each.channel.id, each.channel.host) for each in status.channels} == {
+        (name, host) for name in ("package-0", "package-1", "package-0/dram", "package-1/dram") for host in hosts
+    }
+    assert all(host in str(status) for host in hosts)
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = [
+        dict(point.attributes or {})
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name in (names.METERED.name, names.METER_LAG.name)
+        for point in metric.data.data_points
+    ]
+    assert len(points) >= 8
+    assert {point[names.HOST] for point in points} == hosts

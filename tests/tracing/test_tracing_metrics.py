@@ -13,11 +13,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
+from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD
 from otel_llm_energy.ledger.bill import Quality, unavailable
 from otel_llm_energy.quantities import Channel
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Health
-from otel_llm_energy.tracing.metrics import CHANNEL, COMPONENT, THREAD, EnergyMetrics
+from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from tests.tracing.fakes import bill_of
 
 SAMPLED = SpanContext(11, 22, is_remote=False, trace_flags=TraceFlags(1))
@@ -31,7 +32,8 @@ class Measured:
         self.reader = InMemoryMetricReader()
         self.provider = MeterProvider([self.reader], exemplar_filter=TraceBasedExemplarFilter(), shutdown_on_exit=False)
         self.health = Health()
-        self.metrics = EnergyMetrics(self.provider, health=lambda: [self.health], lag_seconds=lambda: {"rapl": 0.25})
+        self.lag_seconds = {MeterPlace("rapl", ""): 0.25, MeterPlace("scaphandre", "gpu-1:8080"): 2.5}
+        self.metrics = EnergyMetrics(self.provider, health=lambda: [self.health], lag_seconds=lambda: self.lag_seconds)
 
     def points(self, name: str) -> list[tuple[dict[str, object], object]]:
         data = self.reader.get_metrics_data()
@@ -123,6 +125,17 @@ def test_metered_and_unattributed_are_counted_by_channel_and_reason() -> None:
     assert reasons == {"idle": 1.5, "other": 0.5}
 
 
+def test_hosts_are_counted_apart_when_their_counters_have_the_same_names() -> None:
+    """Two exporters, each with a package-0; this machine's has no host."""
+    measured = Measured()
+    hosts = {"": 1.0, "gpu-1:8080": 2.0, "gpu-2:8080": 4.0}
+    for host, joules in hosts.items():
+        measured.metrics.metered(Channel("package-0", "cpu", "scaphandre", host=host), joules)
+        measured.metrics.unattributed(Channel("package-0", "cpu", "scaphandre", host=host), "idle", joules)
+    for metric in ("llm.energy.metered", "llm.energy.unattributed"):
+        assert {a.get(HOST, ""): p.value for a, p in measured.points(metric)} == hosts
+
+
 def test_health_and_lag_are_read_at_collection() -> None:
     """The gate only counts; the reader asks."""
     measured = Measured()
@@ -138,7 +151,10 @@ def test_health_and_lag_are_read_at_collection() -> None:
         "processor.forwarded": [({THREAD: "forwarder"}, 40), ({THREAD: "application"}, 5)],
         "processor.dropped": [({}, 1)],
         "processor.degraded": [({conventions.REASON: "max-hold"}, 2)],
-        "meter.lag": [({conventions.METER: "rapl"}, 0.25)],
+        "meter.lag": [
+            ({conventions.METER: "rapl"}, 0.25),
+            ({conventions.METER: "scaphandre", HOST: "gpu-1:8080"}, 2.5),
+        ],
     }
 
 
