@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import otel_llm_energy
 
 _PACKAGE = Path(otel_llm_energy.__file__).parent
-_NAME = "otel_llm_energy"
-_NEXT = "99.0"
+_CHANGES = {
+    "version.py": [(f'"{otel_llm_energy.__version__}"', '"99.0"')],
+    "host/wire.py": [
+        ("PROTOCOL = 1\n", "PROTOCOL = 2\n"),
+        ("    calls_servers: bool = True\n", "    calls_servers: bool = True\n    mood: str = 'fine'\n"),
+        ("    message: str\n", "    message: str\n    since: str = 'now'\n"),
+    ],
+}
+_GARBLING = {
+    "host/wire.py": [
+        ("json.dumps([type(message)", "json.dumps([0, type(message)"),
+        ("kind, *values = json.loads(line)", "_, kind, *values = json.loads(line)"),
+    ]
+}
 
 
 def next_version(folder: Path) -> Path:
@@ -20,39 +33,26 @@ def next_version(folder: Path) -> Path:
     ``PYTHONPATH``.
     """
     copy = folder / "next"
-    shutil.copytree(_PACKAGE, copy / _NAME, ignore=shutil.ignore_patterns("__pycache__"))
-    information = copy / f"{_NAME}-{_NEXT}.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: otel-llm-energy\nVersion: {_NEXT}\n")
-    wire = copy / _NAME / "host" / "wire.py"
-    text = wire.read_text()
-    for before, after in (
-        ("PROTOCOL = 1\n", "PROTOCOL = 2\n"),
-        ("    calls_servers: bool = True\n", "    calls_servers: bool = True\n    mood: str = 'fine'\n"),
-        ("    message: str\n", "    message: str\n    since: str = 'now'\n"),
-    ):
-        assert text.count(before) == 1, before
-        text = text.replace(before, after)
-    wire.write_text(text)
+    shutil.copytree(_PACKAGE, copy / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    _change(copy, _CHANGES)
     return copy
 
 
 def garbled_version(folder: Path) -> Path:
     """The same, of which no word makes sense to this one, nor the other way round."""
     copy = next_version(folder)
-    wire = copy / _NAME / "host" / "wire.py"
-    text = wire.read_text()
-    for before, after in (
-        (
-            "json.dumps([type(message).__name__.lower(), *message]",
-            "json.dumps([0, type(message).__name__.lower(), *message]",
-        ),
-        ("kind, *values = json.loads(line)", "_, kind, *values = json.loads(line)"),
-    ):
-        assert text.count(before) == 1, before
-        text = text.replace(before, after)
-    wire.write_text(text)
+    _change(copy, _GARBLING)
     return copy
+
+
+def _change(copy: Path, changes: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    for name, replaced in changes.items():
+        file = copy / _PACKAGE.name / name
+        text = file.read_text()
+        for before, after in replaced:
+            assert text.count(before) == 1, before
+            text = text.replace(before, after)
+        file.write_text(text)
 
 
 def first_in_path(folder: Path, path: str) -> str:
