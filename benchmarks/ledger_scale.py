@@ -78,7 +78,7 @@ class Machine:
 
     def _read(self, at_ns: int) -> None:
         for channel in _CHANNELS:
-            self._ledger.read(Reading(channel.id, at_ns // 10_000, at_ns, at_ns))  # 100 W
+            self._ledger.read(Reading(channel.id, at_ns // 10, at_ns, at_ns))  # 100 W
         if at_ns >= self._next_sample_ns:
             self._next_sample_ns = at_ns + _SAMPLE_NS
             self._ledger.sample(ActivitySample("cpu", at_ns, 2 * at_ns, {"server": at_ns}, 2, 0, 0))

@@ -11,7 +11,15 @@ from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope, Window, una
 from otel_llm_energy.ledger.bounds import Worked, edge_bounds_nj, worked_bounds_nj
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Origin
-from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, ServerClocks, ServerPart, Sweep, Swept
+from otel_llm_energy.ledger.sweep import (
+    BatchSharing,
+    ClockReading,
+    IdleSharing,
+    ServerClocks,
+    ServerPart,
+    Sweep,
+    Swept,
+)
 from otel_llm_energy.ledger.timeline import Timeline
 
 _LEAST_COVERAGE = 0.9
@@ -130,7 +138,8 @@ def _add_channel(sums: _Sums, server: str, stretches: Sequence[Sequence[Window]]
         sums.idle_nj += idle_nj
         sums.dyn_nj += dyn_nj
         total_nj += idle_nj + dyn_nj
-        _add_bounds(sums, server, sweep, _Share(start_ns, windows[-1].end_ns, idle_nj, dyn_nj))
+        share = _Share(start_ns, windows[-1].end_ns, idle_nj, dyn_nj)
+        _add_bounds(sums, server, sweep, share, (idle_start_nj, dyn_start_nj))
     component = sweep.channel.component
     sums.components_nj[component] = sums.components_nj.get(component, 0) + total_nj
     return total_nj
@@ -147,7 +156,7 @@ def _add_weighed(sums: _Sums, server: str, windows: Sequence[Window], sweep: Swe
         sums.weighed_nj += weight * clocks.weighed.between(start_ns, end_ns)
         sums.phases_nj[phase] = sums.phases_nj.get(phase, 0) + share.idle_nj + share.dyn_nj
         total_nj += share.idle_nj + share.dyn_nj
-        _add_bounds(sums, server, sweep, share)
+        _add_bounds(sums, server, sweep, share, (clocks.idle.at(start_ns), clocks.dyn.at(start_ns)))
     return total_nj
 
 
@@ -161,17 +170,17 @@ class _Share(NamedTuple):
     weight: int = 0
 
 
-def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
-    """Bounds of a stretch: inner buckets from the clocks, the first and the last by how far they are covered."""
+def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share, start_nj: tuple[int, int]) -> None:
+    """Bounds of a stretch: inner buckets from the clocks, the first and the last by how far they are covered.
+
+    ``start_nj`` is what the clocks of idle energy and of the rest say at the stretch's start.
+    """
     first, last = sweep.bucket_at(share.start_ns + 1), sweep.bucket_at(share.end_ns)
     if first is None or last is None:
         sums.known = sums.baseline = False
         return
     clocks = sweep.clocks(server)
-    head = tail = share
-    if first is not last:
-        head = _part(clocks, share.start_ns, first.bucket.end_ns, share.weight)
-        tail = _part(clocks, last.bucket.start_ns, share.end_ns, share.weight)
+    head, tail = _ends(server, clocks, first, last, share, start_nj)
     lower_nj, upper_nj = _spanning(server, clocks, (first, head), (last, tail), share)
     doubt_nj = _doubt(server, first, head, first.bucket.start_error_ns, share.start_ns - first.bucket.start_ns)
     doubt_nj += _doubt(server, last, tail, last.bucket.end_error_ns, last.bucket.end_ns - share.end_ns)
@@ -187,26 +196,62 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share) -> None:
         sums.origins.add(swept.baseline.origin)
 
 
+def _ends(
+    server: str, clocks: ServerClocks, first: Swept, last: Swept, share: _Share, start_nj: tuple[int, int]
+) -> tuple[_Share, _Share]:
+    """The parts of a stretch that lie in its first and in its last bucket."""
+    if first is last:
+        return share, share
+    head_end_ns, tail_start_ns = first.bucket.end_ns, last.bucket.start_ns
+    if share.weight:
+        return (
+            _part(clocks, share.start_ns, head_end_ns, share.weight),
+            _part(clocks, tail_start_ns, share.end_ns, share.weight),
+        )
+    idle_start_nj, dyn_start_nj = start_nj
+    after, before = _after(server, clocks, first), _before(server, clocks, last)
+    return (
+        _Share(share.start_ns, head_end_ns, after.idle_nj - idle_start_nj, after.dyn_nj - dyn_start_nj),
+        _Share(
+            tail_start_ns,
+            share.end_ns,
+            idle_start_nj + share.idle_nj - before.idle_nj,
+            dyn_start_nj + share.dyn_nj - before.dyn_nj,
+        ),
+    )
+
+
+def _before(server: str, clocks: ServerClocks, swept: Swept) -> ClockReading:
+    return swept.before.get(server) or clocks.at(swept.bucket.start_ns)
+
+
+def _after(server: str, clocks: ServerClocks, swept: Swept) -> ClockReading:
+    return swept.after.get(server) or clocks.at(swept.bucket.end_ns)
+
+
 def _spanning(
     server: str, clocks: ServerClocks, head: tuple[Swept, _Share], tail: tuple[Swept, _Share], share: _Share
 ) -> tuple[float, float]:
     """Bounds of a stretch that begins in one bucket and ends in the same or another; the parts of it that lie there."""
-    inner_start_ns, inner_end_ns = share.start_ns, share.end_ns
-    lower_nj = upper_nj = 0.0
     first, last = head[0], tail[0]
-    if first.bucket.start_ns < share.start_ns or (first is last and last.bucket.end_ns > share.end_ns):
-        inner_start_ns = first.bucket.end_ns
+    from_start, to_end = first.bucket.start_ns >= share.start_ns, last.bucket.end_ns <= share.end_ns
+    if first is last and not (from_start and to_end):
+        return _edge(server, *head)
+    lower_nj = upper_nj = 0.0
+    begin, end = _before(server, clocks, first), _after(server, clocks, last)
+    inner_start_ns, inner_end_ns = share.start_ns, share.end_ns
+    if not from_start:
         lower_nj, upper_nj = _edge(server, *head)
-    if first is not last and last.bucket.end_ns > share.end_ns:
-        inner_end_ns = last.bucket.start_ns
+        begin, inner_start_ns = _after(server, clocks, first), first.bucket.end_ns
+    if not to_end:
         lower, upper = _edge(server, *tail)
         lower_nj, upper_nj = lower_nj + lower, upper_nj + upper
-    if inner_end_ns > inner_start_ns:
-        lower_nj += clocks.lower.between(inner_start_ns, inner_end_ns)
-        upper_nj += clocks.upper.between(inner_start_ns, inner_end_ns)
-        if share.weight:
-            lower_nj += share.weight * clocks.weighed_lower.between(inner_start_ns, inner_end_ns)
-            upper_nj += share.weight * clocks.weighed_upper.between(inner_start_ns, inner_end_ns)
+        end, inner_end_ns = _before(server, clocks, last), last.bucket.start_ns
+    lower_nj += end.lower_nj - begin.lower_nj
+    upper_nj += end.upper_nj - begin.upper_nj
+    if share.weight:
+        lower_nj += share.weight * clocks.weighed_lower.between(inner_start_ns, inner_end_ns)
+        upper_nj += share.weight * clocks.weighed_upper.between(inner_start_ns, inner_end_ns)
     return lower_nj, upper_nj
 
 

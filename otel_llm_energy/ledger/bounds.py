@@ -11,7 +11,8 @@ and that is its part of the busy time, but for what a busy second of one program
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
@@ -20,10 +21,10 @@ from otel_llm_energy.ledger.timeline import Step
 # A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
 # clock speed. Assumed, not measured.
 _UNEVEN = 1.1
+_parts = itemgetter(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Worked:
+class Worked(NamedTuple):
     """What a server of known activity did in one bucket.
 
     Attributes:
@@ -186,15 +187,17 @@ def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj:
 
 
 def _least_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
-    return _placed(energy_nj, baseline, sorted(steps, key=lambda step: -step[1]))
+    return _placed(energy_nj, baseline, sorted(steps, key=_parts, reverse=True) if len(steps) > 1 else steps)
 
 
 def _most_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
-    return _placed(energy_nj, baseline, sorted(steps, key=lambda step: step[1]))
+    return _placed(energy_nj, baseline, sorted(steps, key=_parts) if len(steps) > 1 else steps)
 
 
 def _placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
     """One part's share if the energy is placed into these steps (length, parts) in turn, as far as the power allows."""
+    if len(steps) == 1:
+        return int(energy_nj / steps[0][1])
     most_watts = None
     if baseline.highest_watts is not None and baseline.watts is not None:
         most_watts = max(baseline.highest_watts - baseline.watts, 0.0)

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from otel_llm_energy.ledger.activity import ActivityLog, Parts
 from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
@@ -58,9 +58,21 @@ class ServerPart:
     most_watts: float | None
 
 
+class ClockReading(NamedTuple):
+    """What the clocks of a server say at one instant, nanojoules; see `ServerClocks`."""
+
+    dyn_nj: int
+    idle_nj: int
+    lower_nj: int
+    upper_nj: int
+
+
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What was done with a bucket; kept for the bounds of bills whose windows end inside it."""
+    """What was done with a bucket; kept for the bounds of bills whose windows end inside it.
+
+    ``before`` and ``after`` say where the clocks stood at its edges: one look-up for all calls that ask.
+    """
 
     bucket: Bucket
     baseline: Baseline
@@ -69,6 +81,8 @@ class Swept:
     busy_ns: int
     resolution_ns: int
     total_resolution_ns: int
+    before: Mapping[str, ClockReading]
+    after: Mapping[str, ClockReading]
 
 
 # Two instants that lie no further apart than this part of the time since the last ones are taken for one.
@@ -93,6 +107,14 @@ class ServerClocks:
         self.weighed = Track()
         self.weighed_lower = Track()
         self.weighed_upper = Track()
+
+    def at(self, time_ns: int) -> ClockReading:
+        """What the clocks say, but for those of weight."""
+        return ClockReading(self.dyn.at(time_ns), self.idle.at(time_ns), self.lower.at(time_ns), self.upper.at(time_ns))
+
+    def now(self) -> ClockReading:
+        """The same at the end of what was swept."""
+        return ClockReading(self.dyn.values[-1], self.idle.values[-1], self.lower.values[-1], self.upper.values[-1])
 
     def tracks(self) -> tuple[Track, ...]:
         """All of them."""
@@ -120,6 +142,7 @@ class Sweep:
         self._learned_ns = 0
         self._absent: dict[str, Track] = {}
         self._powers: dict[str, WorkPower] = {}
+        self._now: Mapping[str, ClockReading] = {}
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
         self._idle_in_common = idle == "time" and channel.component != "gpu"
 
@@ -163,13 +186,17 @@ class Sweep:
             parts = activity.parts(bucket.start_ns, bucket.end_ns, timelines)
             self._learn_power(bucket, timelines, parts)
             self._learn_cost_of_load(bucket, activity)
-            self._share(bucket, timelines, parts)
+            baseline, dyn_nj, shares = self._share(bucket, timelines, parts)
+            busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
-            self._remember(Swept(bucket, Baseline(None, 0.0, None, "unknown"), 0, {}, 0, 0, 0))
+            baseline, dyn_nj, shares, busy = Baseline(None, 0.0, None, "unknown"), 0, {}, (0, 0, 0)
         self._close(bucket)
+        before, self._now = self._now, {name: clocks.now() for name, clocks in self._clocks.items()}
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, *busy, before, self._now))
+        self._ends_ns.append(bucket.end_ns)
 
     def _present(
         self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog
@@ -185,7 +212,10 @@ class Sweep:
         absent = self._absent.get(server)
         return absent is not None and absent.between(start_ns, end_ns) >= end_ns - start_ns
 
-    def _share(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
+    def _share(
+        self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts
+    ) -> tuple[Baseline, int, dict[str, ServerPart]]:
+        """The idle power that was taken, the energy above it, and the servers' parts of that."""
         steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
         everyone = merged(list(steps.values()))
         baseline = self.idle.baseline()
@@ -194,8 +224,7 @@ class Sweep:
         self._share_idle(idle_nj, bucket, steps, everyone, parts)
         shares = self._share_above_idle(dyn_nj, baseline, steps, parts)
         self._bound(bucket, baseline, idle_nj, everyone, shares)
-        busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
-        self._remember(Swept(bucket, baseline, dyn_nj, shares, *busy))
+        return baseline, dyn_nj, shares
 
     def _learn_power(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
         """Learn from this bucket what is drawn while no call is at work, or while one always is."""
@@ -348,10 +377,6 @@ class Sweep:
                 lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps, part.portion, known=part.known)
                 clocks.weighed_lower.grow(start_ns, end_ns, lower)
                 clocks.weighed_upper.grow(start_ns, end_ns, upper)
-
-    def _remember(self, swept: Swept) -> None:
-        self._swept.append(swept)
-        self._ends_ns.append(swept.bucket.end_ns)
 
     def _close(self, bucket: Bucket) -> None:
         end_ns = bucket.end_ns
