@@ -15,21 +15,26 @@ from otel_llm_energy.servers.programs import is_llm_server, option, program_name
 
 
 def container_roots(proxy_arguments: Sequence[str], procfs: Procfs) -> list[int]:
-    """The roots of the processes in the container that a docker-proxy with these arguments passes calls on to.
+    """The roots of the processes in the container that a docker-proxy with these arguments passes calls on to."""
+    return roots_at(option(proxy_arguments, ("-container-ip",)) or "", procfs)
+
+
+def roots_at(address: str, procfs: Procfs) -> list[int]:
+    """The roots of the processes of this host whose network namespace has an IPv4 address.
 
     Where several share the address (a pod), those whose tree holds a program that runs models; empty if there are none.
     """
-    address = option(proxy_arguments, ("-container-ip",))
     try:
-        if ipaddress.ip_address(address or "").version != 4:
+        if ipaddress.ip_address(address).version != 4:
             return []
     except ValueError:
         return []
-    roots = procfs.roots(pid for pid in procfs.pids() if procfs.has_address(pid, str(address)))
+    roots = procfs.roots(pid for pid in procfs.pids() if procfs.has_address(pid, address))
     if len(roots) < 2:
         return roots
-    return [root for root in roots if any(_runs_models(member, procfs) for member in procfs.tree(root))]
+    return [root for root in roots if any(runs_models(member, procfs) for member in procfs.tree(root))]
 
 
-def _runs_models(pid: int, procfs: Procfs) -> bool:
+def runs_models(pid: int, procfs: Procfs) -> bool:
+    """Whether it is known by its name to run models."""
     return is_llm_server(program_name(procfs.arguments(pid), procfs.short_name(pid)))

@@ -68,6 +68,9 @@ RELAYS: Final = frozenset(
 )
 """Programs that hold a port for a server elsewhere: in a container, behind a gateway, on another machine."""
 
+CONTAINER_RELAYS: Final = frozenset({"docker-proxy", "pasta", "passt", "rootlessport", "slirp4netns"})
+"""Those of them that do nothing but publish ports of containers of this host."""
+
 _INTERPRETER = re.compile(r"(python|pypy|node|bun|deno)[\d.]*")
 _LONGEST_SHORT_NAME = 15
 
@@ -94,6 +97,11 @@ def program_name(arguments: Sequence[str], short_name: str = "") -> str:
 def is_relay(name: str) -> bool:
     """Whether a program of this name only passes calls on."""
     return _known(name, RELAYS)
+
+
+def is_container_relay(name: str) -> bool:
+    """Whether a program of this name publishes ports of containers."""
+    return _known(name, CONTAINER_RELAYS)
 
 
 def is_llm_server(name: str) -> bool:

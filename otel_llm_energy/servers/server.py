@@ -20,7 +20,7 @@ class Server:
         pid: root of the process tree that does the work; ``None`` if its part of the activity cannot be known.
         start_ticks: when ``pid`` started, so that another process of the same number is not taken for it.
         reason: why ``pid`` is ``None``: ``"remote"``, ``"unresolved"``, ``"not-listening"``, ``"relay"``, ``"hidden"``,
-            ``"ambiguous"``, ``"unsupported"``.
+            ``"ambiguous"``, ``"unsupported"``. ``"relay"`` beside a ``pid``: a relay was seen to be connected to it.
         message: the same in a sentence, with what to do.
         slots: how many calls it works on at once, where it says so; ``None`` if unknown.
         process: which processes of another host it is, for `otel_llm_energy.servers.Selector`; ``None`` if not known.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from otel_llm_energy.servers.resolve import is_local_address
+from otel_llm_energy.servers.sockets import is_local_address
 from otel_llm_energy.tracing.station import Station
 
 _DEFAULT_PORTS = {"ollama": 11434}
