@@ -17,6 +17,7 @@ from tools.backends import binary, promtool
 
 pytestmark = pytest.mark.e2e
 
+_PRODUCTION = CONFIG.parent / "docs" / "production.md"
 _PROVISIONING = CONFIG / "grafana" / "provisioning"
 
 
@@ -127,3 +128,31 @@ def test_compose_mounts_files_that_are_there_when_it_starts_all() -> None:
     for key in ("JAEGER", "TEMPO", "PROMETHEUS"):
         host = services["gateway"]["environment"][key].removeprefix("http://").partition(":")[0]
         assert host in services
+
+
+def _yaml_blocks(page: Path) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_prometheus_accepts_the_scraping_of_a_cluster_when_promtool_checks_it(tmp_path: Path) -> None:
+    """As the production page has it."""
+    (scraping,) = (block for block in _yaml_blocks(_PRODUCTION) if block.startswith("scrape_configs:"))
+    (tmp_path / "prometheus.yaml").write_text(scraping)
+    _check([promtool(), "check", "config", tmp_path / "prometheus.yaml"])
+
+
+def test_daemon_set_is_allowed_to_list_pods_when_it_runs_as_the_account_that_it_names() -> None:
+    """The production page's objects, which no cluster has seen, name each other."""
+    (manifest,) = (block for block in _yaml_blocks(_PRODUCTION) if "kind: DaemonSet" in block)
+    objects = {each["kind"]: each for each in yaml.safe_load_all(manifest)}
+    pod = objects["DaemonSet"]["spec"]["template"]
+    account = objects["ServiceAccount"]["metadata"]
+    assert pod["spec"]["serviceAccountName"] == account["name"]
+    (subject,) = objects["ClusterRoleBinding"]["subjects"]
+    assert subject == {"kind": "ServiceAccount", **account}
+    assert objects["ClusterRoleBinding"]["roleRef"]["name"] == objects["ClusterRole"]["metadata"]["name"]
+    assert objects["DaemonSet"]["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["spec"]["volumes"]
+    }
