@@ -31,11 +31,11 @@ def blocks(page: Path) -> list[list[str]]:
     return [re.findall(r"^ *\$ (.+)$", block, re.MULTILINE) for block in found]
 
 
-def typed(commands: Iterable[str], powercap: PowercapTree, folder: Path) -> str:
+def typed(commands: Iterable[str], powercap: PowercapTree, folder: Path, online: bool = False) -> str:
     """What the commands say, from the top of the checkout, with the synthetic counters as the machine's.
 
-    They have a home of their own below ``folder``, and the tests' cache in it. Whatever they leave running is ended.
-    Raises `AssertionError` if one fails.
+    They have a home of their own below ``folder``, and the tests' cache in it. ``online`` leaves them this machine's
+    network. Whatever they leave running is ended. Raises `AssertionError` if one fails.
     """
     cache = folder / "home" / ".cache"
     cache.mkdir(parents=True)
@@ -53,7 +53,8 @@ def typed(commands: Iterable[str], powercap: PowercapTree, folder: Path) -> str:
         "OTEL_LLM_ENERGY_BOARD": str(folder / "board"),
     }
     own = {key: value for key, value in os.environ.items() if not key.startswith(_SETTINGS_OF_THE_OUTSIDE)}
-    code, said = _run_to_end([*_own_network(), "bash", str(script)], {**own, **settings}, folder / "said")
+    network = [] if online else _own_network()
+    code, said = _run_to_end([*network, "bash", str(script)], {**own, **settings}, folder / "said")
     assert code == 0, said
     return said
 
