@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,9 @@ def _child(name: str, calls: int, streams: int) -> int:
             wrap = _set_up(name, stack)
         except ImportError:
             return 0
-        client = _client()
+        # Something listens at the address, so that the server is found and its activity sampled.
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client = _client(listener.getsockname()[1])
         message = [{"role": "user", "content": "Hello"}]
 
         def call() -> None:
@@ -146,8 +147,8 @@ def _time(what: Callable[[], None], times: int) -> dict[str, float]:
     }
 
 
-def _client() -> Any:
-    """An OpenAI client whose transport answers at once, from memory."""
+def _client(port: int) -> Any:
+    """An OpenAI client whose transport answers at once, from memory, in the name of a server of this machine."""
     import httpx2
     from openai import OpenAI
 
@@ -164,7 +165,7 @@ def _client() -> Any:
         return httpx2.Response(200, headers={"content-type": "application/json"}, content=body)
 
     http = httpx2.Client(transport=httpx2.MockTransport(answer))
-    return OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", http_client=http)
+    return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=http)
 
 
 def _set_up(name: str, stack: ExitStack) -> Callable[[], Any]:
@@ -201,10 +202,6 @@ def _instrument_ours(provider: Any, stack: ExitStack) -> None:
     tree = stack.enter_context(feeding(folder / "powercap"))
     handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(tree.root))
     stack.callback(handle.uninstrument)
-    # Something listens at the address, so that the server is found and its activity sampled.
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    stack.callback(server.shutdown)
     time.sleep(2.5)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
@@ -14,6 +14,7 @@ _SHORTEST_NS = NS_PER_SECOND // 2
 _SHORTEST_WORK_NS = NS_PER_SECOND // 5
 _LEAST_SAMPLES = 2
 _REMEMBERED = 128
+_FITS_PER_MEMORY = 16  # while the samples that are remembered are replaced once
 _LEAST_POINTS = 6
 _LEAST_SPREAD_CPUS = 0.01
 _TWO_SIGMA = 2.0
@@ -115,6 +116,8 @@ class IdleModel:
         self._run = Run(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
         self._remembered: IdlePower | None = None
+        self._cost: _Cost | None = None
+        self._unfitted = 0  # samples that came since the cost of load was fitted
 
     def remember(self, idle: IdlePower) -> None:
         """What an earlier run learned: used until this one knows better, or sees less power than that."""
@@ -126,7 +129,8 @@ class IdleModel:
         for samples in (self._idle, self._work, self._all):
             samples.clear()
         self.gap()
-        self._remembered = self._baseline = None
+        self._remembered = self._baseline = self._cost = None
+        self._unfitted = 0
 
     def learned(self, least_seconds: float = ENOUGH_SECONDS) -> IdlePower | None:
         """What this run has learned, if from so much time; ``None`` for a figure that was given, or is in doubt."""
@@ -150,7 +154,7 @@ class IdleModel:
         """A bucket in which calls were at work all the time."""
         self._idle_run.interrupt()
         if self._work_run.add(energy_nj, length_ns, None):
-            self._baseline = None
+            self._see_highest()
 
     def mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
         """A bucket in which calls were at work for a part of the time: then, at most, all above idle was drawn."""
@@ -160,12 +164,14 @@ class IdleModel:
         if watts is not None and at_work_ns >= _SHORTEST_WORK_NS:
             idle_nj = watts * (length_ns - at_work_ns)
             self._work.append(Sample(max(energy_nj - idle_nj, 0.0) / at_work_ns, None, at_work_ns))
-            self._baseline = None
+            self._see_highest()
 
     def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
         """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
         if self._run.add(energy_nj, length_ns, busy_ns):
-            self._baseline = None
+            self._unfitted += 1
+            if self._fit_is_due or self._remembered is not None:
+                self._baseline = None
 
     def gap(self) -> None:
         """A stretch whose energy is not known."""
@@ -178,10 +184,28 @@ class IdleModel:
             self._baseline = self._learn()
         return self._baseline
 
+    def _see_highest(self) -> None:
+        """Calls were at work for another while: that teaches nothing of idle power."""
+        if self._baseline is not None:
+            self._baseline = replace(self._baseline, highest_watts=self._highest_watts())
+
+    def _highest_watts(self) -> float | None:
+        if self._limit_watts is not None or not self._work:
+            return self._limit_watts
+        return LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
+
+    @property
+    def _fit_is_due(self) -> bool:
+        """A fit of many samples is changed little by one more, and costs a third of a millisecond."""
+        return self._unfitted * _FITS_PER_MEMORY >= len(self._all)
+
+    def _fitted_cost(self) -> _Cost | None:
+        if self._fit_is_due:
+            self._cost, self._unfitted = _cost_of_load(self._all), 0
+        return self._cost
+
     def _learn(self) -> Baseline:
-        highest = self._limit_watts
-        if highest is None and self._work:
-            highest = LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
+        highest = self._highest_watts()
         if self._known_watts is not None:
             return Baseline(self._known_watts, self._known_watts, highest, "given")
         live = self._live(highest)
@@ -201,7 +225,7 @@ class IdleModel:
         watts = [s.watts for s in self._idle]
         point, lowest = quantile(watts, 0.10), quantile(watts, 0.02)
         seen = most = point
-        load, cost = self._least_load(), _cost_of_load(self._all)
+        load, cost = self._least_load(), self._fitted_cost()
         doubt_watts = math.inf if cost is None else _TWO_SIGMA * cost.error * load
         if cost is not None and doubt_watts <= _CLEAR_PART * seen:
             without_load = [s.watts - cost.watts * s.busy_cpus for s in self._idle if s.busy_cpus is not None]

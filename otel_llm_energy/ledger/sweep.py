@@ -184,9 +184,11 @@ class Sweep:
             self.idle.model.cpus = activity.capacity
             timelines = self._present(bucket, timelines, activity)
             parts = activity.parts(bucket.start_ns, bucket.end_ns, timelines)
-            self._learn_power(bucket, timelines, parts)
+            steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
+            everyone = merged(list(steps.values()))
+            self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
-            baseline, dyn_nj, shares = self._share(bucket, timelines, parts)
+            baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
             busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
@@ -213,11 +215,9 @@ class Sweep:
         return absent is not None and absent.between(start_ns, end_ns) >= end_ns - start_ns
 
     def _share(
-        self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts
+        self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
     ) -> tuple[Baseline, int, dict[str, ServerPart]]:
         """The idle power that was taken, the energy above it, and the servers' parts of that."""
-        steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
-        everyone = merged(list(steps.values()))
         baseline = self.idle.baseline()
         idle_nj = _idle_nj(bucket, baseline)
         dyn_nj = bucket.energy_nj - idle_nj
@@ -226,10 +226,8 @@ class Sweep:
         self._bound(bucket, baseline, idle_nj, everyone, shares)
         return baseline, dyn_nj, shares
 
-    def _learn_power(self, bucket: Bucket, timelines: Mapping[str, Timeline], parts: Parts) -> None:
+    def _learn_power(self, bucket: Bucket, at_work_ns: int, parts: Parts) -> None:
         """Learn from this bucket what is drawn while no call is at work, or while one always is."""
-        steps = [line.steps(bucket.start_ns, bucket.end_ns) for line in timelines.values()]
-        at_work_ns = _length(merged(steps))
         if at_work_ns == 0:
             self.idle.model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
         elif at_work_ns == bucket.length_ns:
