@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from opentelemetry.context import Context
@@ -88,7 +88,7 @@ class Forwarder(Generic[_Item]):
 
     def renew(self) -> None:
         """Start afresh, as a forked child must: its parent sends what is queued."""
-        self._queue: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._cannot_start = False
 
@@ -103,6 +103,9 @@ class Forwarder(Generic[_Item]):
         """See that the thread runs, unless the interpreter is exiting: then `flush` sends."""
         if self._thread is not None or self._cannot_start:
             return
+        # Made together and by the names of now: gevent may have replaced both, and a green thread that waits at a queue
+        # of the other kind would stop all others.
+        self._queue = queue.SimpleQueue()
         context = contextvars.Context()
         thread = threading.Thread(target=context.run, args=(self._run,), name="otel-llm-energy-forward", daemon=True)
         self._thread = thread
@@ -113,8 +116,8 @@ class Forwarder(Generic[_Item]):
             self._cannot_start = True
 
     def put(self, item: _Item) -> None:
-        self._queue.put(item)
         self.start()
+        self._queue.put(item)
 
     def flush(self, timeout_seconds: float) -> bool:
         """Return once all that was put before is sent; False if that takes longer than the timeout."""
@@ -143,18 +146,18 @@ class Forwarder(Generic[_Item]):
         while True:
             try:
                 item = self._queue.get_nowait()
-            except Empty:
+            except queue.Empty:
                 return True
             self._handle(item)
             if time.monotonic() > end:
                 return self._queue.empty()
 
     def _run(self) -> None:
-        queue = self._queue
+        items = self._queue
         while True:
             try:
-                item = queue.get(timeout=self._tick())
-            except Empty:
+                item = items.get(timeout=self._tick())
+            except queue.Empty:
                 continue
             if item is None:
                 return

@@ -1,0 +1,29 @@
+"""The forwarding thread and what it waits at."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import pytest
+
+from otel_llm_energy.tracing.forward import Forwarder
+
+
+def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gevent does, which replaces threads too. A stand-in: patching a running interpreter with gevent may crash it."""
+    made: list[object] = []
+
+    class Replacement(queue.Queue[Any]):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    sent: list[str] = []
+    forwarder: Forwarder[str] = Forwarder(sent.append, lambda: 1.0, capacity=8)
+    monkeypatch.setattr(queue, "SimpleQueue", Replacement)
+    forwarder.put("first")
+    forwarder.put("second")
+    assert forwarder.stop(timeout_seconds=10)
+    assert sent == ["first", "second"]
+    assert len(made) == 1
