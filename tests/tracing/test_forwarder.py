@@ -11,7 +11,7 @@ from otel_llm_energy.tracing.forward import Forwarder
 
 
 def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As gevent does, which replaces threads too. A stand-in: patching a running interpreter with gevent may crash it."""
+    """As gevent does; this only plays it: gevent may crash an interpreter in which threads run already."""
     made: list[object] = []
 
     class Replacement(queue.Queue[Any]):
