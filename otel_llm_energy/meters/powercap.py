@@ -73,6 +73,7 @@ class RaplMeter:
         # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
         self._lock = threading.RLock()
         self._counters: tuple[tuple[str, int], ...] = ()
+        self._lost: set[str] = set()
 
     def __repr__(self) -> str:
         return f"RaplMeter(root={str(self.root)!r})"
@@ -117,8 +118,8 @@ class RaplMeter:
             for channel_id, fd in self._counters:
                 try:
                     energy_uj = int(_read_counter(fd))
-                except (OSError, ValueError):
-                    _log.debug("%s: %s has no number in it", self.root, channel_id)
+                except (OSError, ValueError) as error:
+                    self._note_lost(channel_id, error)
                     before_ns = clock()
                     continue
                 after_ns = clock()
@@ -134,6 +135,17 @@ class RaplMeter:
         with self._lock:
             counters, self._counters = self._counters, ()
             _close_all(counters)
+
+    def _note_lost(self, channel_id: str, error: Exception) -> None:
+        """Say once that a counter gives no number."""
+        if channel_id not in self._lost:
+            self._lost.add(channel_id)
+            _log.warning(
+                "%s: the counter of %s gave no number (%s) and is left out until it does. Was its driver unloaded?",
+                self.root,
+                channel_id,
+                error,
+            )
 
     def _channel(self, zone: _Zone) -> Channel:
         return Channel(

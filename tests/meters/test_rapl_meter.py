@@ -194,6 +194,22 @@ def test_a_torn_value_is_left_out_when_the_other_counter_is_good(
         assert energy_uj == int(torn[:32]) >= 0
 
 
+def test_a_lost_counter_is_named_once_when_the_others_are_read_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log; no figure is made up for it."""
+    zone(tmp_path, "intel-rapl:0", "package-0", 7)
+    memory = zone(tmp_path, "intel-rapl:0:0", "dram", 5)
+    meter = RaplMeter(tmp_path)
+    meter.open()
+    (memory / "energy_uj").write_bytes(b"")
+    for _ in range(3):
+        assert [reading.channel_id for reading in meter.read()] == ["package-0"]
+    meter.close()
+    (record,) = caplog.records
+    assert "package-0/dram gave no number" in record.getMessage()
+
+
 def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:
     """An unloaded driver is no energy of zero."""
     zone(tmp_path, "intel-rapl:0", "package-0", b"")
