@@ -117,7 +117,8 @@ def instrument(
         tracer_provider: whose spans get energy; ``None``: the global one, and if there is none by the first call, one
             is made that exports by OTLP.
         meter_provider: records the metrics; ``None``: the global one.
-        meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"nvml"``, ``"cpu-estimate"``, a meter, or a list of these.
+        meters: ``"auto"``, ``"rapl"``, ``"scaphandre"``, ``"nvml"``, ``"cpu-estimate"``, a URL of one, a meter, or a
+            list of these.
         servers: who answers at an address, where it is not the process that listens there on this machine.
         clients: ``"auto"``, or which of ``"openai"``, ``"ollama"``, ``"http"`` and ``"langchain"`` to instrument.
         detail: ``"minimal"``, ``"standard"`` or ``"full"``: how many attributes a span gets.
@@ -125,7 +126,7 @@ def instrument(
         share: ``"equal-time"`` or ``"phase-tokens"``: how calls that are at work at once share what is above idle.
         max_hold: a finished span waits at most so long for its energy, s; 0 never holds one. ``None``: 30 s, and longer
             where readings are rarer.
-        options: ``idle_watts``, ``idle_cache``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
+        options: ``idle_watts``, ``idle_cache``, ``board``, ``scaphandre_url``, ``powercap_root``, ``grid_intensity``.
 
     Raises:
         SettingError: an argument has a value that is not allowed.

@@ -191,3 +191,9 @@ def test_idle_watts_may_be_one_number() -> None:
     """Of each CPU package, or the host."""
     assert settings({}, idle_watts=20).idle_watts == {"": 20.0}
     assert settings({"OTEL_LLM_ENERGY_IDLE_WATTS": "20"}).idle_watts == {"": 20.0}
+
+
+def test_option_is_named_when_the_one_line_is_looked_up() -> None:
+    """The docstring of `instrument` is what an editor and the API's page show."""
+    said = otel_llm_energy.instrument.__doc__ or ""
+    assert [name for name in BY_NAME if f"{name}:" not in said and f"``{name}``" not in said] == []
