@@ -27,6 +27,7 @@ import requests
 from otel_llm_energy.servers import process_cpu_ns
 from tests.support.backends import Scaphandre, running_prometheus, running_scaphandre, streaming_scaphandre
 from tests.support.burner import burning
+from tests.support.docker import contained, docker_api
 from tools.backends import obtain
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -165,6 +166,33 @@ def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int,
     (into / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
 
 
+CONTAINER = "llm-ollama-1"
+CONTAINER_LABELS = {"com.docker.compose.service": "ollama", "maintainer": "llm team"}
+
+
+def record_containers(folder: Path, into: Path) -> None:
+    """The server in a container beside the neighbour outside. Needs root, and a Scaphandre that was built with its
+    feature ``containers``: Debian's takes the option and gives no labels."""
+    zones, _ = SETS["two-sockets"]
+    with (
+        _rising(folder / "containers", zones),
+        burning(SERVER, folder, threads=2) as server,
+        burning(NEIGHBOUR, folder, duty=0.4) as neighbour,
+        contained(CONTAINER, CONTAINER_LABELS) as (container, processes),
+    ):
+        processes.write_text(str(server.pid))
+        time.sleep(1)
+        with (
+            docker_api(folder, [container]) as host,
+            running_scaphandre(folder / "containers", folder, host, "--containers") as exporter,
+        ):
+            for index in range(2):
+                body = requests.get(exporter.url, timeout=10).content
+                lines = [line for line in body.split(b"\n") if _kept(line) or _of(line, (server.pid, neighbour.pid))]
+                (into / f"containers-{index}.txt").write_text(_anonymous(b"\n".join(lines).decode(), folder))
+                time.sleep(2.2)
+
+
 def record_stream(folder: Path, into: Path) -> None:
     """Some records of the JSON exporter; of the consumers one busy program with its threads."""
     zones, _ = SETS["two-sockets"]
@@ -258,6 +286,8 @@ def main() -> None:
             record_unreadable(Path(folder), into)
             record_processes(Path(folder), into)
             record_stream(Path(folder), into)
+            if into != FIXTURES:
+                record_containers(Path(folder), into)
             if into == FIXTURES:
                 record_prometheus(Path(folder), into)
     finally:

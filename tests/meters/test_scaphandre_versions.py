@@ -13,8 +13,9 @@ from otel_llm_energy.meters.exposition import parse
 from otel_llm_energy.meters.processes import POWER, PROCESS_FAMILIES, processes
 from otel_llm_energy.meters.tail import RecordFile
 from otel_llm_energy.quantities import Channel, ProcessPower, Reading
+from otel_llm_energy.servers import Selector
 from tests.meters.exporters import ManualClock, exporter
-from tests.meters.record_fixtures import FIXTURES, NEIGHBOUR, RANGE_UJ, SERVER
+from tests.meters.record_fixtures import CONTAINER, FIXTURES, NEIGHBOUR, RANGE_UJ, SERVER
 
 THREADS_LISTED = {"1.0.0": False, "1.0.2": True}
 """Whether a version lists threads beside their process: 1.0.0 has sysinfo 0.28, Debian's 1.0.2 has 0.30."""
@@ -129,3 +130,17 @@ def test_records_have_the_power_when_the_file_is_followed(version: str, tmp_path
     readings.append(meter.read())
     found = buckets([[*each] for each in readings], "host")
     assert joules(found) == pytest.approx(55 * (times_ns[-1] - times_ns[0]) / 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [f"container:{CONTAINER}", "container:ollama", "label:container_label_maintainer=llm team", "container:{id}"],
+)
+def test_the_server_is_named_by_its_container_when_the_exporter_labels_it(named: str) -> None:
+    """By its name, its Compose service, any label of it, or the first digits of its id; the neighbour has none."""
+    page = pages("1.0.0", "containers")[1]
+    found = processes(parse([page], PROCESS_FAMILIES))
+    container_id = of(SERVER, found).labels["container_id"]
+    selector = Selector.parse(named.replace("{id}", container_id[:12]))
+    assert [selector.matches(each) for each in (of(SERVER, found), of(NEIGHBOUR, found))] == [True, False]
+    assert of(SERVER, found).microwatts > 1e6

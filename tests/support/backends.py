@@ -37,12 +37,14 @@ class Scaphandre:
 
 
 @contextmanager
-def running_scaphandre(powercap_root: Path, log_folder: Path, host: Host | None = None) -> Iterator[Scaphandre]:
+def running_scaphandre(
+    powercap_root: Path, log_folder: Path, host: Host | None = None, *options: str
+) -> Iterator[Scaphandre]:
     """The real exporter over a powercap tree. Not a request is made: the first one is the caller's."""
     host = host or Host()
     port = free_port()
-    options = ["--vm", "--no-header", "prometheus", "--address", host.address, "--port", str(port)]
-    command = [*host.enter, str(obtain("scaphandre")), *options]
+    listening = ["--vm", "--no-header", "prometheus", "--address", host.address, "--port", str(port)]
+    command = [*host.enter, str(obtain("scaphandre")), *listening, *options]
     env = {"SCAPHANDRE_POWERCAP_PATH": str(powercap_root), **scaphandre_environment()}
     with running(command, lambda: listens(port, host.address), log_folder / "scaphandre.log", env) as process:
         yield Scaphandre(f"http://{host.address}:{port}/metrics", process.pid)
