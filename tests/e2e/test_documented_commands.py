@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.typed import ROOT, blocks, typed
 from tests.support.powercap import PowercapTree
+from tools.backends import BACKENDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -47,6 +48,7 @@ class Block:
         return [command for command in found if not command.startswith(tuple(self.left_out))]
 
 
+_JAEGER = BACKENDS["jaeger"].folder
 _AWAIT = "curl -s --retry 60 --retry-all-errors --retry-delay 1 -f"
 _SERVER = f"""\
 export checkout=$PWD PATH="$PWD/.venv/bin:$PATH" OPENAI_API_KEY=unused
@@ -87,7 +89,7 @@ _BLOCKS = (
     Block(
         "README.md",
         "export OTEL_EXPORTER_OTLP_ENDPOINT",
-        before=f'"$OTEL_LLM_ENERGY_CACHE"/jaeger-*/jaeger &\n{_AN_APP}',
+        before=f"{_JAEGER}/jaeger &\n{_AN_APP}",
         after=_ITS_TRACE,
         seen=(_CALL,),
     ),
@@ -117,7 +119,7 @@ _BLOCKS = (
     Block(
         "docs/backends/jaeger.md",
         "jaeger --config",
-        before=f'PATH="$(echo "$OTEL_LLM_ENERGY_CACHE"/jaeger-*):$PATH"\n{_AN_APP}',
+        before=f'PATH="{_JAEGER}:$PATH"\n{_AN_APP}',
         after=_ITS_TRACE,
         seen=(_CALL,),
     ),
