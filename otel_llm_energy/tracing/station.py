@@ -33,6 +33,7 @@ _ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 60.0
 _KEEP_IDLE_SECONDS = 60.0
+_NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 _logger = logging.getLogger(__name__)
 
@@ -314,6 +315,7 @@ class Station:
         if self._servers.unresolved or self._servers.final:
             self._servers.sample()
             self._settle_soon()
+        self._servers.learn_names()
         return _LONGEST_BACKOFF_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
@@ -447,6 +449,7 @@ class ServerWatch:
         self._found: dict[str, Server] = {}
         self._looked_ns: dict[str, int] = {}
         self._waiting: list[tuple[str, int]] = []
+        self._to_name: list[tuple[str, int, Server]] = []
         self._next_sample_ns = 0
         self._lock = threading.Lock()
 
@@ -477,6 +480,18 @@ class ServerWatch:
             if due:
                 self._sample()
             return due
+
+    def learn_names(self) -> None:
+        """See which other names of this machine lead to the servers that were found; takes some 10 ms for each.
+
+        A call by a name that is not known yet stands for a server of its own, of which nothing is known.
+        """
+        with self._lock:  # a look-up in another thread may be under way
+            found, self._to_name = self._to_name, []
+        for key, port, server in found:
+            for name in _NAMES_OF_THIS_MACHINE:
+                if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
+                    self._keys[name, port] = key
 
     def _sample(self) -> None:
         while self._waiting:
@@ -510,13 +525,15 @@ class ServerWatch:
         self._gpus.watch(server)
         caution = server.reason if server.reason == "relay" else None
         self._books.set_server(key, slots=server.slots, caution=caution)
+        if server.pid is not None and host != THIS_PROCESS:
+            self._to_name.append((key, port, server))
         if server.reason is not None:
             _logger.info("%s", server.message)
 
     def _replace_dead(self, by_key: Mapping[str, int | None]) -> None:
         """A server that has ended may have been started again at its address."""
         now_ns = self._clock_ns()
-        for address, key in self._keys.items():
+        for address, key in list(self._keys.items()):  # calls by new names come in other threads
             gone = by_key.get(key) is None
             if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
                 self._looked_ns[key] = now_ns

@@ -11,11 +11,12 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import ServerWatch, Station
 from tests.instrument.asking import until
 from tests.instrument.test_sampling import NoActivity, _nobody
 from tests.tracing.fakes import ManualClock
@@ -164,3 +165,19 @@ def test_this_machine_is_known_by_its_names_and_addresses() -> None:
         assert is_this_machine(name), name
     for name in ("example.com", "203.0.113.7", "2001:db8::1"):
         assert not is_this_machine(name), name
+
+
+def test_call_is_the_same_servers_when_it_comes_by_another_name() -> None:
+    """From the first such call on; a name that leads to another process is another server's."""
+    answering = {"127.0.0.1": 1, "localhost": 1, "0.0.0.0": 1, "::1": 2}
+
+    def found(host: str, port: int) -> Server:
+        pid = answering[host]
+        return Server(f"pid:{pid}:0", "model", "local", pid=pid)
+
+    servers = ServerWatch(Books(Ledger(0)), NoActivity(), found, ManualClock())
+    key = servers.key("127.0.0.1", 8080)
+    servers.sample()
+    servers.learn_names()
+    assert [servers.key(name, 8080) == key for name in answering] == [True, True, True, False]
+    assert [servers.key(name, 8081) == key for name in answering] == [False] * 4
