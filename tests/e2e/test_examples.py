@@ -82,5 +82,7 @@ def test_containers_have_the_files_and_services_that_they_name_when_compose_star
     environment = services["app"]["environment"]
     for host in re.findall(r"(?:http://|^)([a-z]+):\d+", "\n".join(map(str, environment.values())), re.MULTILINE):
         assert host in services
-    for volume in services["app"]["volumes"]:
-        assert (folder / volume.split(":")[0]).is_file()
+    (checkout,) = services["app"]["volumes"]
+    source, mounted, _ = checkout.split(":")
+    assert (folder / source / "pyproject.toml").is_file()
+    assert (folder / source / Path(services["app"]["working_dir"]).relative_to(mounted) / "app.py").is_file()
