@@ -455,12 +455,13 @@ class Runtime:
         self.desk.wake()
 
     def _lag_seconds(self) -> Mapping[MeterPlace, float]:
-        return {
-            MeterPlace(each.channel.meter, each.channel.host): each.age_seconds
-            for station in self.desk.stations
-            for each in _channels(station)
-            if each.age_seconds is not None
-        }
+        """Of each meter, the age of the counter that was read least recently: one of them may be lost."""
+        ages: dict[MeterPlace, float] = {}
+        for each in [each for station in self.desk.stations for each in _channels(station)]:
+            if each.age_seconds is not None:
+                place = MeterPlace(each.channel.meter, each.channel.host)
+                ages[place] = max(each.age_seconds, ages.get(place, 0.0))
+        return ages
 
     def _start_afresh(self) -> None:
         """In a forked child: threads are gone, meters and books are the parent's."""
@@ -596,7 +597,7 @@ def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatu
     statuses = []
     for name, (channel, balance) in station.books.balance().items():
         reader = readers.get(name)
-        age_seconds = reader.age_seconds if reader else None
+        age_seconds = reader.age_seconds(name) if reader else None
         problem = str(reader.problem) if reader and reader.problem else None
         idle = baselines.get(name)
         if idle is None:

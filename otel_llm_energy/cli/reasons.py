@@ -22,6 +22,7 @@ REASONS: Final[Mapping[str, str]] = {
     "shutdown": "a shutdown could not wait for the next reading",
     "no-meter": "no meter has been read",
     "no-reading": "the meter has no reading that covers the call",
+    "counter-silent": "one of the meter's counters stands still, or cannot be read any more",
     "not-on-gpu": "only GPUs are metered, and the server uses none",
     "no-work": "the server did no work on the call",
     "remote": "the server is on another machine, and no meter is named for it (servers=)",

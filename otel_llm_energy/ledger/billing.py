@@ -28,6 +28,7 @@ _SHARED_ABOVE = 1.05
 _COARSE_WIDTH = 0.5
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
 _PARTED_WITHIN = 0.1
+_SILENT = "counter-silent"
 
 
 class Sharing(NamedTuple):
@@ -54,7 +55,12 @@ class _Sums:
 
 
 def bill_for(
-    entry: Entry, sweeps: Sequence[Sweep], timeline: Timeline, sharing: Sharing, reason: str | None
+    entry: Entry,
+    sweeps: Sequence[Sweep],
+    timeline: Timeline,
+    sharing: Sharing,
+    reason: str | None,
+    silent: Sequence[Sweep] = (),
 ) -> tuple[Bill, dict[str, int]]:
     """The bill of a closed entry, and its energy by channel in nanojoules.
 
@@ -64,6 +70,8 @@ def bill_for(
         timeline: of its server.
         sharing: how calls share.
         reason: why it is billed ahead of the sweep; ``None`` if all is swept.
+        silent: channels whose counters stand still. Without its memory's energy a bill is degraded, without that of a
+            CPU, a GPU or the host there would be little in it: then there is none.
     """
     if not sweeps:
         return unavailable(reason or "no-meter"), {}
@@ -72,8 +80,13 @@ def bill_for(
         return unavailable(reason or "no-work"), {}
     stretches = entry.stretches
     sweeps = _used(entry, sweeps)
+    missing = _used(entry, silent)
+    if any(sweep.is_main for sweep in missing):
+        return unavailable(_SILENT), {}
     if not sweeps:
         return unavailable(reason or "not-on-gpu"), {}
+    if missing:
+        reason = reason or _SILENT
     coverage = min([_covered_ns(stretches, sweep) for sweep in sweeps]) / work_ns
     if coverage < _LEAST_COVERAGE:
         return unavailable(reason or "no-reading"), {}

@@ -36,13 +36,21 @@ class Bucket:
 
 
 class Counter:
-    """Turns raw cumulative readings of one channel into buckets."""
+    """Turns raw cumulative readings of one channel into buckets.
+
+    Attributes:
+        heard_ns: when it last said something new; ``None`` before the first reading.
+        has_moved: it has counted something since it was opened.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._range_uj = channel.range_uj
         self._plausible_watts = 2 * channel.limit_watts if channel.limit_watts else _PLAUSIBLE_WATTS
         self._last: Reading | None = None
         self._gap: str | None = None
+        self._silent = False
+        self.heard_ns: int | None = None
+        self.has_moved = False
 
     @property
     def last(self) -> Reading | None:
@@ -53,12 +61,21 @@ class Counter:
         """What comes next cannot be joined to what was: the next bucket is a gap."""
         self._gap = reason
 
+    def silence(self) -> None:
+        """Nobody waits for it any more: repeats are not looked at, and what comes after them is joined to nothing."""
+        self._silent = True
+
     def read(self, reading: Reading) -> Bucket | None:
         """Take the next reading; the bucket that it closes, if it closes one."""
         last = self._last
         if last is None:
             self._last = reading
+            self.heard_ns = _instant(reading)
             return None
+        if self._silent:
+            if reading.energy_uj == last.energy_uj:
+                return None
+            self._silent, self._gap = False, "silent"
         start_ns, end_ns = _instant(last), _instant(reading)
         if end_ns <= start_ns or _overtaken(last, reading):
             return None
@@ -66,6 +83,9 @@ class Counter:
             return None
         energy_uj, gap = self._difference(last, reading, end_ns - start_ns)
         self._last, self._gap = reading, None
+        if gap != "frozen":
+            self.heard_ns = end_ns
+        self.has_moved = self.has_moved or energy_uj > 0
         errors_ns, steady = (_error(last), _error(reading)), last.state == reading.state
         return Bucket(start_ns, end_ns, energy_uj * NJ_PER_UJ, *errors_ns, gap, reading.state, steady)
 

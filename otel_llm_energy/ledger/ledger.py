@@ -23,6 +23,8 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, I
 
 _ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
 _KEEP_FREE_NS = 2 * NS_PER_SECOND
+# A counter that said nothing new for so long, while others of its meter did, is waited for no more.
+_SILENT_NS = 5 * NS_PER_SECOND
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class _Account:
     counter: Counter
     sweep: Sweep
     pending: deque[Bucket] = field(default_factory=deque)
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +234,7 @@ class Ledger:
         ``breathe`` is called between two pieces of work of some 50 us.
         """
         self._freeze(now_ns)
+        self._find_silent()
         for account in self._accounts.values():
             for _ in self._sweep(account, now_ns - self._max_wait_ns):
                 breathe()
@@ -344,25 +348,45 @@ class Ledger:
             account.sweep.sweep(bucket, timelines, activity)
             yield bucket
 
+    def _find_silent(self) -> None:
+        """One counter of several that stands still, or is not to be read any more, holds nothing up for long."""
+        heard_ns: dict[str, int] = {}
+        for account in self._accounts.values():
+            meter, last_ns = account.sweep.channel.meter, account.counter.heard_ns
+            if last_ns is not None:
+                heard_ns[meter] = max(heard_ns.get(meter, last_ns), last_ns)
+        for account in self._accounts.values():
+            last_ns = account.counter.heard_ns
+            was_silent = account.silent
+            account.silent = last_ns is not None and heard_ns[account.sweep.channel.meter] - last_ns >= _SILENT_NS
+            if account.silent and not was_silent:
+                account.counter.silence()
+
+    def _swept_ns(self) -> int | None:
+        """Up to where all is swept that is waited for."""
+        return min((each.sweep.swept_ns for each in self._accounts.values() if not each.silent), default=None)
+
     def _due(self) -> Iterator[Entry]:
-        swept_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=None)
+        swept_ns = self._swept_ns()
         while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
             _, _, entry = heappop(self._closed)
             if entry.bill is not None:
                 self._correct(entry, self._forced.pop(entry, {}))
                 continue
             billed_nj = self._bill(entry, None)
-            if not (billed_nj and entry.charged_exactly):
+            if not (len(billed_nj) == len(self._accounts) and entry.charged_exactly):
                 self._correct(entry, billed_nj)
             yield entry
 
     def _bill(self, entry: Entry, reason: str | None) -> Mapping[str, int]:
         """Bill an entry; its energy by channel, nanojoules."""
-        sweeps = [account.sweep for account in self._accounts.values()]
+        accounts = self._accounts.values()
+        sweeps = [account.sweep for account in accounts if not account.silent]
+        silent = [each.sweep for each in accounts if each.silent and (each.counter.has_moved or each.sweep.is_main)]
         books = self._servers[entry.server]
         entry.caution = books.caution or self.caution
         sharing = Sharing(self._idle, self._share)
-        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, sharing, reason)
+        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, sharing, reason, silent)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
         return by_channel
@@ -374,7 +398,8 @@ class Ledger:
 
     def _forget(self) -> None:
         """Drop what no bill and no cell will ask for any more."""
-        oldest_ns = min((account.sweep.swept_ns for account in self._accounts.values()), default=self._frozen_ns())
+        swept_ns = self._swept_ns()
+        oldest_ns = self._frozen_ns() if swept_ns is None else swept_ns
         steps_ns = oldest_ns - _KEEP_FREE_NS
         for books in self._servers.values():
             oldest = next(iter(books.open), None)

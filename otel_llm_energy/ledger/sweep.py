@@ -146,6 +146,11 @@ class Sweep:
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
         self._idle_in_common = idle == "time" and channel.component != "gpu"
 
+    @property
+    def is_main(self) -> bool:
+        """Of what its server draws, most is here: nothing but memory is a minor part."""
+        return self.channel.component != "memory"
+
     def clocks(self, server: str) -> ServerClocks:
         """The clocks of a server."""
         if server not in self._clocks:

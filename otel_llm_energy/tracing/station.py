@@ -167,7 +167,7 @@ class Station:
                 "channel": channel_to_json(channel),
                 "idle_watts": baselines[channel.id].watts if channel.id in baselines else None,
                 "idle_origin": baselines[channel.id].origin if channel.id in baselines else "unknown",
-                "age_seconds": reader.age_seconds,
+                "age_seconds": reader.age_seconds(channel.id),
                 "problem": None if reader.problem is None else str(reader.problem),
             }
             for reader in self.meters
@@ -351,6 +351,7 @@ class MeterReader:
         self.open_meter = open_meter
         self.problem: MeterError | None = None
         self.last_reading_ns: int | None = None
+        self._read_ns: dict[str, int] = {}  # the newest reading of each channel
         self._books = books
         self._on_reading = on_reading
         self._clock_ns = clock_ns
@@ -363,10 +364,10 @@ class MeterReader:
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
 
-    @property
-    def age_seconds(self) -> float | None:
-        """Of the newest reading; ``None`` before the first."""
-        return None if self.last_reading_ns is None else (self._clock_ns() - self.last_reading_ns) / NS_PER_SECOND
+    def age_seconds(self, channel_id: str) -> float | None:
+        """Of a channel's newest reading; ``None`` before the first."""
+        read_ns = self._read_ns.get(channel_id)
+        return None if read_ns is None else (self._clock_ns() - read_ns) / NS_PER_SECOND
 
     def start(self) -> None:
         self._poller.start()
@@ -411,6 +412,8 @@ class MeterReader:
         mine = [reading for reading in readings if reading.channel_id in self._wanted]
         if mine:
             self.last_reading_ns = mine[-1].latest_ns
+            for reading in mine:
+                self._read_ns[reading.channel_id] = reading.latest_ns
             self._books.read(mine)
 
     def _failed(self, error: MeterError, seconds: float) -> float:
