@@ -138,9 +138,14 @@ class Books:
         return self._opened
 
     @property
-    def all_settled(self) -> bool:
-        """Every claim that was closed has its bill."""
-        return self._closed == self._settled
+    def closed(self) -> int:
+        """How many claims were ever closed."""
+        return self._closed
+
+    @property
+    def settled(self) -> int:
+        """How many of those have their bill."""
+        return self._settled
 
     # From the callers' threads
 

@@ -97,7 +97,7 @@ class Desk(Protocol):
     """Where claims are settled. Thread-safe."""
 
     def hasten(self, timeout_seconds: float) -> None:
-        """Ask for readings now and wait until all closed claims are settled, or for the timeout."""
+        """Ask for readings now and wait until all claims closed by now are settled, or for the timeout."""
 
     def force(self, claims: Iterable[Claim], reason: str) -> None:
         """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""

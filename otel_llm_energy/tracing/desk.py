@@ -137,11 +137,15 @@ class SettlingDesk:
     # Settling
 
     def hasten(self, timeout_seconds: float) -> None:
-        """Ask for readings now and wait until all closed claims are settled, or for the timeout."""
+        """Ask for readings now and wait until all claims that are closed by now are settled, or for the timeout.
+
+        Calls that end meanwhile are not waited for: there may be no end of them.
+        """
+        closed = {station.books: station.books.closed for station in self.stations}
         for station in self.stations:
             station.hasten()
         with self._settled:
-            self._settled.wait_for(self._all_settled, timeout_seconds)
+            self._settled.wait_for(lambda: all(each.settled >= closed[each] for each in closed), timeout_seconds)
 
     def settle_now(self, timeout_seconds: float, reason: str) -> None:
         """Settle all closed claims, waiting for readings at most for the timeout, and report the balance.
@@ -199,8 +203,7 @@ class SettlingDesk:
             self._tell(done)
         self.report_balance()
         with self._settled:
-            if self._all_settled():
-                self._settled.notify_all()
+            self._settled.notify_all()
         return _LOOK_SECONDS
 
     def _give_up(self, station: Station, reason: str) -> list[Claim]:
@@ -208,9 +211,6 @@ class SettlingDesk:
         patience_seconds = min(station.period_seconds + _PROBLEM_PATIENCE_SECONDS, self.max_hold_seconds)
         overdue = station.books.unsettled(self._clock_ns() - int(patience_seconds * NS_PER_SECOND))
         return station.books.force(overdue, reason) if overdue else []
-
-    def _all_settled(self) -> bool:
-        return all(station.books.all_settled for station in self.stations)
 
     def _tell(self, claims: Sequence[Claim]) -> None:
         for listener in self._listeners():

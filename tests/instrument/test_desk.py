@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -90,6 +91,23 @@ def test_calls_that_wait_are_billed_when_settling_cannot_wait() -> None:
     assert closed.bill.reason == "flush"
     assert still_open.bill is None
     assert office.listener.told == [closed]
+
+
+def test_only_calls_that_have_ended_are_waited_for_when_settling_is_hastened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that call without end would otherwise keep a flush, or the interpreter's exit, waiting to its bound."""
+    office = Office()
+    ended = office.call()
+    asked = threading.Event()
+    monkeypatch.setattr(office.station, "hasten", asked.set)
+    waiting = threading.Thread(target=office.desk.hasten, args=(120,), daemon=True)
+    waiting.start()
+    assert asked.wait(20)
+    later = office.call()
+    office.books.force([ended], "flush")
+    office.desk._settle()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert later.bill is None
 
 
 def test_call_that_began_before_a_fork_touches_nothing_of_the_parents() -> None:
