@@ -326,10 +326,11 @@ def _print_bounds(rows: Sequence[Row]) -> None:
         "   target >= 95 % of at least 500"
     )
     lone = [row for row in rows if row.shape.lone and row.shape.name != "edges"]
-    coarse = [s for row in lone if row.meter == "scaphandre" for s in row.samples if s.work_seconds >= _LONG_SECONDS]
-    fine = [sample for row in lone if row.meter == "rapl" for sample in row.samples]
-    print(f"  median width, lone calls of {_LONG_SECONDS:g} s and more, Scaphandre {_width(coarse)}   target <= 30 %")
-    print(f"  median width, lone calls, RAPL {_width(fine)}   target <= 5 %")
+    print(f"  median width of lone calls of {_LONG_SECONDS:g} s and more, and of all lone calls:")
+    for meter, target in (("scaphandre", "30 %"), ("rapl", "5 %")):
+        calls = [sample for row in lone if row.meter == meter for sample in row.samples]
+        long = [sample for sample in calls if sample.work_seconds >= _LONG_SECONDS]
+        print(f"    {meter:10}  {_width(long)}   target <= {target};  {_width(calls)}")
 
 
 def _width(samples: Sequence[Sample]) -> str:
