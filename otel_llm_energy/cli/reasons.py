@@ -14,6 +14,7 @@ REASONS: Final[Mapping[str, str]] = {
     "board-unusable": "processes of this host cannot share their metering, and others may call the same server",
     "board-mismatch": "a process of this host has other settings or another version; neither sees the other's calls",
     "relay": "what listens at the address passes calls on; who works is not known, or was only seen behind it",
+    "not-listening": "nothing listens at the address here, though it answered: the network passes calls on",
     "max-hold": "the reading that covers the call did not come within max_hold",
     "hold-limit": "too many spans were held",
     "not-held": "max_hold is 0, so no reading was waited for",

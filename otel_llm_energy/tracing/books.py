@@ -210,7 +210,7 @@ class Books:
         self._note((Books._to_ledger, self, "interrupt", reason))
 
     def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
-        """More has become known of a server. ``caution`` is a reason that its bills are degraded."""
+        """More has become known of a server. ``caution`` is a reason that its bills are degraded, empty for none."""
         self._note((Books._add_server, self, server, slots, caution))
 
     def _note(self, *events: _Event) -> None:

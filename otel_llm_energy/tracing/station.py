@@ -34,6 +34,8 @@ _DISCOVER_AGAIN_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 60.0
 _KEEP_IDLE_SECONDS = 60.0
 _NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+# Reasons for which it is in doubt whether this machine's energy is the server's at all.
+_CAUTIONS = frozenset({"relay", "not-listening"})
 
 _logger = logging.getLogger(__name__)
 
@@ -515,9 +517,12 @@ class ServerWatch:
         key = f"{host}:{port}"
         server = self._resolve(host, port)
         self._looked_ns[key] = self._clock_ns()
+        caution = server.reason if server.reason in _CAUTIONS else ""
         known = next((name for name, other in self._found.items() if other.id == server.id), None)
         if known is not None and known != key:
             self._keys[host, port] = known
+            if caution:
+                self._books.set_server(known, slots=None, caution=caution)
             return
         old = self._found.get(key)
         if old is not None and old.id != server.id:
@@ -526,7 +531,6 @@ class ServerWatch:
         self._found[key] = server
         self._activity.watch(server)
         self._gpus.watch(server)
-        caution = server.reason if server.reason == "relay" else None
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.pid is not None and host != THIS_PROCESS:
             self._to_name.append((key, port, server))

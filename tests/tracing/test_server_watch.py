@@ -1,0 +1,88 @@
+"""What becomes known of the server at an address while its calls go on."""
+
+from __future__ import annotations
+
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
+
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
+from otel_llm_energy.servers import Server
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.station import ServerWatch
+
+OLLAMA = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1)
+BEHIND_NGINX = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1, reason="relay", message="nginx")
+NGINX = Server("local:localhost:80", "localhost:80", "local", reason="relay", message="nginx")
+NOBODY = Server("unknown:localhost:80", "localhost:80", "unknown", reason="not-listening", message="Nothing listens.")
+
+
+class Idle:
+    """No server does anything; those that are watched."""
+
+    def __init__(self) -> None:
+        self.watched: dict[str, Server] = {}
+
+    def watch(self, server: Server) -> None:
+        self.watched[server.id] = server
+
+    def forget(self, server_id: str) -> None:
+        del self.watched[server_id]
+
+    def sample(self) -> ActivitySample:
+        by_server_ns = {name: None if server.pid is None else 0 for name, server in self.watched.items()}
+        return ActivitySample("cpu", 1, 0, by_server_ns, 1, 0, 0)
+
+    def close(self) -> None:
+        self.watched.clear()
+
+
+class Watched:
+    """A watch over addresses that are answered as the test says."""
+
+    def __init__(self, answers: dict[int, Server]) -> None:
+        self.answers = answers
+        self.ledger = Ledger(0)
+        self.books = Books(self.ledger)
+        self.now_ns = NS_PER_SECOND
+        self.watch = ServerWatch(self.books, Idle(), lambda _, port: self.answers[port], lambda: self.now_ns)
+
+    def caution(self, port: int) -> str | None:
+        """Why bills of calls to this port are degraded, after it was looked up."""
+        name = self.watch.key("localhost", port)
+        self.watch.sample()
+        name = self.watch.key("localhost", port)
+        self.books.settle()
+        return self.ledger.servers[name][1]
+
+
+def test_bills_say_so_when_nothing_listens_where_calls_are_answered() -> None:
+    """The work may be another machine's."""
+    assert Watched({80: NOBODY}).caution(80) == "not-listening"
+
+
+def test_nothing_is_said_of_a_server_that_is_a_process_of_this_machine() -> None:
+    """Nor of one that is only hidden: it is here."""
+    hidden = Server("local:localhost:81", "localhost:81", "local", reason="hidden")
+    watched = Watched({80: OLLAMA, 81: hidden})
+    assert not watched.caution(80)
+    assert not watched.caution(81)
+
+
+def test_bills_say_relay_when_the_server_was_only_seen_behind_one() -> None:
+    """Also where it was known by an address of its own before: calls of both share its work."""
+    watched = Watched({11434: OLLAMA, 80: BEHIND_NGINX})
+    assert not watched.caution(11434)
+    assert watched.caution(80) == "relay"
+    assert watched.watch.key("localhost", 80) == watched.watch.key("localhost", 11434)
+
+
+def test_caution_is_taken_back_when_the_server_is_there_at_last() -> None:
+    """It was looked up while it was being started."""
+    watched = Watched({80: NOBODY})
+    assert watched.caution(80) == "not-listening"
+    watched.answers[80] = OLLAMA
+    watched.now_ns += 10 * NS_PER_SECOND
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    watched.watch.sample()  # only while calls are open is one that is gone looked up again
+    assert not watched.caution(80)
