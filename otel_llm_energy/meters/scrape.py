@@ -187,13 +187,19 @@ def _reason(error: Exception) -> str:
     return "meter-refused" if isinstance(error, OSError) else "meter-truncated"
 
 
-def _tls_problem(error: BaseException | None) -> str | None:
+def _tls_problem(error: BaseException) -> str | None:
     """What TLS found wrong; ``None`` if it is something else that failed."""
-    while error is not None and not isinstance(error, ssl.SSLError):
-        error = error.__cause__ or error.__context__
-    if error is None:
-        return None
-    return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+    import requests
+
+    cause = error
+    while not isinstance(cause, ssl.SSLError) and (earlier := cause.__cause__ or cause.__context__):
+        cause = earlier
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason
+    # urllib3 < 2 compares the host's name itself, by an error of its own.
+    return str(cause) if isinstance(error, requests.exceptions.SSLError) else None
 
 
 def _split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
