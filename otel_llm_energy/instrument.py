@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from opentelemetry import trace
@@ -19,7 +19,7 @@ from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
-from otel_llm_energy.settings import SettingError, settings
+from otel_llm_energy.settings import SettingError, Settings, settings
 from otel_llm_energy.tracing.claims import Claim, metric_attributes
 from otel_llm_energy.tracing.enrich import Tokens
 from otel_llm_energy.tracing.foreign import Told
@@ -39,19 +39,30 @@ _logger = logging.getLogger(__name__)
 class Instrumentation:
     """What `instrument()` started, and how to look at it, flush it and undo it."""
 
-    def __init__(self, runtime: Runtime | None, clients: Sequence[str]) -> None:
+    def __init__(self, runtime: Runtime | None, options: Settings) -> None:
         self._runtime = runtime
+        self._options = options
         self._undo: list[Callable[[], None]] = []
         if runtime is not None:
             observer = runtime.watch = CallMeter(runtime)
             runtime.start()
             add_observer(observer)
-            self._undo = [lambda: remove_observer(observer), *_instrument_clients(clients, runtime)]
+            self._undo = [lambda: remove_observer(observer), *_instrument_clients(options.clients, runtime)]
 
     @property
     def active(self) -> bool:
         """Calls are measured; not so after `uninstrument`, or with ``OTEL_SDK_DISABLED``."""
         return self._runtime is not None
+
+    def keeps(self, options: Settings, given: Iterable[str]) -> None:
+        """It was asked for again with these options: say which of those that are given are not heeded."""
+        ignored = [name for name in given if getattr(options, name) != getattr(self._options, name)]
+        if ignored:
+            _logger.warning(
+                "instrument() was called before and goes on as it is; not heeded: %s. To change options call"
+                " uninstrument() of what it returned first.",
+                ", ".join(ignored),
+            )
 
     def uninstrument(self) -> None:
         """Hand on what is held, stop measuring and leave no trace. A repeat does nothing."""
@@ -110,8 +121,8 @@ def instrument(
 ) -> Instrumentation:
     """Measure the energy of every LLM call of this process and put it on the call's span.
 
-    Calling it again returns what is active already. Every option can also be given as ``OTEL_LLM_ENERGY_...``; the
-    argument wins. See `otel_llm_energy.settings.OPTIONS` for all of them.
+    Calling it again returns what is active already, and warns of options that are other than those. Every option can
+    also be given as ``OTEL_LLM_ENERGY_...``; the argument wins. See `otel_llm_energy.settings.OPTIONS` for all of them.
 
     Args:
         tracer_provider: whose spans get energy; ``None``: the global one, and if there is none by the first call, one
@@ -145,10 +156,11 @@ def instrument(
         # A repeat takes no new options; wrong ones are an error all the same, and variables have warned already.
         chosen = settings({} if _registry else None, **given, **options)
         if _registry:
+            _registry[0].keeps(chosen, [name for name, value in {**given, **options}.items() if value is not None])
             return _registry[0]
         disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
         runtime = None if disabled else Runtime(chosen, tracer_provider, meter_provider)
-        made = Instrumentation(runtime, chosen.clients)
+        made = Instrumentation(runtime, chosen)
         _registry.append(made)
         return made
 

@@ -541,6 +541,11 @@ def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
         taken=taken,
     )
     meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
+    channels = {channel.id for each in meters for channel in each.channels}
+    strange = options.idle_watts.keys() - channels - {""}
+    if meters and strange:
+        names, read = ", ".join(sorted(strange)), ", ".join(sorted(channels))
+        _logger.warning("idle_watts: no counter of the name %s is read. There are %s.", names, read)
     return replace(found, meters=meters)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ METER_URLS: Final = (
 )
 CLIENTS: Final = ("openai", "ollama", "http", "langchain")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
+_LIKE: Final = 0.75  # of difflib's ratio: DETIAL is like DETAIL, and CACHE, which is no option but exists, like none
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -302,8 +304,18 @@ def settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Sett
     if unknown:
         raise TypeError(f"{unknown}: no such option. There are {', '.join(option.name for option in OPTIONS)}.")
     environ = os.environ if environ is None else environ
+    _warn_of_misspelt(environ)
     values = {option.name: _value(option, arguments.get(option.name), environ) for option in OPTIONS}
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+
+
+def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+    names = [option.variable.removeprefix(_PREFIX) for option in OPTIONS]
+    for variable in environ:
+        name = variable.removeprefix(_PREFIX)
+        meant = get_close_matches(name, names, n=1, cutoff=_LIKE) if variable.startswith(_PREFIX) else []
+        if meant and name not in names:
+            _logger.warning("%s is no option and does nothing: is %s meant?", variable, _PREFIX + meant[0])
 
 
 def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> _T:

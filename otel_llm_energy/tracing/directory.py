@@ -38,6 +38,8 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``; raises `ValueError`."""
+        if "/" in text:
+            raise ValueError(f"{text!r}: an address is a host and a port, without http:// and path.")
         host, colon, port = text.rpartition(":")
         if not colon or (text.count(":") > 1 and not text.startswith("[")):
             return cls(text.strip("[]").lower(), None)

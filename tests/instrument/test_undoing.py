@@ -127,9 +127,13 @@ def test_it_can_be_done_again_when_it_was_undone(
     assert all((call.attributes or {})[names.JOULES] for call in calls(exporter))
 
 
-def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, provider: TracerProvider) -> None:
-    """Whatever it is given; what is wrong is an error all the same."""
-    assert otel_llm_energy.instrument(detail="full") is energy
+def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it is given; it warns of what is not heeded, and what is wrong is an error all the same."""
+    assert otel_llm_energy.instrument(meters="rapl", detail="standard") is energy
+    assert caplog.messages == []
+    assert otel_llm_energy.instrument(meters="rapl", detail="full", idle_watts=20) is energy
+    (warning,) = caplog.messages
+    assert "not heeded: detail, idle_watts." in warning
     with pytest.raises(otel_llm_energy.SettingError):
         otel_llm_energy.instrument(detail="verbose")  # type: ignore[arg-type]
 
@@ -213,3 +217,16 @@ def test_process_that_the_user_names_is_metered_here_whatever_its_address() -> N
     other = Claim()
     runtime.desk.open(other, "model.example", 8081, "openai", "chat")
     assert (other.books, other.reason) == (None, "remote")
+
+
+def test_idle_power_of_a_counter_that_is_not_there_is_pointed_out(
+    powercap: PowercapTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A misspelt name would do nothing, silently."""
+    energy = otel_llm_energy.instrument(
+        meters="rapl", powercap_root=powercap.root, clients=[], idle_watts={"package-9": 20, "package-0": 20}
+    )
+    until_metered(energy)
+    energy.uninstrument()
+    assert "idle_watts: no counter of the name package-9 is read." in caplog.text
+    assert "There are package-0, package-0/dram." in caplog.text

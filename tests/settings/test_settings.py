@@ -50,6 +50,7 @@ WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
         ({"ollama:11434": "http://"}, "ollama:11434=http://"),
         ({"ollama:11434": "http://x:80/m#program:y"}, "ollama:11434=http://x:80/m#program:y"),
         ({"ollama:11434": 5}, "ollama:11434"),
+        ({"http://ollama:11434/v1": "pid:1"}, "http://ollama:11434/v1=pid:1"),
     ),
     "clients": ((["anthropic"], "anthropic"), (5, "5")),
     "detail": (("verbose", "verbose"),),
@@ -197,3 +198,11 @@ def test_option_is_named_when_the_one_line_is_looked_up() -> None:
     """The docstring of `instrument` is what an editor and the API's page show."""
     said = otel_llm_energy.instrument.__doc__ or ""
     assert [name for name in BY_NAME if f"{name}:" not in said and f"``{name}``" not in said] == []
+
+
+def test_misspelt_variable_is_pointed_out_with_the_one_that_is_meant(caplog: pytest.LogCaptureFixture) -> None:
+    """It would do nothing, silently. Variables that are like no option are somebody else's."""
+    settings({"OTEL_LLM_ENERGY_DETIAL": "full", "OTEL_LLM_ENERGY_DETAIL": "full", "OTEL_LLM_ENERGY_CACHE": "/x"})
+    (message,) = caplog.messages
+    assert message.startswith("OTEL_LLM_ENERGY_DETIAL is no option")
+    assert message.endswith("is OTEL_LLM_ENERGY_DETAIL meant?")
