@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from ollama import Client
 
 from otel_llm_energy import conventions as names
 from tests.e2e.conftest import RunApp
@@ -53,7 +54,8 @@ def openai_spans(openai_run: float, jaeger: Jaeger) -> list[JaegerSpan]:
 
 @pytest.fixture(scope="module")
 def ollama_spans(run_app: RunApp, ollama: Ollama, jaeger: Jaeger) -> list[JaegerSpan]:
-    """What Jaeger has of the three calls of the Ollama script, each a trace of its own."""
+    """What Jaeger has of the three calls of the Ollama script, each a trace of its own; the first loads the model."""
+    Client(ollama.host).generate(ollama.model, keep_alive=0)  # unloads it, if an earlier test has asked
     run_app("ask_ollama.py", OLLAMA_SERVICE, {"OLLAMA_HOST": ollama.host, "APP_MODEL": ollama.model})
     return spans_of(jaeger.await_traces(OLLAMA_SERVICE, count=3))
 
