@@ -64,6 +64,14 @@ def test_tempo_accepts_its_file_when_it_verifies_it() -> None:
     _check([binary("tempo"), f"-config.file={CONFIG / 'tempo.yaml'}", "-config.expand-env=true", "-config.verify=true"])
 
 
+def test_tempo_3_takes_the_variables_of_tempo_2_and_nothing_that_was_removed_when_it_is_used_instead() -> None:
+    """All that can be held to without a Tempo 3: its migration guide names the blocks that it refuses."""
+    old, new = ((CONFIG / name).read_text() for name in ("tempo.yaml", "tempo-3.yaml"))
+    assert set(re.findall(r"\$\{(\w+)", new)) == set(re.findall(r"\$\{(\w+)", old))
+    assert not set(yaml.safe_load(new)) & {"ingester", "ingester_client", "compactor", "metrics_generator_client"}
+    assert "local_blocks" not in new
+
+
 @pytest.mark.parametrize(
     "words",
     [
