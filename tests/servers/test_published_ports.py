@@ -6,7 +6,6 @@ that name and with its options, since Docker cannot run here.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from otel_llm_energy.servers.procfs import Procfs
 from tests.instrument.asking import until
 from tests.servers.processes import working_server
 from tests.support.children import listens
-from tests.support.hosts import CONTAINER_ADDRESS, container
+from tests.support.hosts import CONTAINER_ADDRESS, container, may_make_namespaces
 
 FIB_TRIE = """\
 Main:
@@ -50,7 +49,7 @@ def test_a_namespaces_own_address_is_known_when_its_table_shows_it(address: str,
 SERVER = "import socket, sys; s = socket.create_server((sys.argv[1], 9000)); x = [s.accept() for _ in range(99)]"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
+@pytest.mark.skipif(not may_make_namespaces(), reason="only root can make namespaces")
 def test_the_containers_processes_are_the_server_when_docker_proxy_listens(tmp_path: Path) -> None:
     """Its first process and all below it, by their numbers on this host; their CPU time is the server's."""
     with container(sys.executable, "-c", SERVER, CONTAINER_ADDRESS) as inside:

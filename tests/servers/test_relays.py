@@ -5,7 +5,6 @@ What is known of each is how it was started, and whom it is connected to.
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -23,12 +22,12 @@ from otel_llm_energy.servers.sockets import connections
 from tests.instrument.asking import until
 from tests.servers.processes import working_server
 from tests.support.children import free_port, listens
-from tests.support.hosts import CONTAINER_ADDRESS, container
+from tests.support.hosts import CONTAINER_ADDRESS, container, may_make_namespaces
 
 RELAY = Path(__file__).with_name("relay.py")
 LISTENING = "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); x = [s.accept() for _ in range(99)]"
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
+needs_namespaces = pytest.mark.skipif(not may_make_namespaces(), reason="only root can make namespaces")
 
 
 @contextmanager
@@ -148,7 +147,7 @@ def test_a_relay_that_the_user_names_is_none_the_less_one(tmp_path: Path) -> Non
         assert (resolve_named("name:traefik").pid, resolve_named("name:traefik").reason) == (None, "relay")
 
 
-@needs_root
+@needs_namespaces
 def test_the_containers_server_is_it_when_only_iptables_publishes_its_port(tmp_path: Path) -> None:
     """podman's way, and docker's without its proxy: nothing listens here, one program that runs models does there."""
     port = free_port()
@@ -164,7 +163,7 @@ def test_the_containers_server_is_it_when_only_iptables_publishes_its_port(tmp_p
     assert by_its_address.pid is not None
 
 
-@needs_root
+@needs_namespaces
 @pytest.mark.parametrize(("proxy", "follows"), [("rootlessport", True), ("pasta", True), ("nginx", False)])
 def test_the_containers_server_is_it_when_a_rootless_proxy_publishes_its_port(
     tmp_path: Path, proxy: str, follows: bool

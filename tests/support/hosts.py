@@ -31,7 +31,7 @@ class Host:
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts for the length of the block."""
-    if not _may_make_namespaces():
+    if not may_make_namespaces():
         yield Host("127.0.0.2"), Host("127.0.0.3")
         return
     with ExitStack() as stack:
@@ -48,9 +48,10 @@ def container(*command: str) -> Iterator[Host]:
         yield host
 
 
-def _may_make_namespaces() -> bool:
+def may_make_namespaces() -> bool:
+    """Whether this process may make networks and processes of their own: root may, on most machines."""
     try:
-        command = ["unshare", "--net", "--pid", "--fork", "true"]
+        command = ["unshare", "--net", "--pid", "--fork", "ip", "link"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
