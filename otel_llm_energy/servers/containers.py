@@ -29,7 +29,7 @@ def roots_at(address: str, procfs: Procfs) -> list[int]:
             return []
     except ValueError:
         return []
-    roots = procfs.roots(pid for pid in procfs.pids() if procfs.has_address(pid, address))
+    roots = procfs.roots(pid for pid in procfs.pids() if address in procfs.addresses(pid))
     if len(roots) < 2:
         return roots
     return [root for root in roots if any(runs_models(member, procfs) for member in procfs.tree(root))]

@@ -103,12 +103,12 @@ class Procfs:
             found.extend(child for child in self.children(member) if child not in found)
         return found
 
-    def has_address(self, pid: int, address: str) -> bool:
-        """Whether the network namespace that it lives in has this IPv4 address."""
+    def addresses(self, pid: int) -> set[str]:
+        """The IPv4 addresses of the network namespace that it lives in."""
         lines = (self._read(f"{pid}/net/fib_trie") or b"").decode(errors="replace").split("\n")
-        return any(
-            line.strip() == f"|-- {address}" and "/32 host LOCAL" in following for line, following in pairwise(lines)
-        )
+        return {
+            line.strip().removeprefix("|-- ") for line, following in pairwise(lines) if "/32 host LOCAL" in following
+        }
 
     def roots(self, pids: Iterable[int]) -> list[int]:
         """Those of the processes that descend from no other of them."""

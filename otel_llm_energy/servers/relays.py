@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from otel_llm_energy.servers.containers import roots_at, runs_models
+from otel_llm_energy.servers.containers import runs_models
 from otel_llm_energy.servers.procfs import Procfs
-from otel_llm_energy.servers.sockets import IPAddress, connections, is_local_address, listeners, those_reached
+from otel_llm_energy.servers.sockets import connections, is_local_address, listeners, those_reached
 
 # socat(1): the address types that connect, each with host and port; options follow after a comma.
 _SOCAT_TARGET = re.compile(r"(?:TCP[46]?|OPENSSL)(?:-CONNECT)?:(\[[^\]]+\]|[^:,]+):(\d+)(?:,.*)?", re.IGNORECASE)
@@ -34,16 +34,19 @@ def publishing_roots(port: int, procfs: Procfs) -> list[int]:
 
 
 def connected_roots(relay: int, procfs: Procfs) -> list[int]:
-    """The programs that run models to which a relay, or a process below it, is connected just now."""
+    """The programs that run models to which a relay, or a process below it, is connected just now.
+
+    Here, or in a container of this host. A relay may hold thousands of connections, most of them its clients'.
+    """
     held = {inode for member in procfs.tree(relay) for inode in procfs.sockets(member)}
     ends = {(one.address, one.port) for one in connections(procfs) if one.inode in held}
-    found = {pid for address, port in ends for pid in _holders(address, port, procfs)}
-    return procfs.roots(pid for pid in found if runs_models(pid, procfs))
-
-
-def _holders(address: IPAddress, port: int, procfs: Procfs) -> Iterable[int]:
-    """The processes that answer at an address of this machine, or may do so in a container of this host."""
-    if is_local_address(address):
-        inodes = {listener.inode for listener in those_reached(listeners(procfs), address, port)}
-        return [pid for pid in procfs.pids() if not inodes.isdisjoint(procfs.sockets(pid))]
-    return [member for root in roots_at(str(address), procfs) for member in procfs.tree(root)]
+    local = {address for address in {address for address, _ in ends} if is_local_address(address)}
+    elsewhere = {str(address) for address, _ in ends if address not in local}
+    ours = list(listeners(procfs))
+    reached = {one.inode for address, port in ends if address in local for one in those_reached(ours, address, port)}
+    models = [pid for pid in procfs.pids() if runs_models(pid, procfs)]
+    return procfs.roots(
+        pid
+        for pid in models
+        if not reached.isdisjoint(procfs.sockets(pid)) or not elsewhere.isdisjoint(procfs.addresses(pid))
+    )

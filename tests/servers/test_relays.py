@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,48 @@ def test_a_relay_stays_one_when_it_is_connected_to_two_model_servers(tmp_path: P
             until(lambda: is_connected(two.port))
             found = resolve("127.0.0.1", port)
     assert (found.pid, found.reason) == (None, "relay")
+
+
+@needs_namespaces
+def test_the_server_is_taken_with_caution_when_a_relay_is_connected_to_its_container(tmp_path: Path) -> None:
+    """As nginx before a container that publishes nothing: its address is no process's of this namespace."""
+    port = free_port()
+    script = tmp_path / "ollama"
+    script.write_text(LISTENING)
+    with container(sys.executable, str(script), str(port)) as inside:
+        until(lambda: listens(port, inside.address))
+        with relay(tmp_path, "nginx", f"{inside.address}:{port}") as proxy:
+            found = found_during_a_call(proxy)
+    assert (found.name, found.reason) == ("ollama", "relay")
+
+
+def test_the_server_is_soon_found_when_its_relay_has_many_clients(tmp_path: Path) -> None:
+    """Every connection has a client's end, too; what is read is the same however many there are."""
+    with working_server(tmp_path, "ollama") as server, relay(tmp_path, "nginx", f"127.0.0.1:{server.port}") as port:
+        with ExitStack() as clients:
+            for _ in range(100):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+            until(lambda: is_connected(server.port))
+            reads = Counted()
+            found = resolve("127.0.0.1", port, reads)
+        few = Counted()
+        with socket.create_connection(("127.0.0.1", port)):
+            until(lambda: is_connected(server.port))
+            resolve("127.0.0.1", port, few)
+    assert found.pid == server.pid
+    assert reads.tables == few.tables
+
+
+class Counted(Procfs):
+    """Counts how often a table of sockets was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = 0
+
+    def table(self, name: str) -> list[list[str]]:
+        self.tables += 1
+        return super().table(name)
 
 
 def test_a_relay_that_the_user_names_is_none_the_less_one(tmp_path: Path) -> None:
