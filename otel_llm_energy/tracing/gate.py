@@ -18,7 +18,7 @@ from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.claims import Claim, Desk
-from otel_llm_energy.tracing.forks import after_fork_in_child
+from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 from otel_llm_energy.tracing.mailbox import Mailbox
 from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
@@ -477,9 +477,13 @@ class Gate:
 
         self._exit_hook = at_exit
         atexit.register(at_exit)
+        at_exit_of_worker(at_exit)
 
     def _start_afresh(self) -> None:
         """In a forked child: the parent hands on what is held there, and its threads are not here."""
+        if self._exit_hook is not None:
+            atexit.unregister(self._exit_hook)
+            self._exit_hook = None
         self._mailbox.renew()
         self._forwarder.renew()
         self._held.clear()

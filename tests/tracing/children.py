@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
@@ -152,6 +153,18 @@ def fork_in_the_middle_of_our_work() -> None:
     os.waitpid(child, 0)
     leave.set()
     worker.join()
+
+
+def worker_of_multiprocessing() -> None:
+    """Forked workers, one after the other, end with spans held: their interpreters run no exit hook."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Printing()))
+    gate, _ = joined(provider)
+    hold_one(provider, gate, "before")
+    for name in ("first", "second"):
+        worker = multiprocessing.get_context("fork").Process(target=hold_one, args=(provider, gate, name))
+        worker.start()
+        worker.join(30)
 
 
 def logfire_twice() -> None:

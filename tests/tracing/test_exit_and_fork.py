@@ -36,6 +36,13 @@ def test_each_process_exports_its_own_when_forked_while_spans_are_held() -> None
     )
 
 
+def test_held_spans_are_exported_when_a_worker_of_multiprocessing_ends() -> None:
+    """As in a ProcessPoolExecutor: such a process ends without the interpreter's exit hooks."""
+    names = ("first", "second", "before")
+    spans = [line for name in names for line in (f"{name} 0.5 shutdown", f"agent of {name} 0.5")]
+    assert run_child("worker_of_multiprocessing") == [*spans, "exporter shut down"]
+
+
 def test_child_works_when_another_thread_was_inside_at_the_fork() -> None:
     """No lock of ours survives a fork."""
     assert run_child("fork_in_the_middle_of_our_work") == ["child 2.0", "agent of child 2.0", "exporter shut down"]
