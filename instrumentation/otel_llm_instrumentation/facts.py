@@ -148,5 +148,5 @@ def as_number(value: object) -> float | None:
 def as_seconds(value: object, per_second: float) -> float | None:
     """A length of time given in units of which there are ``per_second`` in a second; finite, and never negative."""
     if (type(value) is float or type(value) is int) and 0 <= value <= _INT64_MAX:
-        return value / per_second
+        return round(value / per_second, 9)  # to the nanosecond: some servers' own figures have the noise of floats
     return None

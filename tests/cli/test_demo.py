@@ -110,6 +110,7 @@ def test_idle_power_is_known_when_the_baseline_was_waited_for(metered: tuple[dic
     assert all(call["above_idle_joules"] is not None for call in metered[0]["calls"])
 
 
+@pytest.mark.e2e
 def test_estimates_call_themselves_so_when_there_is_no_meter(
     without_meter: dict[str, str], llama_server: LlamaServerFactory
 ) -> None:
