@@ -103,7 +103,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         "The part of joules above the idle baseline, J. Use it to compare models.",
     ),
     Attribute(LOWER_JOULES, "double", "standard", "Lower bound of joules, given the sharing method, J."),
-    Attribute(UPPER_JOULES, "double", "standard", "Upper bound of joules, given the sharing method, J."),
+    Attribute(UPPER_JOULES, "double", "standard", "Upper bound, likewise, J; not there where energy is known to be missing."),
     Attribute(
         METER,
         "string",

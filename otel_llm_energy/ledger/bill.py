@@ -41,7 +41,8 @@ class Bill:
     Attributes:
         energy_nj: the call's own share; ``None`` exactly when ``quality`` is `Quality.UNAVAILABLE`.
         above_idle_nj: the part above the idle baseline; ``None`` while no baseline is known.
-        lower_nj, upper_nj: bounds, given the sharing method; ``None`` if unavailable.
+        lower_nj, upper_nj: bounds, given the sharing method; ``None`` if unavailable, and there is no upper one where
+            energy is known to be missing.
         phases_nj: energy of the phases that the buckets part well enough.
         components_nj: the same energy by component (cpu, memory, gpu, host); it sums to ``energy_nj``.
         quality, reason: ``reason`` is a short slug, set for `UNAVAILABLE` and `DEGRADED`.

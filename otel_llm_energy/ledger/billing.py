@@ -102,7 +102,7 @@ def bill_for(
         reason=why,
         above_idle_nj=sums.dyn_nj if sums.baseline else None,
         lower_nj=lower_nj,
-        upper_nj=upper_nj,
+        upper_nj=None if missing else upper_nj,
         phases_nj=sums.phases_nj if all(_parted(entry, sweep) for sweep in sweeps) else {},
         components_nj=sums.components_nj,
         meter="+".join(dict.fromkeys(sweep.channel.meter for sweep in sweeps)),

@@ -184,7 +184,7 @@ def combined(bills: Sequence[Bill]) -> Bill:
         reason=worst.reason,
         above_idle_nj=_sum(bill.above_idle_nj for bill in known),
         lower_nj=_sum(bill.lower_nj for bill in known),
-        upper_nj=_sum(bill.upper_nj for bill in known),
+        upper_nj=None if missing else _sum(bill.upper_nj for bill in known),
         phases_nj=_sums([bill.phases_nj for bill in known]),
         components_nj=_sums([bill.components_nj for bill in known]),
         meter="+".join(dict.fromkeys(name for bill in known for name in bill.meter.split("+"))),

@@ -96,7 +96,7 @@ def test_calls_are_billed_without_memory_when_its_counter_stands_still(
     for bill in (first(), second()):
         assert joules(bill) == {"cpu": 160}
         assert bill is not None
-        assert (bill.quality, bill.reason) == (Quality.DEGRADED, "counter-silent")
+        assert (bill.quality, bill.reason, bill.upper_nj) == (Quality.DEGRADED, "counter-silent", None)
     machine.assert_balanced()
 
 
