@@ -37,7 +37,9 @@ def paths(workers: Crew, other: Path, *, other_first: bool) -> tuple[str, str]:
     return found if other_first else found[::-1]
 
 
-@pytest.mark.parametrize("other_first", [True, False], ids=["next-first", "this-first"])
+@pytest.mark.parametrize(
+    "other_first", [pytest.param(True, marks=pytest.mark.e2e), False], ids=["next-first", "this-first"]
+)
 @pytest.mark.parametrize("other", [next_version, pytest.param(garbled_version, marks=pytest.mark.e2e)])
 def test_each_goes_on_with_its_own_figures_when_versions_differ(
     workers: Crew, tmp_path: Path, other: Other, other_first: bool

@@ -173,6 +173,7 @@ def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.Ca
     )
 
 
+@pytest.mark.e2e
 def test_study_is_repeated_from_its_manifest_when_that_is_the_plan(
     tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
