@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from otel_llm_energy.ledger.samples import REMEMBERED, Run, Sample, quantile
+from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
 
 _SHORTEST_NS = NS_PER_SECOND // 2
-_SHORTEST_WORK_NS = NS_PER_SECOND // 5
 _LEAST_SAMPLES = 2
-_REMEMBERED = 128
 _FITS_PER_MEMORY = 16  # while the samples that are remembered are replaced once
 _LEAST_POINTS = 6
 _LEAST_SPREAD_CPUS = 0.01
@@ -21,8 +21,6 @@ _TWO_SIGMA = 2.0
 # The cost of load is known well enough if it is in doubt by no more than this part of the power that was seen.
 _CLEAR_PART = 0.1
 _MUCH_LOAD_CPUS = 0.3
-# The highest power there is may be somewhat more than the highest that was seen.
-LIMIT_MARGIN = 1.1
 # Idle power learned from so much time is worth keeping, and better than that of an earlier run.
 ENOUGH_SECONDS = 5.0
 _ENOUGH_NS = int(ENOUGH_SECONDS * NS_PER_SECOND)
@@ -55,44 +53,6 @@ class Baseline:
     drift: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The mean power of a stretch of time."""
-
-    watts: float
-    busy_cpus: float | None
-    length_ns: int
-
-
-class Run:
-    """Adjoining buckets of one kind, gathered until they are long enough to be a sample."""
-
-    def __init__(self, shortest_ns: int, samples: deque[Sample]) -> None:
-        self._shortest_ns = shortest_ns
-        self._samples = samples
-        self._start_again()
-
-    def _start_again(self) -> None:
-        self._energy_nj = 0
-        self._length_ns = 0
-        self._busy_ns: int | None = 0
-
-    def add(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> bool:
-        """Whether a sample was completed."""
-        self._energy_nj += energy_nj
-        self._length_ns += length_ns
-        self._busy_ns = None if busy_ns is None or self._busy_ns is None else self._busy_ns + busy_ns
-        if self._length_ns < self._shortest_ns:
-            return False
-        busy_cpus = None if self._busy_ns is None else self._busy_ns / self._length_ns
-        self._samples.append(Sample(self._energy_nj / self._length_ns, busy_cpus, self._length_ns))
-        self._start_again()
-        return True
-
-    def interrupt(self) -> None:
-        self._start_again()
-
-
 class IdleModel:
     """Learns P0 of one channel: the lower of the 10 % quantile and a fit of power against busy time.
 
@@ -108,11 +68,10 @@ class IdleModel:
         self.cpus: int | None = None
         self._known_watts = known_watts
         self._limit_watts = limit_watts
-        self._idle: deque[Sample] = deque(maxlen=_REMEMBERED)
-        self._work: deque[Sample] = deque(maxlen=_REMEMBERED)
-        self._all: deque[Sample] = deque(maxlen=_REMEMBERED)
+        self._idle: deque[Sample] = deque(maxlen=REMEMBERED)
+        self._all: deque[Sample] = deque(maxlen=REMEMBERED)
         self._idle_run = Run(_SHORTEST_NS, self._idle)
-        self._work_run = Run(_SHORTEST_WORK_NS, self._work)
+        self._work = WorkPower()
         self._run = Run(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
         self._remembered: IdlePower | None = None
@@ -126,8 +85,9 @@ class IdleModel:
 
     def forget(self) -> None:
         """Learn anew, from now on."""
-        for samples in (self._idle, self._work, self._all):
+        for samples in (self._idle, self._all):
             samples.clear()
+        self._work.forget()
         self.gap()
         self._remembered = self._baseline = self._cost = None
         self._unfitted = 0
@@ -146,25 +106,26 @@ class IdleModel:
 
     def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
         """A bucket in which no call was at work."""
-        self._work_run.interrupt()
+        self._work.interrupt()
         if self._idle_run.add(energy_nj, length_ns, busy_ns):
             self._baseline = None
 
     def working(self, energy_nj: int, length_ns: int) -> None:
         """A bucket in which calls were at work all the time."""
         self._idle_run.interrupt()
-        if self._work_run.add(energy_nj, length_ns, None):
+        if self._work.add(energy_nj, length_ns):
             self._see_highest()
 
     def mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
         """A bucket in which calls were at work for a part of the time: then, at most, all above idle was drawn."""
         self._idle_run.interrupt()
-        self._work_run.interrupt()
+        self._work.interrupt()
         watts = self.baseline().watts
-        if watts is not None and at_work_ns >= _SHORTEST_WORK_NS:
-            idle_nj = watts * (length_ns - at_work_ns)
-            self._work.append(Sample(max(energy_nj - idle_nj, 0.0) / at_work_ns, None, at_work_ns))
+        if watts is None:
+            return
+        if self._work.add(max(energy_nj - watts * (length_ns - at_work_ns), 0.0), at_work_ns):
             self._see_highest()
+        self._work.interrupt()
 
     def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
         """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
@@ -175,7 +136,7 @@ class IdleModel:
 
     def gap(self) -> None:
         """A stretch whose energy is not known."""
-        for run in (self._idle_run, self._work_run, self._run):
+        for run in (self._idle_run, self._work, self._run):
             run.interrupt()
 
     def baseline(self) -> Baseline:
@@ -190,9 +151,7 @@ class IdleModel:
             self._baseline = replace(self._baseline, highest_watts=self._highest_watts())
 
     def _highest_watts(self) -> float | None:
-        if self._limit_watts is not None or not self._work:
-            return self._limit_watts
-        return LIMIT_MARGIN * quantile([s.watts for s in self._work], 0.99)
+        return self._work.most_watts if self._limit_watts is None else self._limit_watts
 
     @property
     def _fit_is_due(self) -> bool:
@@ -258,15 +217,6 @@ def _above(point: float, most: float) -> float:
 
 def _length_ns(samples: Iterable[Sample]) -> int:
     return sum([sample.length_ns for sample in samples])
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The ``q`` quantile by linear interpolation; ``values`` must not be empty."""
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 @dataclass(frozen=True, slots=True)

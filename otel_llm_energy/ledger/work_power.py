@@ -1,28 +1,41 @@
-"""What a server draws above idle while it is at work, as far as has been seen."""
+"""The most that is drawn at work, as far as has been seen: by all calls of a channel, or above idle by one server's."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from otel_llm_energy.ledger.idle import LIMIT_MARGIN, Run, Sample, quantile
+from otel_llm_energy.ledger.samples import REMEMBERED, Run, Sample, quantile
 from otel_llm_energy.quantities import NS_PER_SECOND
 
 _SHORTEST_NS = NS_PER_SECOND // 5
-_REMEMBERED = 128
+# The highest power there is may be somewhat more than the highest that was seen.
+_MARGIN = 1.1
 
 
 class WorkPower:
-    """Of one server on one channel: the mean power of each stretch of work that is long enough to tell it."""
+    """The mean power of each stretch of work that is long enough to tell it, and what these say of the highest."""
 
     def __init__(self) -> None:
-        self._samples: deque[Sample] = deque(maxlen=_REMEMBERED)
+        self._samples: deque[Sample] = deque(maxlen=REMEMBERED)
         self._run = Run(_SHORTEST_NS, self._samples)
         self._most_watts: float | None = None
 
-    def add(self, energy_nj: int, at_work_ns: int) -> None:
-        """What it was given of a bucket, for so much time at work."""
-        if self._run.add(energy_nj, at_work_ns, None):
-            self._most_watts = LIMIT_MARGIN * quantile([sample.watts for sample in self._samples], 0.99)
+    def add(self, energy_nj: float, at_work_ns: int) -> bool:
+        """Energy of so much time at work; whether a stretch was completed."""
+        completed = self._run.add(energy_nj, at_work_ns, None)
+        if completed:
+            self._most_watts = _MARGIN * quantile([sample.watts for sample in self._samples], 0.99)
+        return completed
+
+    def interrupt(self) -> None:
+        """What comes next adjoins nothing."""
+        self._run.interrupt()
+
+    def forget(self) -> None:
+        """See anew, from now on."""
+        self._samples.clear()
+        self._most_watts = None
+        self.interrupt()
 
     @property
     def most_watts(self) -> float | None:

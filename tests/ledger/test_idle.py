@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from otel_llm_energy.ledger.idle import IdleModel, quantile
+from otel_llm_energy.ledger.idle import IdleModel
+from otel_llm_energy.ledger.samples import quantile
 from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
 
 IDLE_WATTS = 20.0
