@@ -131,7 +131,9 @@ class Status:
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
-        lines.extend(f"server {key}: {server.name} {server.message}".rstrip() for key, server in self.servers.items())
+        for key, server in self.servers.items():
+            address = key.removesuffix(":0")  # a Unix socket has no port
+            lines.append(f"server {address}: {server.name} {server.message}".rstrip())
         return "\n".join(lines)
 
 

@@ -199,7 +199,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "servers",
         {},
-        "addresses ('host:port', 'host' or ':port') with 'pid:4711', 'name:ollama', a meter, or its URL and, after a "
+        "addresses ('host:port', 'host', ':port', or the path of a Unix socket) with 'pid:4711', 'name:ollama', a "
+        "meter, or its URL and, after a "
         f"#, which of its processes the server is: http://host:8080/metrics#ollama ({METER_URLS})",
         "Who answers at an address, where it is not the process that listens there on this machine.",
         _servers,

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from otel_llm_energy.servers.sockets import is_local_address
+from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.station import Station
 
 _DEFAULT_PORTS = {"ollama": 11434}
 
 
 class Metered(NamedTuple):
-    """A server at ``host:port`` is metered by ``station``."""
+    """A server at ``host:port``, or at the Unix socket ``host`` and port 0, is metered by ``station``."""
 
     station: Station
     host: str
@@ -37,7 +38,9 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``; raises `ValueError`."""
+        """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``, ``"/run/llm.sock"``; raises `ValueError`."""
+        if is_unix_socket(text):
+            return cls(text, None)
         if "/" in text:
             raise ValueError(f"{text!r}: an address is a host and a port, without http:// and path.")
         host, colon, port = text.rpartition(":")
@@ -86,14 +89,15 @@ class Directory:
         key = (host, port if port is not None else _DEFAULT_PORTS.get(provider, 443))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._look_up(key[0].lower(), key[1])
+            found = self._look_up(host, 0) if is_unix_socket(host) else self._look_up(host.lower(), key[1])
+            self._known[key] = found
         return found
 
     def _look_up(self, host: str, port: int) -> Metered | Unmetered:
         for address, station in self._named.items():
             if address.matches(host, port):
                 return Metered(station, host, port)
-        if self._is_local(host):
+        if is_unix_socket(host) or self._is_local(host):
             return Metered(self.local, host, port)
         return Unmetered("remote")
 

@@ -19,6 +19,7 @@ from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
 from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
@@ -532,7 +533,7 @@ class ServerWatch:
         self._activity.watch(server)
         self._gpus.watch(server)
         self._books.set_server(key, slots=server.slots, caution=caution)
-        if server.pid is not None and host != THIS_PROCESS:
+        if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
             self._to_name.append((key, port, server))
         if server.reason is not None:
             _logger.info("%s", server.message)

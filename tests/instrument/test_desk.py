@@ -159,6 +159,8 @@ class Refusing:
         ("[::1]:8080", Address("::1", 8080)),
         ("::1", Address("::1", None)),
         (":8080", Address("", 8080)),
+        ("/run/LLM.sock", Address("/run/LLM.sock", None)),
+        ("@llm", Address("@llm", None)),
     ],
 )
 def test_address_is_read_as_clients_write_it(text: str, address: Address) -> None:
@@ -169,11 +171,13 @@ def test_address_is_read_as_clients_write_it(text: str, address: Address) -> Non
 def test_named_station_is_found_before_this_machines_own() -> None:
     """By host and port, or by either alone."""
     here, there = Office().station, Office().station
-    directory = Directory(here, {Address("ollama", None): there, Address("", 9000): there})
+    directory = Directory(here, {Address.parse(text): there for text in ("ollama", ":9000", "/run/Named.sock")})
     assert directory.find("Ollama", 11434, "ollama") == Metered(there, "ollama", 11434)
     assert directory.find("localhost", 9000, "openai") == Metered(there, "localhost", 9000)
     assert directory.find("localhost", None, "ollama") == Metered(here, "localhost", 11434)
     assert directory.find("elsewhere.example", 80, "openai") == Unmetered("remote")
+    assert directory.find("/run/Named.sock", None, "openai") == Metered(there, "/run/Named.sock", 0)
+    assert directory.find("/run/Other.sock", None, "openai") == Metered(here, "/run/Other.sock", 0)
     assert directory.stations == [here, there]
 
 

@@ -50,7 +50,7 @@ class OpenAIWatcher(Watcher):
         if route is None or options.method.lower() != "post":
             return None
         body = _body(options)
-        address, port = self.server(options.url, getattr(client, "base_url", None))
+        address, port = self.server(options.url, getattr(client, "base_url", None), getattr(client, "_client", None))
         request = Request(
             route,
             self._provider(client, address),
