@@ -26,6 +26,7 @@ _LEAST_COVERAGE = 0.9
 _WHOLE = 0.98
 _SHARED_ABOVE = 1.05
 _COARSE_WIDTH = 0.5
+_MOST_UNKNOWN = 0.1
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
 _PARTED_WITHIN = 0.1
 _SILENT = "counter-silent"
@@ -40,11 +41,15 @@ class Sharing(NamedTuple):
 
 @dataclass(slots=True)
 class _Sums:
-    """What one call was given, over its stretches and over channels; ``weighed_nj`` is the part by weight."""
+    """What one call was given, over its stretches and over channels.
+
+    ``weighed_nj`` is the part by weight, ``unknown_nj`` what others may have drawn, see `_unknown_nj`.
+    """
 
     idle_nj: int = 0
     dyn_nj: int = 0
     weighed_nj: int = 0
+    unknown_nj: int = 0
     lower_nj: float = 0.0
     upper_nj: float = 0.0
     known: bool = True
@@ -96,6 +101,7 @@ def bill_for(
     concurrency = _concurrency(stretches, timeline)
     lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
     quality, why = _quality(entry, sums, sweeps, coverage, concurrency, (lower_nj, upper_nj), reason)
+    lower_nj = max(lower_nj - sums.unknown_nj, 0)
     bill = Bill(
         energy_nj=energy_nj,
         quality=quality,
@@ -200,6 +206,7 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share, start_nj:
     scale = sweep.channel.scale_error
     share_nj = share.idle_nj + share.dyn_nj
     lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
+    sums.unknown_nj += _unknown_nj(server, sweep, first, last, share)
     sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
     sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt(server, first, last, share)) * (1 + scale)
     for swept in (first, last):
@@ -207,6 +214,28 @@ def _add_bounds(sums: _Sums, server: str, sweep: Sweep, share: _Share, start_nj:
         sums.known = sums.known and (part is None or part.known)
         sums.baseline = sums.baseline and swept.baseline.watts is not None
         sums.origins.add(swept.baseline.origin)
+
+
+def _unknown_nj(server: str, sweep: Sweep, first: Swept, last: Swept, share: _Share) -> int:
+    """Of a stretch's energy above idle, what was given while activity was known, but the server's part of it was not.
+
+    A server is not known until it is found, or for as long as its user hides it.
+    """
+    if not (_hides(server, first) or _hides(server, last)):
+        return 0
+    clocks, unknown_nj = sweep.clocks(server), 0
+    swept: Swept | None = first
+    while swept is not None:
+        if _hides(server, swept):
+            start_ns, end_ns = max(swept.bucket.start_ns, share.start_ns), min(swept.bucket.end_ns, share.end_ns)
+            unknown_nj += _part(clocks, start_ns, end_ns, share.weight).dyn_nj
+        swept = sweep.bucket_at(swept.bucket.end_ns + 1) if swept is not last else None
+    return unknown_nj
+
+
+def _hides(server: str, swept: Swept) -> bool:
+    part = swept.parts.get(server)
+    return part is not None and not part.known and swept.busy_ns > 0
 
 
 def _ends(
@@ -414,8 +443,11 @@ def _weakness(entry: Entry, sums: _Sums, coverage: float, bounds_nj: tuple[int, 
         return "no-idle-baseline"
     if "under-load" in sums.origins:
         return "idle-under-load"
-    if bounds_nj[1] - bounds_nj[0] > _COARSE_WIDTH * (sums.idle_nj + sums.dyn_nj):
+    energy_nj = sums.idle_nj + sums.dyn_nj
+    if bounds_nj[1] - bounds_nj[0] > _COARSE_WIDTH * energy_nj:
         return "coarse-meter"
+    if sums.unknown_nj > _MOST_UNKNOWN * energy_nj:
+        return "part-unknown"
     return None
 
 
