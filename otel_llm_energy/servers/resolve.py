@@ -67,7 +67,9 @@ def _resolve(host: str, port: int, procfs: Procfs, most_relays: int) -> Server:
             return _behind(server, address, port, procfs, most_relays) if server.reason == "relay" else server
     published = _only_tree(publishing_roots(port, procfs), procfs)
     return published or _without_tree(
-        "not-listening", address, f"Nothing listens at {address} in this network namespace."
+        "not-listening",
+        address,
+        f"Nothing listens at {address} in this network namespace. " + _NAME_IT.format(address=address),
     )
 
 
@@ -75,7 +77,9 @@ def _resolve_unix(path: str, procfs: Procfs, most_relays: int) -> Server:
     found = listeners_at(path, procfs)
     if not found:
         shared = _only_tree(roots_elsewhere(path, procfs), procfs)
-        return shared or _without_tree("not-listening", path, f"Nobody is seen to listen at {path}.")
+        return shared or _without_tree(
+            "not-listening", path, f"Nobody is seen to listen at {path}. " + _NAME_IT.format(address=path)
+        )
     server = _owner({one.inode for one in found}, owner_of_file(path), path, procfs)
     return _behind(server, path, None, procfs, most_relays) if server.reason == "relay" else server
 
