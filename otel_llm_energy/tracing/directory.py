@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from otel_llm_energy.servers.sockets import is_local_address
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.station import Station
 
+_HOSTS_FILE: Final = Path("/etc/hosts")
 _DEFAULT_PORTS = {"ollama": 11434}
 
 
@@ -102,13 +105,25 @@ class Directory:
         return Unmetered("remote")
 
 
-def is_this_machine(host: str) -> bool:
+def is_this_machine(host: str, hosts_file: Path = _HOSTS_FILE) -> bool:
     """Whether a client that connects to ``host`` reaches this machine. Looks no name up that may need a network."""
     name = host.strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
         return True
     try:
-        address = ipaddress.ip_address(name)
+        return is_local_address(ipaddress.ip_address(name))
     except ValueError:
-        return False
-    return is_local_address(address)
+        return any(is_local_address(address) for address in _addresses_in(hosts_file, name))
+
+
+def _addresses_in(hosts_file: Path, name: str) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses that a file gives a name. Source: hosts(5)."""
+    try:
+        lines = hosts_file.read_text(errors="replace").lower().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        if name in names:
+            with suppress(ValueError):  # a line that is none
+                yield ipaddress.ip_address(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +188,15 @@ def test_this_machine_is_known_by_its_names_and_addresses() -> None:
         assert is_this_machine(name), name
     for name in ("example.com", "203.0.113.7", "2001:db8::1"):
         assert not is_this_machine(name), name
+
+
+def test_names_of_the_hosts_file_are_known_when_they_lead_here(tmp_path: Path) -> None:
+    """Many machines call themselves by a full name there, and users give their services names."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# names\n127.0.1.1\tBox.example.com box\n203.0.113.7 gpu # llm\nnonsense odd\n\n::1 llm-six\n")
+    for name, here in [("box.example.com", True), ("LLM-six", True), ("gpu", False), ("llm", False), ("odd", False)]:
+        assert is_this_machine(name, hosts) is here, name
+    assert not is_this_machine("box", tmp_path / "missing")
 
 
 def test_call_is_the_same_servers_when_it_comes_by_another_name() -> None:
