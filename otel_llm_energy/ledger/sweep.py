@@ -17,14 +17,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from otel_llm_energy.ledger.activity import ActivityLog, Parts
 from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
+from otel_llm_energy.ledger.clocks import ClockReading, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
+from otel_llm_energy.ledger.swept import ServerPart, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
 from otel_llm_energy.ledger.tracks import Track
 from otel_llm_energy.ledger.work_power import WorkPower
@@ -36,89 +37,10 @@ BatchSharing = Literal["equal-time", "phase-tokens"]
 BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerPart:
-    """A server's part of one bucket.
-
-    Attributes:
-        dyn_nj: its energy above idle.
-        at_work_ns: how long it was at work.
-        known: its part of the activity is known.
-        steps: the calls that share it.
-        portion: of the energy above idle, 0 to 1.
-        extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
-    """
-
-    dyn_nj: int
-    at_work_ns: int
-    known: bool
-    steps: Sequence[Step]
-    extremes: Sequence[Step]
-    portion: float
-    most_watts: float | None
-
-
-class ClockReading(NamedTuple):
-    """What the clocks of a server say at one instant, nanojoules; see `ServerClocks`."""
-
-    dyn_nj: int
-    idle_nj: int
-    lower_nj: int
-    upper_nj: int
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What was done with a bucket; kept for the bounds of bills whose windows end inside it.
-
-    ``before`` and ``after`` say where the clocks stood at its edges: one look-up for all calls that ask.
-    """
-
-    bucket: Bucket
-    baseline: Baseline
-    dyn_nj: int
-    parts: Mapping[str, ServerPart]
-    busy_ns: int
-    resolution_ns: int
-    total_resolution_ns: int
-    before: Mapping[str, ClockReading]
-    after: Mapping[str, ClockReading]
-
-
 # Two instants that lie no further apart than this part of the time since the last ones are taken for one.
 _NEAR_PART = 0.04
 # A bound looks at each change of the calls inside a bucket, if there are no more than these.
 _MANY_STEPS = 16
-
-
-class ServerClocks:
-    """What one call at work on a server has been given so far, on one channel, nanojoules.
-
-    ``weighed``, ``weighed_lower`` and ``weighed_upper`` are that for each unit of a call's weight, besides the others.
-    """
-
-    __slots__ = ("dyn", "idle", "lower", "upper", "weighed", "weighed_lower", "weighed_upper")
-
-    def __init__(self, idle: Track | None = None) -> None:
-        self.dyn = Track()
-        self.idle = idle if idle is not None else Track()
-        self.lower = Track()  # bounds of a call that spans a bucket, known at the buckets' edges only
-        self.upper = Track()
-        self.weighed = Track()
-        self.weighed_lower = Track()
-        self.weighed_upper = Track()
-
-    def at(self, time_ns: int) -> ClockReading:
-        """What the clocks say, but for those of weight."""
-        return ClockReading(self.dyn.at(time_ns), self.idle.at(time_ns), self.lower.at(time_ns), self.upper.at(time_ns))
-
-    def now(self) -> ClockReading:
-        """The same at the end of what was swept."""
-        return ClockReading(self.dyn.values[-1], self.idle.values[-1], self.lower.values[-1], self.upper.values[-1])
-
-    def tracks(self) -> tuple[Track, ...]:
-        """All of them."""
-        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Sweep:
@@ -202,7 +124,7 @@ class Sweep:
             baseline, dyn_nj, shares, busy = Baseline(None, 0.0, None, "unknown"), 0, {}, (0, 0, 0)
         self._close(bucket)
         before, self._now = self._now, {name: clocks.now() for name, clocks in self._clocks.items()}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, *busy, before, self._now))
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now))
         self._ends_ns.append(bucket.end_ns)
 
     def _present(
