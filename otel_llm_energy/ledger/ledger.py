@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import takewhile
 
 from otel_llm_energy.ledger.activity import ActivityLog
 from otel_llm_energy.ledger.bill import Window, unavailable
@@ -331,7 +332,8 @@ class Ledger:
         oldest = next(iter(books.open), None)
         if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
             self.close(oldest, (), reported=False)
-        waiting = [e for e in books.open if e.opened_ns < until_ns and books.may_report(e)]
+        opened = takewhile(lambda entry: entry.opened_ns < until_ns, books.open)
+        waiting = [entry for entry in opened if books.may_report(entry)]
         admit(books.timeline, waiting, books.slot_limit(), until_ns)
 
     def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
@@ -424,12 +426,14 @@ class Ledger:
 def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
     """Adjoining windows as one stretch of work: (start, end, slots held, weight)."""
     stretches: list[tuple[int, int, int, int]] = []
-    for window in windows:
-        holds = (0 if window.phase == "load" else 1, window.weight)
-        if stretches and stretches[-1][1] == window.start_ns and stretches[-1][2:] == holds:
-            stretches[-1] = (stretches[-1][0], window.end_ns, *holds)
+    last = None
+    for start_ns, end_ns, phase, weight in windows:
+        slots = 0 if phase == "load" else 1
+        if last == (start_ns, slots, weight):
+            stretches[-1] = (stretches[-1][0], end_ns, slots, weight)
         else:
-            stretches.append((window.start_ns, window.end_ns, *holds))
+            stretches.append((start_ns, end_ns, slots, weight))
+        last = end_ns, slots, weight
     return stretches
 
 

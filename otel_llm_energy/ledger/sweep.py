@@ -25,9 +25,9 @@ from otel_llm_energy.ledger.clocks import ClockReading, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
-from otel_llm_energy.ledger.swept import ServerPart, Swept
+from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
-from otel_llm_energy.ledger.tracks import Track
+from otel_llm_energy.ledger.tracks import Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import Channel
 
@@ -116,15 +116,17 @@ class Sweep:
             self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
             baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
-            busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
+            even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
+            busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
-            baseline, dyn_nj, shares, busy = Baseline(None, 0.0, None, "unknown"), 0, {}, (0, 0, 0)
+            baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
+            busy = Busy(0, 0, 0)
         self._close(bucket)
         before, self._now = self._now, {name: clocks.now() for name, clocks in self._clocks.items()}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now))
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 
     def _present(
@@ -135,6 +137,10 @@ class Sweep:
         for name in absent:
             self._absent.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
         return {name: line for name, line in timelines.items() if name not in absent} if absent else timelines
+
+    def ever_unused_by(self, server: str) -> bool:
+        """At some time the server was known to draw nothing from this channel."""
+        return server in self._absent
 
     def unused_by(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server drew nothing from this channel in [start_ns, end_ns]."""
@@ -232,7 +238,9 @@ class Sweep:
         """How far a server's work can raise the power: the hardware's limit, else what has been seen, this included."""
         if self.idle.model.limit_is_hardware and baseline.highest_watts is not None:
             return max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
-        power = self._powers.setdefault(server, WorkPower())
+        power = self._powers.get(server)
+        if power is None:
+            power = self._powers[server] = WorkPower()
         power.add(dyn_nj, at_work_ns)
         return power.most_watts
 
@@ -257,13 +265,18 @@ class Sweep:
         of a division is carried on to the next step, and what is left at the end is ``rounding``.
         """
         rest, carry = energy_nj, 0
+        equally: list[Growth] = []
+        by_weight: list[Growth] = []
         for start_ns, end_ns, count, weight in steps:
             slice_nj = energy_nj * (end_ns - start_ns) // over_ns
             rest -= slice_nj
-            by_weight = weight and weighed
-            each_nj, carry = divmod(carry + slice_nj, weight if by_weight else count)
-            for track in weighed if by_weight else tracks:
-                track.grow(start_ns, end_ns, each_nj)
+            weighs = weight and weighed
+            each_nj, carry = divmod(carry + slice_nj, weight if weighs else count)
+            (by_weight if weighs else equally).append((start_ns, end_ns, each_nj))
+        for track in tracks:
+            track.follow(equally)
+        for track in weighed:
+            track.follow(by_weight)
         self.unattributed_nj["rounding"] += carry
         self.charged_nj += energy_nj - rest - carry
         return rest
