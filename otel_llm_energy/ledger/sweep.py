@@ -294,10 +294,11 @@ class Sweep:
             if part.at_work_ns != bucket.length_ns:
                 continue
             clocks = self.clocks(name)
-            idle_share_nj = clocks.idle.between(start_ns, end_ns)
+            before, now = self._now.get(name) or clocks.at(start_ns), clocks.now()
+            idle_share_nj = now.idle_nj - before.idle_nj
             equal = [step for step in part.steps if not step.weight]
             whole = len(part.steps) == len(everyone) == len(equal) == 1
-            dyn_share_nj = clocks.dyn.between(start_ns, end_ns) if whole else None
+            dyn_share_nj = now.dyn_nj - before.dyn_nj if whole else None
             lower, upper = spanning_bounds_nj(
                 bucket,
                 baseline,
@@ -371,4 +372,4 @@ def _portion(names: Sequence[str], known: bool, parts: Parts) -> float:
 
 
 def _length(steps: Sequence[Step]) -> int:
-    return sum(step.end_ns - step.start_ns for step in steps)
+    return sum([end_ns - start_ns for start_ns, end_ns, _, _ in steps])

@@ -135,7 +135,10 @@ class Timeline:
         """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
         times_ns = self._times_ns
         first = max(bisect_right(times_ns, start_ns) - 1, 0)
-        stop = bisect_left(times_ns, end_ns)
+        stop = bisect_left(times_ns, end_ns, first)
+        if stop == first + 1:
+            count, since_ns = self._counts[first], max(times_ns[first], start_ns)
+            return [Step(since_ns, end_ns, count, self._weights[first])] if count and end_ns > since_ns else []
         edges_ns = [max(times_ns[first], start_ns), *times_ns[first + 1 : stop], end_ns]
         stretches = zip(edges_ns, edges_ns[1:], self._counts[first:stop], self._weights[first:stop], strict=False)
         return [Step(start, end, count, weight) for start, end, count, weight in stretches if count and end > start]
