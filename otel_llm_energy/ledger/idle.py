@@ -186,8 +186,9 @@ class IdleModel:
         seen = most = point
         load, cost = self._least_load(), self._fitted_cost()
         doubt_watts = math.inf if cost is None else _TWO_SIGMA * cost.error * load
-        if cost is not None and doubt_watts <= _CLEAR_PART * seen:
-            without_load = [s.watts - cost.watts * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+        of_known_load = [s for s in self._idle if s.busy_cpus is not None]
+        if cost is not None and of_known_load and doubt_watts <= _CLEAR_PART * seen:
+            without_load = [s.watts - cost.watts * (s.busy_cpus or 0.0) for s in of_known_load]
             point = min(point, max(quantile(without_load, 0.5), 0.0))
             lowest = min(lowest, max(quantile(without_load, 0.02) - doubt_watts, 0.0))
             most = min(seen, quantile(without_load, 0.98) + doubt_watts)

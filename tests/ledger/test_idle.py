@@ -103,6 +103,16 @@ def test_fit_is_left_out_when_the_load_hardly_varies() -> None:
     assert model.baseline().watts == pytest.approx(linear(1.0), abs=2)
 
 
+def test_fit_is_left_out_when_the_load_of_the_free_time_is_not_known() -> None:
+    """As after a change of samplers: what a busy CPU costs is known, but not how busy the CPUs were without calls."""
+    model = IdleModel()
+    for busy_cpus in (0.1, 1.0, 0.4, 0.7, 0.2, 0.9, 0.5, 0.3):
+        working(model, linear(busy_cpus), busy_cpus=busy_cpus)
+    for _ in range(3):
+        free(model, 30, busy_cpus=None)
+    assert model.baseline().watts == pytest.approx(30)
+
+
 def test_fit_never_raises_the_idle_that_was_seen() -> None:
     """Where power falls with busy time (clocks that go down), what was measured in free time holds."""
     model = IdleModel()
