@@ -131,7 +131,9 @@ class Status:
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
-        lines.extend(f"server {key}: {server.name} {server.message}".rstrip() for key, server in self.servers.items())
+        for key, server in self.servers.items():
+            address = key.removesuffix(":0")  # a Unix socket has no port
+            lines.append(f"server {address}: {server.name} {server.message}".rstrip())
         return "\n".join(lines)
 
 
@@ -160,6 +162,7 @@ class Runtime:
         self._hooked_exit = False
         self._tracing = "waiting for a tracer provider"
         self.gates: tuple[Gate, ...] = ()  # all that hold spans
+        self._past_health = Health()  # of those that were left: what is counted never goes down
         self.watch: SpanWatch | None = None
         self._stopped = False
         self._build()
@@ -356,13 +359,17 @@ class Runtime:
     def _leave_the_left(self) -> None:
         """Handing on what a gate holds may take long, so not in the app's thread."""
         while self._left:
-            self._left.pop().leave()
+            joint = self._left.pop()
+            joint.leave()
+            with self._join_lock:
+                self.gates = tuple(gate for gate in self.gates if gate is not joint.gate)
+                _add(self._past_health, joint.gate.health)
 
     def _listeners(self) -> Sequence[ClaimListener]:
         return [self._metrics, *self.gates]
 
     def _health(self) -> Sequence[Health]:
-        return [gate.health for gate in self.gates]
+        return [self._past_health, *(gate.health for gate in self.gates)]
 
     # Metering
 
@@ -468,6 +475,7 @@ class Runtime:
         if self._stopped:
             return
         self._join_lock = threading.RLock()
+        self._past_health = Health()
         for station in self.desk.stations:
             if station.seat is not None:
                 station.seat.forget_in_child()
@@ -626,6 +634,14 @@ def _channel_elsewhere(each: Mapping[str, Any]) -> ChannelStatus:
         each["age_seconds"],
         each["problem"],
     )
+
+
+def _add(total: Health, more: Health) -> None:
+    total.held += more.held
+    total.forwarded += more.forwarded
+    total.passed += more.passed
+    total.dropped += more.dropped
+    total.degraded.update(more.degraded)
 
 
 def _ago(seconds: float) -> str:

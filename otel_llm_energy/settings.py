@@ -23,6 +23,8 @@ METER_URLS: Final = (
     "scaphandre json writes"
 )
 CLIENTS: Final = ("openai", "ollama", "http", "langchain")
+# Said by whoever means off or auto; each would be a folder of that name wherever the app happens to start.
+_NO_PATHS: Final = ("none", "no", "false", "disabled", "0", "on", "yes", "true", "enabled", "1", "default")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 _LIKE: Final = 0.75  # of difflib's ratio: DETIAL is like DETAIL, and CACHE, which is no option but exists, like none
 
@@ -164,7 +166,7 @@ def _url(value: Any) -> str:
 
 def _path_or_word(value: Any) -> str:
     path = os.fspath(value)
-    if not isinstance(path, str) or not path.strip() or path.endswith("/"):
+    if not isinstance(path, str) or not path.strip() or path.endswith("/") or path.lower() in _NO_PATHS:
         raise ValueError(value)
     return path if path in ("auto", "off") else str(Path(path).expanduser())
 
@@ -199,8 +201,9 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "servers",
         {},
-        "addresses ('host:port', 'host' or ':port') with 'pid:4711', 'name:ollama', a meter, or its URL and, after a "
-        f"#, which of its processes the server is: http://host:8080/metrics#ollama ({METER_URLS})",
+        "addresses ('host:port', 'host', ':port', or the path of a Unix socket) with 'pid:4711', 'name:ollama', a "
+        "meter, or its URL and, after a #, which of its processes the server is: "
+        f"http://host:8080/metrics#ollama ({METER_URLS})",
         "Who answers at an address, where it is not the process that listens there on this machine.",
         _servers,
         lambda text: _servers(_pairs(text)),

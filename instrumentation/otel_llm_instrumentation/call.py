@@ -214,10 +214,10 @@ class Call:
             return
         self.ended_ns = time.monotonic_ns()
         ended_unix_ns = time.time_ns()
-        self._outer_error = None
+        outer_error, self._outer_error = self._outer_error, None
         if error is not None and not isinstance(error, _ORDINARY_ENDINGS):
             self.error_type = type(error).__qualname__
-            self.reached_server = not is_no_connection(error)
+            self.reached_server = not is_no_connection(error, outer_error)
         try:
             self._note(self._read_facts())
         except Exception:  # noqa: BLE001 - the span must end and observers must hear of it

@@ -19,16 +19,16 @@ class Watcher(ABC):
     def __init__(self, telemetry: Telemetry) -> None:
         self.active = True
         self.telemetry = telemetry
-        self._latest_server: tuple[object, Server] = (None, (None, None))
+        self._latest_server: tuple[object, object, Server] = (None, None, (None, None))
 
-    def server(self, url: str, base_url: object) -> Server:
+    def server(self, url: str, base_url: object, http_client: object) -> Server:
         """`server_of`, remembered for the client that called last: taking a URL apart is not free."""
         if "://" in url:
-            return server_of(url, base_url)
-        known_url, server = self._latest_server
-        if known_url is not base_url:
-            server = server_of(url, base_url)
-            self._latest_server = (base_url, server)
+            return server_of(url, base_url, http_client)
+        known_url, known_client, server = self._latest_server
+        if known_url is not base_url or known_client is not http_client:
+            server = server_of(url, base_url, http_client)
+            self._latest_server = (base_url, http_client, server)
         return server
 
     def begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:

@@ -9,6 +9,7 @@ REASONS: Final[Mapping[str, str]] = {
     "coarse-meter": "the bounds are further apart than half of the figure: readings are rare for so short a call",
     "no-idle-baseline": "the idle power was not known yet; energy was shared by time alone",
     "idle-under-load": "idle power was learned while other programs were busy all the time; it is in doubt",
+    "part-unknown": "the server's part of the machine's work is not known: it is hidden, or was found too late",
     "gap": "part of the call's work lies between no two readings",
     "late": "the server named its working time after the energy of that time was shared out",
     "board-unusable": "processes of this host cannot share their metering, and others may call the same server",

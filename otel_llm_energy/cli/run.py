@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import otel_llm_energy
 from otel_llm_energy.cli import PROGRAM
+
+_CHILDREN = Path(__file__).with_name("children")  # holds a sitecustomize
+_SEARCH_PATH = "PYTHONPATH"
 
 
 def run_script(script: str, arguments: Sequence[str]) -> int:
@@ -50,10 +54,17 @@ def _search_first(folder: Path) -> None:
 
 @contextmanager
 def _measured(argv: Sequence[str]) -> Iterator[None]:
-    """Measure what runs in the block; at its end, however it ends, what is held goes out."""
+    """Measure what runs in the block, and the Python processes that it starts; what is held goes out at its end."""
     sys.argv[:] = argv
+    _reach_children()
     energy = otel_llm_energy.instrument()
     try:
         yield
     finally:
         energy.force_flush()
+
+
+def _reach_children() -> None:
+    """Servers such as uvicorn start their workers anew, which would know nothing of us."""
+    folders = [folder for folder in os.environ.get(_SEARCH_PATH, "").split(os.pathsep) if folder]
+    os.environ[_SEARCH_PATH] = os.pathsep.join(dict.fromkeys([str(_CHILDREN), *folders]))

@@ -16,6 +16,7 @@ _LEAST_COVERAGE = 0.9
 _WHOLE = 0.98
 _SHARED_ABOVE = 1.05
 _COARSE_WIDTH = 0.5
+_MOST_UNKNOWN = 0.1
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
 _PARTED_WITHIN = 0.1
 _SILENT = "counter-silent"
@@ -74,6 +75,7 @@ class Biller:
         concurrency = _concurrency(stretches, self._timeline)
         lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
         quality, why = _quality(entry, sums, channels, coverage, concurrency, upper_nj - lower_nj, reason)
+        lower_nj = max(lower_nj - sums.unknown_nj, 0)
         bill = Bill(
             energy_nj=energy_nj,
             quality=quality,
@@ -191,8 +193,11 @@ def _weakness(entry: Entry, sums: Sums, coverage: float, width_nj: int) -> str |
         return "no-idle-baseline"
     if "under-load" in sums.origins:
         return "idle-under-load"
-    if width_nj > _COARSE_WIDTH * (sums.idle_nj + sums.dyn_nj):
+    energy_nj = sums.idle_nj + sums.dyn_nj
+    if width_nj > _COARSE_WIDTH * energy_nj:
         return "coarse-meter"
+    if sums.unknown_nj > _MOST_UNKNOWN * energy_nj:
+        return "part-unknown"
     return None
 
 

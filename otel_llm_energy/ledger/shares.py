@@ -13,7 +13,10 @@ from otel_llm_energy.ledger.swept import ServerBucket
 
 
 class Sums:
-    """What one call was given, over its stretches and over channels; ``phases_nj`` only if its phases are parted."""
+    """What one call was given, over its stretches and over channels; ``phases_nj`` only if its phases are parted.
+
+    ``unknown_nj`` is what others may have drawn (`ServerChannel`).
+    """
 
     __slots__ = (
         "baseline",
@@ -26,12 +29,13 @@ class Sums:
         "origins",
         "parted",
         "phases_nj",
+        "unknown_nj",
         "upper_nj",
     )
 
     def __init__(self, *, parted: bool) -> None:
         self.parted = parted
-        self.idle_nj = self.dyn_nj = 0
+        self.idle_nj = self.dyn_nj = self.unknown_nj = 0
         self.lower_nj = self.upper_nj = 0.0
         self.known = self.baseline = True
         self.by_weight = False
@@ -129,11 +133,28 @@ class ServerChannel:
         share_nj = idle_nj + dyn_end_nj - dyn_start_nj
         lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
         scale = self.sweep.channel.scale_error
+        if first.hides_server or last.hides_server:
+            sums.unknown_nj += self._unknown_nj(first, last, begin, end, weight)
         sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
         sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt_nj(first, last, idle_nj)) * (1 + scale)
         sums.known = sums.known and first.known and last.known
         sums.baseline = sums.baseline and first.has_baseline and last.has_baseline
         sums.origins.update((first.baseline.origin, last.baseline.origin))
+
+    def _unknown_nj(self, first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int) -> int:
+        """Of a stretch's energy above idle, what was given while activity was known, but the server's part was not.
+
+        A server is not known until it is found, or for as long as its user hides it.
+        """
+        unknown_nj = 0
+        bucket: ServerBucket | None = first
+        while bucket is not None:
+            if bucket.hides_server:
+                since = begin if bucket is first else self.clocks.given(bucket.start_ns, weight)
+                until = end if bucket is last else self.clocks.given(bucket.end_ns, weight)
+                unknown_nj += until[2] - since[2]
+            bucket = self._bucket_at(bucket.end_ns + 1) if bucket is not last else None
+        return unknown_nj
 
 
 def _spanning_nj(first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int) -> tuple[float, float]:

@@ -101,6 +101,7 @@ class ServerBucket:
         baseline: of the channel.
         has_baseline: its idle power is known.
         known: the server's part of the activity is known, or it had none.
+        hides_server: activity is known, but the server's part of it is not.
         portion: the server's part of the energy above idle, 0 to 1.
     """
 
@@ -130,6 +131,7 @@ class ServerBucket:
         "end_error_ns",
         "end_ns",
         "has_baseline",
+        "hides_server",
         "known",
         "portion",
         "start_error_ns",
@@ -145,6 +147,7 @@ class ServerBucket:
         self.after = swept.after.get(server) or clocks.at(bucket.end_ns)
         self.baseline = baseline
         self.known = part.known
+        self.hides_server = not part.known and swept.busy.busy_ns > 0
         self.portion = part.dyn_nj / dyn_nj if dyn_nj else 0.0
         self._at_start = bucket.start_ns, self.before.idle_nj, self.before.dyn_nj
         self._at_end = bucket.end_ns, self.after.idle_nj, self.after.dyn_nj

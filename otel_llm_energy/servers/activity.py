@@ -7,7 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from otel_llm_energy.machine import CGROUP, PROC, TICK_NS, BusyTime, busy_time
@@ -114,6 +115,31 @@ class CpuActivity:
                 total_resolution_ns=self._busy.resolution_ns,
             )
 
+    def note(self) -> Callable[[], ActivitySample | None]:
+        """Note the CPU time of every process, since it takes some 10 ms to find out which of them is a server.
+
+        Returns:
+            what gives a sample of this instant, with the servers that are watched by the time it is called.
+        """
+        sample = self.sample()
+        if sample is None:
+            return lambda: None
+        cpu_ns = {pid: used_ns for pid in self._procfs.pids() if (used_ns := self._process_ns(pid)) is not None}
+
+        def of_then() -> ActivitySample:
+            with self._lock:
+                found = {name: tree for name, tree in self._trees.items() if name not in sample.by_server_ns}
+                then_ns = {name: None if tree is None else tree.then_ns(cpu_ns) for name, tree in found.items()}
+            return replace(sample, by_server_ns={**sample.by_server_ns, **then_ns})
+
+        return of_then
+
+    def _process_ns(self, pid: int) -> int | None:
+        if self._cpu_clock is not None:
+            return self._cpu_clock(pid)
+        stat = self._procfs.stat(pid)
+        return None if stat is None else stat.cpu_ns
+
     def close(self) -> None:
         """Give back all descriptors and forget all servers."""
         with self._lock:
@@ -179,6 +205,10 @@ class ProcessTree:
             self.close()
             return None
         return self._ended_ns + sum(self._cpu_ns.values())
+
+    def then_ns(self, cpu_ns: Mapping[int, int]) -> int | None:
+        """What `read_ns` would have been when the processes had used so much; ``None`` if the root was not there."""
+        return sum(cpu_ns.get(pid, 0) for pid in self._descriptors) if self.root in cpu_ns else None
 
     def disown(self, pid: int) -> None:
         """From now on a process below and its descendants are another tree; what they used so far stays in the sum."""

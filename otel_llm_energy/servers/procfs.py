@@ -120,10 +120,10 @@ class Procfs:
         text = self._read("loadavg")
         return text.split()[-1] if text else None
 
-    def table(self, name: str) -> list[list[str]]:
-        """The rows of a table such as ``net/tcp``, without its head."""
-        text = (self._read(name) or b"").decode(errors="replace")
-        return [line.split() for line in text.splitlines()[1:]]
+    def table(self, name: str, most_columns: int | None = None) -> list[list[str]]:
+        """The rows of a table such as ``net/tcp``, without its head; the last of ``most_columns`` may hold spaces."""
+        text = os.fsdecode(self._read(name) or b"")
+        return [line.split(None, -1 if most_columns is None else most_columns - 1) for line in text.split("\n")[1:]]
 
     def ancestors(self, pid: int) -> Iterator[int]:
         """Its parent, that one's parent, and so on."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from otel_llm_energy.servers.containers import container_roots, roots_at
@@ -21,7 +21,8 @@ from otel_llm_energy.servers.programs import (
 )
 from otel_llm_energy.servers.relays import connected_roots, forwarded_to, publishing_roots
 from otel_llm_energy.servers.server import Place, Server
-from otel_llm_energy.servers.sockets import IPAddress, Listener, is_local_address, listeners, those_reached
+from otel_llm_energy.servers.sockets import IPAddress, is_local_address, listeners, those_reached
+from otel_llm_energy.servers.unix_sockets import is_unix_socket, listeners_at, owner_of_file, roots_elsewhere
 
 _ACTIVATORS = ("systemd", "init")  # keep the socket of a service that they start on demand
 _NAME_IT = "Name it: servers={{'{address}': 'pid:...'}} or 'name:...'"
@@ -33,8 +34,9 @@ def resolve(host: str, port: int, procfs: Procfs | None = None) -> Server:
     """Find the process tree that answers at an address of this machine.
 
     Args:
-        host: name or address, as the client was given it.
-        port: TCP port.
+        host: name or address, as the client was given it; or the absolute path of a Unix socket, or ``@`` and its
+            abstract name.
+        port: TCP port; of no meaning for a Unix socket.
         procfs: the processes to look among; the kernel's if ``None``.
 
     Returns:
@@ -44,6 +46,8 @@ def resolve(host: str, port: int, procfs: Procfs | None = None) -> Server:
 
 
 def _resolve(host: str, port: int, procfs: Procfs, most_relays: int) -> Server:
+    if is_unix_socket(host):
+        return _resolve_unix(host, procfs, most_relays)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         candidates = _addresses(host)
@@ -59,12 +63,25 @@ def _resolve(host: str, port: int, procfs: Procfs, most_relays: int) -> Server:
     for candidate in local:
         found = those_reached(ours, candidate, port)
         if found:
-            server = _owner(found, address, procfs)
+            server = _owner({one.inode for one in found}, found[0].user_id, address, procfs)
             return _behind(server, address, port, procfs, most_relays) if server.reason == "relay" else server
     published = _only_tree(publishing_roots(port, procfs), procfs)
     return published or _without_tree(
-        "not-listening", address, f"Nothing listens at {address} in this network namespace."
+        "not-listening",
+        address,
+        f"Nothing listens at {address} in this network namespace. " + _NAME_IT.format(address=address),
     )
+
+
+def _resolve_unix(path: str, procfs: Procfs, most_relays: int) -> Server:
+    found = listeners_at(path, procfs)
+    if not found:
+        shared = _only_tree(roots_elsewhere(path, procfs), procfs)
+        return shared or _without_tree(
+            "not-listening", path, f"Nobody is seen to listen at {path}. " + _NAME_IT.format(address=path)
+        )
+    server = _owner({one.inode for one in found}, owner_of_file(path), path, procfs)
+    return _behind(server, path, None, procfs, most_relays) if server.reason == "relay" else server
 
 
 def resolve_named(spec: str, procfs: Procfs | None = None) -> Server:
@@ -90,16 +107,17 @@ def _addresses(host: str) -> list[IPAddress]:
     return [ipaddress.ip_address(str(sockaddr[0])) for *_, sockaddr in found]
 
 
-def _owner(reached: Sequence[Listener], address: str, procfs: Procfs) -> Server:
-    """The root of the processes that hold a listening socket, or the likely one where they hide it."""
-    inodes = {listener.inode for listener in reached}
+def _owner(inodes: Set[int], user_id: int | None, address: str, procfs: Procfs) -> Server:
+    """The root of the processes that hold listening sockets of a user, or the likely one where they hide it."""
     holders = {pid for pid in procfs.pids() if not inodes.isdisjoint(procfs.sockets(pid))}
-    if len(holders) > 1 and _program(1, procfs) in _ACTIVATORS:
+    if 1 in holders and _program(1, procfs) in _ACTIVATORS:
         holders.discard(1)
+        if not holders:
+            return _without_tree("not-listening", address, f"The service for {address} has not been started yet.")
     if holders:
         return _only(procfs.roots(holders), address, procfs, "ambiguous")
-    user_id = reached[0].user_id
-    likely = [pid for pid in procfs.pids() if is_llm_server(_program(pid, procfs)) and procfs.user_id(pid) == user_id]
+    models = [pid for pid in procfs.pids() if is_llm_server(_program(pid, procfs))]
+    likely = [pid for pid in models if user_id is not None and procfs.user_id(pid) == user_id]
     return _only(procfs.roots(likely), address, procfs, "hidden")
 
 
@@ -117,7 +135,7 @@ def _only(roots: list[int], address: str, procfs: Procfs, otherwise: str) -> Ser
     return replace(found, reason="relay", message=message + _NAME_IT.format(address=address))
 
 
-def _behind(relay: Server, address: str, port: int, procfs: Procfs, most_relays: int) -> Server:
+def _behind(relay: Server, address: str, port: int | None, procfs: Procfs, most_relays: int) -> Server:
     """The server to which a relay passes calls on.
 
     Where the relay or its kind says so that is certain; what its connections show may be one server of several, so
@@ -126,7 +144,7 @@ def _behind(relay: Server, address: str, port: int, procfs: Procfs, most_relays:
     assert relay.pid is not None
     arguments = procfs.arguments(relay.pid)
     inside = container_roots(arguments, procfs)
-    if not inside and is_container_relay(relay.name):
+    if not inside and port is not None and is_container_relay(relay.name):
         inside = publishing_roots(port, procfs)
     certain = _only_tree(inside, procfs)
     target = forwarded_to(relay.name, arguments)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from otel_llm_energy.servers.sockets import is_local_address
+from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.station import Station
 
+_HOSTS_FILE: Final = Path("/etc/hosts")
 _DEFAULT_PORTS = {"ollama": 11434}
 
 
 class Metered(NamedTuple):
-    """A server at ``host:port`` is metered by ``station``."""
+    """A server at ``host:port``, or at the Unix socket ``host`` and port 0, is metered by ``station``."""
 
     station: Station
     host: str
@@ -37,7 +41,9 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``; raises `ValueError`."""
+        """``"ollama:11434"``, ``"ollama"``, ``"[::1]:8080"``, ``":8080"``, ``"/run/llm.sock"``; raises `ValueError`."""
+        if is_unix_socket(text):
+            return cls(text, None)
         if "/" in text:
             raise ValueError(f"{text!r}: an address is a host and a port, without http:// and path.")
         host, colon, port = text.rpartition(":")
@@ -86,25 +92,38 @@ class Directory:
         key = (host, port if port is not None else _DEFAULT_PORTS.get(provider, 443))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._look_up(key[0].lower(), key[1])
+            found = self._look_up(host, 0) if is_unix_socket(host) else self._look_up(host.lower(), key[1])
+            self._known[key] = found
         return found
 
     def _look_up(self, host: str, port: int) -> Metered | Unmetered:
         for address, station in self._named.items():
             if address.matches(host, port):
                 return Metered(station, host, port)
-        if self._is_local(host):
+        if is_unix_socket(host) or self._is_local(host):
             return Metered(self.local, host, port)
         return Unmetered("remote")
 
 
-def is_this_machine(host: str) -> bool:
+def is_this_machine(host: str, hosts_file: Path = _HOSTS_FILE) -> bool:
     """Whether a client that connects to ``host`` reaches this machine. Looks no name up that may need a network."""
     name = host.strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
         return True
     try:
-        address = ipaddress.ip_address(name)
+        return is_local_address(ipaddress.ip_address(name))
     except ValueError:
-        return False
-    return is_local_address(address)
+        return any(is_local_address(address) for address in _addresses_in(hosts_file, name))
+
+
+def _addresses_in(hosts_file: Path, name: str) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses that a file gives a name. Source: hosts(5)."""
+    try:
+        lines = hosts_file.read_text(errors="replace").lower().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        if name in names:
+            with suppress(ValueError):  # a line that is none
+                yield ipaddress.ip_address(address)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import threading
 from typing import Final
 
 from opentelemetry import metrics, trace
@@ -16,6 +18,7 @@ from otel_llm_energy.tracing.metrics import records
 
 _HTTP: Final = "http/protobuf"
 _PROTOCOLS: Final = (_HTTP, "grpc")
+_LONGEST_SHUTDOWN_SECONDS: Final = 30.0  # the SDK's own default
 
 _logger = logging.getLogger(__name__)
 
@@ -34,9 +37,40 @@ def set_up_tracing() -> trace.TracerProvider:
     if not records(metrics.get_meter_provider()):
         metric_exporter = _metric_exporter()
         readers = [] if metric_exporter is None else [PeriodicExportingMetricReader(metric_exporter)]
-        metrics.set_meter_provider(MeterProvider(metric_readers=readers))
+        meter_provider = MeterProvider(metric_readers=readers)
+        metrics.set_meter_provider(meter_provider)
+        if readers and metrics.get_meter_provider() is meter_provider:
+            atexit.register(_ShutDownTogether(provider, meter_provider))
     _logger.info("No tracer provider was set up before the first LLM call: made one that exports by OTLP.")
     return trace.get_tracer_provider()
+
+
+class _ShutDownTogether:
+    """At exit, shuts both providers down at once: each waits some seconds for a collector that is not there.
+
+    Its thread sleeps until then, since none can be started any more while the interpreter is exiting.
+    """
+
+    def __init__(self, tracer_provider: TracerProvider, meter_provider: MeterProvider) -> None:
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._exiting = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otel-llm-energy exit", daemon=True)
+        self._thread.start()
+
+    def __call__(self) -> None:
+        # In a forked child the thread is missing; the providers' own hooks then do it one after the other.
+        if self._thread.is_alive() and not getattr(self._meter_provider, "_shutdown", False):
+            self._exiting.set()
+            self._tracer_provider.shutdown()
+            self._thread.join(_LONGEST_SHUTDOWN_SECONDS)
+
+    def _run(self) -> None:
+        self._exiting.wait()
+        try:
+            self._meter_provider.shutdown()
+        except Exception:  # where the SDK does it, it would be written out and go no further
+            _logger.warning("The last metrics could not be exported.", exc_info=True)
 
 
 def _span_exporter() -> SpanExporter | None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from otel_llm_energy.host.wire import State, channel_to_json
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
@@ -19,6 +19,7 @@ from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
 from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
@@ -50,6 +51,13 @@ class Activity(Protocol):
     def sample(self) -> ActivitySample | None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class LooksBack(Protocol):
+    """Can say of a server that was found just now what it had done a moment before."""
+
+    def note(self) -> Callable[[], ActivitySample | None]: ...
 
 
 class Station:
@@ -498,12 +506,24 @@ class ServerWatch:
                 if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
                     self._keys[name, port] = key
 
-    def _sample(self) -> None:
+    def _find_waiting(self) -> None:
+        """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
+        sample_of_now = self._activity.note() if isinstance(self._activity, LooksBack) else lambda: None
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
+        sample = sample_of_now()
+        if sample is not None:
+            self._books.sample(_under_keys(sample, self._keys_by_id()), final=True)
+
+    def _keys_by_id(self) -> Mapping[str, str]:
+        return {server.id: key for key, server in self._found.items()}
+
+    def _sample(self) -> None:
+        if self._waiting:
+            self._find_waiting()
         self._next_sample_ns = self._clock_ns() + _ACTIVITY_GAP_NS
         final = self.final
-        keys = {server.id: key for key, server in self._found.items()}
+        keys = self._keys_by_id()
         sample = self._activity.sample()
         if sample is not None:
             self.final = False
@@ -532,7 +552,7 @@ class ServerWatch:
         self._activity.watch(server)
         self._gpus.watch(server)
         self._books.set_server(key, slots=server.slots, caution=caution)
-        if server.pid is not None and host != THIS_PROCESS:
+        if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
             self._to_name.append((key, port, server))
         if server.reason is not None:
             _logger.info("%s", server.message)

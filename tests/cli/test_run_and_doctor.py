@@ -35,6 +35,21 @@ client = openai.OpenAI()
 client.chat.completions.create(model="smollm2-135m", messages=[{"role": "user", "content": "Hello"}], max_tokens=5)
 """
 
+_STARTS_OTHERS = """
+import multiprocessing, os, subprocess, sys
+
+def show(worker):
+    energy = sys.modules.get("otel_llm_energy.instrument")
+    print(worker, bool(energy and energy._registry), sys.modules["sitecustomize"].__name__, flush=True)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=show, args=("worker",))
+    worker.start()
+    worker.join()
+    show = "import sys; print('other', 'otel_llm_energy' in sys.modules, 'sitecustomize' in sys.modules)"
+    subprocess.run([sys.executable, "-c", show], check=True)
+"""
+
 
 def _command(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))}
@@ -70,6 +85,20 @@ def test_module_sees_what_python_would_show_it_when_it_is_run(app: Path) -> None
     done = _command("run", "-m", app.stem, "4", "-m", folder=app.parent)
     assert done.returncode == 4, done.stderr
     assert done.stdout == "['4', '-m'] __main__ True\n"
+
+
+def test_workers_are_measured_when_an_app_starts_them_anew(tmp_path: Path) -> None:
+    """Those of multiprocessing, as uvicorn's are. Other programs are left alone, and what ours hides has run first."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "sitecustomize.py").write_text("print('hidden', flush=True)\n")
+    script = tmp_path / "starts_others.py"
+    script.write_text(_STARTS_OTHERS)
+    done = _command("run", str(script), PYTHONPATH=os.pathsep.join([str(tmp_path / "hidden"), *sys.path]))
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line != "hidden"]
+    assert said == ["worker True sitecustomize", "other False True"]
+    # By this program itself, by multiprocessing's own helper, by the worker and by the other one.
+    assert done.stdout.count("hidden") == 4
 
 
 def test_spans_leave_with_energy_when_a_script_ends_at_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +160,8 @@ class Refusing:
         ("[::1]:8080", Address("::1", 8080)),
         ("::1", Address("::1", None)),
         (":8080", Address("", 8080)),
+        ("/run/LLM.sock", Address("/run/LLM.sock", None)),
+        ("@llm", Address("@llm", None)),
     ],
 )
 def test_address_is_read_as_clients_write_it(text: str, address: Address) -> None:
@@ -169,11 +172,13 @@ def test_address_is_read_as_clients_write_it(text: str, address: Address) -> Non
 def test_named_station_is_found_before_this_machines_own() -> None:
     """By host and port, or by either alone."""
     here, there = Office().station, Office().station
-    directory = Directory(here, {Address("ollama", None): there, Address("", 9000): there})
+    directory = Directory(here, {Address.parse(text): there for text in ("ollama", ":9000", "/run/Named.sock")})
     assert directory.find("Ollama", 11434, "ollama") == Metered(there, "ollama", 11434)
     assert directory.find("localhost", 9000, "openai") == Metered(there, "localhost", 9000)
     assert directory.find("localhost", None, "ollama") == Metered(here, "localhost", 11434)
     assert directory.find("elsewhere.example", 80, "openai") == Unmetered("remote")
+    assert directory.find("/run/Named.sock", None, "openai") == Metered(there, "/run/Named.sock", 0)
+    assert directory.find("/run/Other.sock", None, "openai") == Metered(here, "/run/Other.sock", 0)
     assert directory.stations == [here, there]
 
 
@@ -183,6 +188,15 @@ def test_this_machine_is_known_by_its_names_and_addresses() -> None:
         assert is_this_machine(name), name
     for name in ("example.com", "203.0.113.7", "2001:db8::1"):
         assert not is_this_machine(name), name
+
+
+def test_names_of_the_hosts_file_are_known_when_they_lead_here(tmp_path: Path) -> None:
+    """Many machines call themselves by a full name there, and users give their services names."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# names\n127.0.1.1\tBox.example.com box\n203.0.113.7 gpu # llm\nnonsense odd\n\n::1 llm-six\n")
+    for name, here in [("box.example.com", True), ("LLM-six", True), ("gpu", False), ("llm", False), ("odd", False)]:
+        assert is_this_machine(name, hosts) is here, name
+    assert not is_this_machine("box", tmp_path / "missing")
 
 
 def test_call_is_the_same_servers_when_it_comes_by_another_name() -> None:

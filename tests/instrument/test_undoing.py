@@ -12,12 +12,14 @@ from openai import OpenAI
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SynchronousMultiSpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
+from otel_llm_energy.instrument import active_runtime
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import settings
 from otel_llm_energy.tracing.claims import Claim
@@ -125,6 +127,24 @@ def test_it_can_be_done_again_when_it_was_undone(
         energy.uninstrument()
     assert len(calls(exporter)) == 2
     assert all((call.attributes or {})[names.JOULES] for call in calls(exporter))
+
+
+def test_pipelines_that_were_left_are_let_go_when_tracing_is_set_up_again_and_again(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, energy: Instrumentation
+) -> None:
+    """Each had a gate of its own, which would keep it alive and cost every call; what was counted still counts."""
+    runtime = active_runtime()
+    assert runtime is not None
+    ask(client)
+    energy.force_flush()
+    for _ in range(3):
+        provider._active_span_processor = SynchronousMultiSpanProcessor()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        until(lambda: len(runtime.gates) == 1 and runtime._joint is not None and runtime._joint.joins(provider))
+    ask(client)
+    energy.force_flush()
+    assert [names.JOULES in (call.attributes or {}) for call in calls(exporter)] == [True, True]
+    assert sum(health.forwarded for health in runtime._health()) == 2
 
 
 def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, caplog: pytest.LogCaptureFixture) -> None:

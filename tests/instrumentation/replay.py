@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import socketserver
 import struct
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
@@ -74,8 +76,8 @@ def ndjson_reply(chunks: Sequence[object], *, breaks_off: bool = False, hangs: b
 
 
 @contextmanager
-def replaying() -> Iterator[ReplayServer]:
-    """A replay server on a free loopback port."""
+def replaying(path: Path | None = None) -> Iterator[ReplayServer]:
+    """A replay server on a free loopback port, or at a Unix socket."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -137,9 +139,12 @@ def replaying() -> Iterator[ReplayServer]:
             if not isinstance(sys.exc_info()[1], ConnectionError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-    http = Server(("127.0.0.1", 0), Handler)
+    class UnixServer(socketserver.ThreadingUnixStreamServer):
+        pass
+
+    http = Server(("127.0.0.1", 0), Handler) if path is None else UnixServer(str(path), Handler)
     http.daemon_threads = True
-    server = ReplayServer(http.server_address[1])
+    server = ReplayServer(int(http.server_address[1]) if path is None else 0)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -90,6 +90,8 @@ def test_route_is_found_when_the_path_is_longer(url: str, path: str | None) -> N
         ("/chat", "http://[::1]/v1", ("::1", 80)),
         ("/chat", None, (None, None)),
         ("/chat", "unix:/run/llm.sock", (None, None)),
+        ("http+unix://%2Frun%2FLLM.sock/v1/chat", None, ("/run/LLM.sock", None)),
+        ("http+docker://localhost/v1/chat", None, (None, None)),
     ],
 )
 def test_server_is_known_when_the_address_names_it(url: str, base_url: object, server: tuple[object, object]) -> None:

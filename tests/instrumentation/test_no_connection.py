@@ -72,3 +72,25 @@ def test_call_reached_its_server_when_that_hangs_up(
         HTTPInstrumentor().uninstrument()
     watched.only_span()
     assert watched.ended[0].reached_server
+
+
+def _with_fallback(ask: Callable[[str], object], url: str, other_url: str) -> object:
+    try:
+        return ask(url)
+    except (OSError, openai.APIError, httpx.HTTPError):
+        return ask(other_url)
+
+
+@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+def test_call_reached_its_server_when_it_stands_in_for_one_that_did_not(
+    ask: Callable[[str], object], server: ReplayServer, watched: Watched
+) -> None:
+    """A fallback in an ``except`` block: Python chains its failure to the first one's, which is not its own."""
+    server.reply = Reply([], raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{")
+    HTTPInstrumentor().instrument(tracer_provider=watched.provider)
+    try:
+        with pytest.raises(Exception, match=r"."):
+            _with_fallback(ask, nobodys_url(), server.url)
+    finally:
+        HTTPInstrumentor().uninstrument()
+    assert [call.reached_server for call in watched.ended] == [False, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_llm_energy.ledger.bill import Bill, Window
+from otel_llm_energy.ledger.bill import Bill, Quality, Window
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
 
@@ -12,20 +12,21 @@ MS = 1_000_000
 IDLE_WATTS, WATTS_PER_CPU = 20, 60
 
 
-def bill_of_first_call(found_ms: int, last_ms: int = 2000) -> Bill:
-    """Of a call from 0.1 to 1.1 s that keeps one CPU busy, beside a program that always does; read every 50 ms."""
+def bill_of_first_call(found_ms: int, work_ms: int = 1000) -> Bill:
+    """Of a call from 0.1 s on that keeps one CPU busy, beside a program that always does; read every 50 ms."""
+    last_ms = work_ms + 1000
     ledger = Ledger(0)
     ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
     ledger.add_server("llm")
     entry = ledger.open("llm", 100 * MS)
     for now_ms in range(0, last_ms + 1, 50):
-        server_ms = min(max(now_ms - 100, 0), 1000)
+        server_ms = min(max(now_ms - 100, 0), work_ms)
         energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
         ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
         if now_ms % 250 == 0:
             known = {"llm": server_ms * MS} if now_ms >= found_ms else {}
             ledger.sample(ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, known, 2, 0, 0))
-    ledger.close(entry, (Window(100 * MS, 1100 * MS),), reported=True)
+    ledger.close(entry, (Window(100 * MS, (100 + work_ms) * MS),), reported=True)
     ledger.settle(last_ms * MS + 1)
     assert entry.bill is not None
     return entry.bill
@@ -41,8 +42,20 @@ def test_other_programs_work_is_not_billed_when_the_server_is_found_in_mid_work(
 
 
 def test_part_is_unknown_when_the_server_is_found_too_late() -> None:
-    """More than a second after: then all that is not idle is taken for the call's, and the scope says so."""
+    """More than a second after: then all that is not idle is taken for the call's, and nothing calls that measured."""
     bill = bill_of_first_call(found_ms=3000)
     assert bill.energy_nj is not None
     assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + 2 * WATTS_PER_CPU, rel=0.01)
-    assert bill.scope == "host"
+    assert bill.lower_nj is not None
+    assert bill.lower_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS, rel=0.01)  # the rest may all be others'
+    assert (bill.scope, bill.quality, bill.reason) == ("host", Quality.DEGRADED, "part-unknown")
+
+
+def test_bill_is_measured_when_little_of_the_work_was_before_the_server_was_found() -> None:
+    """Of twenty seconds less than one; the lower bound allows for what others may have drawn in that."""
+    bill = bill_of_first_call(found_ms=1500, work_ms=20_000)
+    assert bill.quality is Quality.MEASURED
+    assert bill.energy_nj is not None
+    assert bill.lower_nj is not None
+    truth_joules = 20 * (IDLE_WATTS + WATTS_PER_CPU)
+    assert bill.lower_nj / NJ_PER_JOULE < truth_joules < bill.energy_nj / NJ_PER_JOULE < 1.05 * truth_joules

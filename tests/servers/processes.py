@@ -42,7 +42,7 @@ class WorkingServer:
 def working_server(
     folder: Path | None = None, name: str = "", arguments: Sequence[str] = (), env: dict[str, str] | None = None
 ) -> Iterator[WorkingServer]:
-    """The server for the length of the block; with a name, as a script of that name in ``folder``."""
+    """The server for the length of the block, at work in ``folder``; with a name, as a script of that name there."""
     script = SCRIPT
     if folder is not None and name:
         script = Path(shutil.copy(SCRIPT, folder / name))
@@ -51,6 +51,7 @@ def working_server(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=folder,
         env={**os.environ, **(env or {})},
     )
     try:

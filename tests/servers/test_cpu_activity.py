@@ -191,3 +191,38 @@ def test_tree_leaves_out_what_is_watched_as_a_server_of_its_own(server_first: bo
     activity.close()
     assert used_ns(before, after, server) >= WORK_NS - after.resolution_ns
     assert used_ns(before, after, app) < WORK_NS / 2
+
+
+@pytest.mark.parametrize("cpu_clock", [process_cpu_ns, None], ids=["clock", "ticks"])
+def test_a_servers_work_is_known_from_before_it_was_found_when_it_was_noted(cpu_clock: object) -> None:
+    """It takes some time to find a server, and its first call is under way; what it did long before counts for nothing.
+
+    What a child does that was started since counts, too.
+    """
+    activity = CpuActivity(cpu_clock=cpu_clock)  # type: ignore[arg-type]
+    with working_server() as running:
+        running.do("work")
+        running.do("end")
+        sample_of_then = activity.note()
+        running.do("work")
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        before, after = sample_of_then(), taken(activity)
+    activity.close()
+    assert before is not None
+    assert before.at_ns < after.at_ns
+    tolerance_ns = after.resolution_ns + 100_000_000  # the start of the child's interpreter
+    assert WORK_NS - after.resolution_ns <= used_ns(before, after, server) <= WORK_NS + tolerance_ns
+
+
+def test_nothing_is_known_of_then_when_the_server_was_not_there(tmp_path: Path) -> None:
+    """It was started since: what it has used was all used since, but nobody knows what was there before it."""
+    activity = CpuActivity()
+    sample_of_then = activity.note()
+    with working_server() as running:
+        activity.watch(server := resolve("127.0.0.1", running.port))
+        sample = sample_of_then()
+    activity.close()
+    assert sample is not None
+    assert sample.by_server_ns == {server.id: None}
+    assert CpuActivity(proc=tmp_path, cgroup=tmp_path).note()() is None

@@ -108,13 +108,13 @@ def test_a_relay_is_no_server_when_it_listens(tmp_path: Path, name: str) -> None
     assert "servers={" in server.message
 
 
-def as_nobody(port: int) -> str:
-    """What a process of another user finds at the port: pid, place and reason."""
+def as_nobody(host: str, port: int) -> str:
+    """What a process of another user finds at the address: pid, place and reason."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         os.setuid(65534)
-        server = resolve("127.0.0.1", port)
+        server = resolve(host, port)
         os.write(send, f"{server.pid} {server.place} {server.reason}".encode())
         os._exit(0)
     os.close(send)
@@ -132,21 +132,21 @@ SERVICE = ["127.0.0.1", "54321"]  # runs as a user of its own, as Ollama's servi
 def test_a_known_program_of_the_sockets_user_is_taken_when_descriptors_are_hidden(tmp_path: Path) -> None:
     """Ollama's service runs as a user of its own: its sockets are hidden, its name is not."""
     with working_server(tmp_path, "ollama", SERVICE) as running:
-        assert as_nobody(running.port) == f"{running.pid} local None"
+        assert as_nobody("127.0.0.1", running.port) == f"{running.pid} local None"
 
 
 @needs_root
 def test_the_server_is_hidden_when_no_known_program_could_be_it(tmp_path: Path) -> None:
     """A guess among unknown programs would bill the wrong one."""
     with working_server(tmp_path, "my-own-server", SERVICE) as running:
-        assert as_nobody(running.port) == "None local hidden"
+        assert as_nobody("127.0.0.1", running.port) == "None local hidden"
 
 
 @needs_root
 def test_the_server_is_ambiguous_when_two_known_programs_could_be_it(tmp_path: Path) -> None:
     """Two servers of the same user: say so instead of guessing."""
     with working_server(tmp_path, "ollama", SERVICE) as one, working_server(tmp_path, "llama-server", SERVICE):
-        assert as_nobody(one.port) == "None local ambiguous"
+        assert as_nobody("127.0.0.1", one.port) == "None local ambiguous"
 
 
 def test_the_user_may_name_the_server_when_it_cannot_be_found(tmp_path: Path) -> None:
@@ -278,7 +278,20 @@ def test_the_first_process_is_the_server_when_it_is_not_the_init_system(tmp_path
     assert (server.pid, server.id) == (root, f"pid:{root}:{root * 10}")
 
 
+def test_the_server_is_unknown_when_only_systemd_holds_its_socket(tmp_path: Path) -> None:
+    """The service is started by the call; systemd is the root of all processes, which have not all worked on it."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "tcp").write_text(
+        HEAD + "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 777 1\n"
+    )
+    write_process(tmp_path, 1, 0, "systemd")
+    (tmp_path / "1" / "fd").mkdir()
+    (tmp_path / "1" / "fd" / "3").symlink_to("socket:[777]")
+    server = resolve("127.0.0.1", 8080, Procfs(tmp_path))
+    assert (server.pid, server.reason) == (None, "not-listening")
+
+
 def test_nothing_is_raised_when_the_host_is_no_host() -> None:
     """Whatever a client was given as its server's name."""
-    for host in ("", "\0", "a" * 300, "xn--\u2603", "::::", "256.1.1.1", "[", "host name"):
+    for host in ("", "\0", "a" * 300, "xn--\u2603", "::::", "256.1.1.1", "[", "host name", "/\0", "/", "@", "@\0"):
         assert resolve(host, 80).pid is None

@@ -1,6 +1,7 @@
 """A server whose work is done by a child, as Ollama's is: listens, and does what its standard input says.
 
-``python working_server.py [ADDRESS [USER_ID]]`` prints its port; it gives up being root if it is to be another user.
+``python working_server.py [ADDRESS [USER_ID]]`` prints its port, which is 0 where the address is a Unix socket's path
+(or ``@`` and an abstract name); it gives up being root if it is to be another user.
 ``work`` starts a child that uses `WORK_SECONDS` of CPU time and then waits, ``end`` lets it end; each is answered by a
 line when done.
 """
@@ -27,13 +28,23 @@ def say(what: object) -> None:
     sys.stdout.flush()
 
 
+def listening(address: str) -> socket.socket:
+    """A TCP or a Unix socket that takes connections."""
+    if "/" not in address and "@" not in address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address.replace("@", "\0"))
+    listener.listen()
+    return listener
+
+
 def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
     if len(sys.argv) > 2 and sys.argv[2].isdecimal():
         os.setuid(int(sys.argv[2]))
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::") as listener:
-        say(listener.getsockname()[1])
+    with listening(address) as listener:
+        say(0 if listener.family == socket.AF_UNIX else listener.getsockname()[1])
         child: subprocess.Popen[str] | None = None
         for line in sys.stdin:
             if line.strip() == "work":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
 from otel_llm_energy.ledger.ledger import Ledger
@@ -86,3 +89,23 @@ def test_caution_is_taken_back_when_the_server_is_there_at_last() -> None:
     watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
     watched.watch.sample()  # only while calls are open is one that is gone looked up again
     assert not watched.caution(80)
+
+
+class Noting(Idle):
+    """Knows what each server had done a moment before it was found."""
+
+    def note(self) -> Callable[[], ActivitySample]:
+        return lambda: replace(self.sample(), at_ns=0)
+
+
+def test_servers_part_is_known_from_the_start_of_the_look_up_when_that_takes_long() -> None:
+    """And that instant ends a cell, however short: the first call to the server is under way."""
+    books = Books(ledger := Ledger(0))
+    watch = ServerWatch(books, Noting(), lambda *_: OLLAMA, lambda: NS_PER_SECOND)
+    samples: list[tuple[ActivitySample, bool]] = []
+    ledger.sample = lambda sample, final=False: samples.append((sample, final))  # type: ignore[method-assign, misc]
+    watch.key("localhost", 11434)
+    watch.sample()
+    books.settle()
+    assert [(sample.at_ns, final) for sample, final in samples] == [(0, True), (1, False)]
+    assert [sample.by_server_ns for sample, _ in samples] == [{"localhost:11434": 0}] * 2

@@ -40,7 +40,7 @@ class HTTPWatcher(Watcher):
         body = json_object(self._sent(request))
         if body is None or not endpoint.fits(body):
             return None
-        address, port = self._server(request)
+        address, port = self._server(client, request)
         return begin_call(
             self.telemetry,
             Request(
@@ -77,7 +77,7 @@ class HTTPWatcher(Watcher):
         """The path that a request goes to."""
 
     @abstractmethod
-    def _server(self, request: Any) -> Server:
+    def _server(self, client: object, request: Any) -> Server:
         """Where a request goes to."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class RequestsWatcher(HTTPWatcher):
         url: str = request.url
         return urlsplit(url).path
 
-    def _server(self, request: Any) -> Server:
+    def _server(self, client: object, request: Any) -> Server:
         return server_of(request.url, None)
 
     def _sent(self, request: Any) -> object:
@@ -132,8 +132,8 @@ class HTTPXWatcher(HTTPWatcher):
         path: str = request.url.path
         return path
 
-    def _server(self, request: Any) -> Server:
-        return server_of("", request.url)
+    def _server(self, client: object, request: Any) -> Server:
+        return server_of("", request.url, client)
 
     def _sent(self, request: Any) -> object:
         return getattr(request, "_content", None)  # `content` raises where a generator gives it

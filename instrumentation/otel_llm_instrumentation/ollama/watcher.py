@@ -32,7 +32,8 @@ class OllamaWatcher(Watcher):
         if route is None:
             return None
         body = _mapping(kwargs.get("json"))
-        address, port = self.server(path, getattr(getattr(client, "_client", None), "base_url", None))
+        http_client = getattr(client, "_client", None)
+        address, port = self.server(path, getattr(http_client, "base_url", None), http_client)
         request = Request(
             route,
             "ollama",

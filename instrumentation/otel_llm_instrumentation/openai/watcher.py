@@ -50,7 +50,7 @@ class OpenAIWatcher(Watcher):
         if route is None or options.method.lower() != "post":
             return None
         body = _body(options)
-        address, port = self.server(options.url, _base_url(client))
+        address, port = self.server(options.url, _base_url(client), getattr(client, "_client", None))
         request = Request(
             route,
             self._provider(client, address),

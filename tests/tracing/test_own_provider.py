@@ -1,0 +1,61 @@
+"""The end of tracing that was set up for an app that has none."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from otel_llm_energy.tracing.own_provider import _ShutDownTogether
+
+_SECONDS = 20
+
+
+class Meeting:
+    """Where the ends of spans and of metrics wait for each other, as each would for a collector that is not there."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+        self.ended: list[str] = []
+
+    def come(self, who: str) -> None:
+        self.both.wait(_SECONDS)
+        self.ended.append(who)
+
+
+class Spans(SpanProcessor):
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
+
+    def shutdown(self) -> None:
+        self.meeting.come("spans")
+
+
+class Metrics(InMemoryMetricReader):
+    def __init__(self, meeting: Meeting) -> None:
+        super().__init__()
+        self.meeting = meeting
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: object) -> None:
+        self.meeting.come("metrics")
+
+
+def test_spans_and_metrics_end_at_once_when_the_interpreter_exits() -> None:
+    """With a dead collector each takes seven seconds, and the app ends no later than with one of them."""
+    meeting = Meeting()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Spans(meeting))
+    _ShutDownTogether(provider, MeterProvider([Metrics(meeting)], shutdown_on_exit=False))()
+    assert sorted(meeting.ended) == ["metrics", "spans"]
+
+
+def test_nothing_is_ended_twice_when_the_app_has_shut_its_metrics_down(caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK would complain."""
+    meter_provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    hook = _ShutDownTogether(TracerProvider(shutdown_on_exit=False), meter_provider)
+    meter_provider.shutdown()
+    hook()
+    assert caplog.messages == []
