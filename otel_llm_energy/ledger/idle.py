@@ -104,10 +104,10 @@ class IdleModel:
     def limit_is_hardware(self) -> bool:
         return self._limit_watts is not None
 
-    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
-        """A bucket in which no call was at work."""
+    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None, errors_ns: tuple[int, int] = (0, 0)) -> None:
+        """A bucket in which no call was at work; ``errors_ns`` are those of its start and end."""
         self._work.interrupt()
-        if self._idle_run.add(energy_nj, length_ns, busy_ns):
+        if self._idle_run.add(energy_nj, length_ns, busy_ns, errors_ns):
             self._baseline = None
 
     def working(self, energy_nj: int, length_ns: int) -> None:

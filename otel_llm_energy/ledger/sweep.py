@@ -162,7 +162,8 @@ class Sweep:
     def _learn_power(self, bucket: Bucket, at_work_ns: int, parts: Parts) -> None:
         """Learn from this bucket what is drawn while no call is at work, or while one always is."""
         if at_work_ns == 0:
-            self.idle.model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
+            busy_ns, errors_ns = parts.total_ns if parts.known else None, (bucket.start_error_ns, bucket.end_error_ns)
+            self.idle.model.free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
         elif at_work_ns == bucket.length_ns:
             self.idle.model.working(bucket.energy_nj, bucket.length_ns)
         else:
