@@ -39,10 +39,14 @@ _BAR = 50
 
 
 class Machine:
-    """A ledger, and a machine on which ``open_calls`` calls are open at any time, each for as long as the others."""
+    """A ledger, and a machine on which ``open_calls`` calls are open at any time, each for as long as the others.
 
-    def __init__(self, open_calls: int, calls_per_second: int, share: BatchSharing) -> None:
+    Where they are not ``apart``, one begins as another ends: the number at work never changes.
+    """
+
+    def __init__(self, open_calls: int, calls_per_second: int, share: BatchSharing, *, apart: bool = False) -> None:
         self._between_ns = NS_PER_SECOND // calls_per_second
+        self._later_ns = self._between_ns // 3 if apart else 0
         self._open: deque[Entry] = deque()
         self._now_ns = 0
         self._next_reading_ns = self._next_sample_ns = self._next_settling_ns = 0
@@ -60,7 +64,7 @@ class Machine:
         for _ in range(calls):
             now_ns = self._advance()
             self._open.append(self._ledger.open("server", now_ns, "chat"))
-            self._close(self._open.popleft(), now_ns)
+            self._close(self._open.popleft(), now_ns + self._later_ns)
 
     def _close(self, entry: Entry, now_ns: int) -> None:
         turn_ns = entry.opened_ns + (now_ns - entry.opened_ns) // 4
@@ -94,6 +98,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--rate", type=int, default=10_000, help="calls that begin in each second of the machine's time"
     )
+    parser.add_argument("--apart", action="store_true", help="no call ends at the very instant at which another begins")
     parser.add_argument("--share", choices=BATCH_SHARINGS, default="equal-time")
     parser.add_argument("--part", nargs="+", choices=("cost", "memory", "thread"), default=["cost", "memory", "thread"])
     parser.add_argument("--profile", action="store_true", help="print where the time goes at 1,000 open calls")
@@ -128,7 +133,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 
 def _claim_us(open_calls: int, options: argparse.Namespace) -> float:
-    machine = Machine(open_calls, options.rate, options.share)
+    machine = Machine(open_calls, options.rate, options.share, apart=options.apart)
     machine.run(max(2 * open_calls, options.rate))  # from now on as many are settled as begin
     started_ns = time.process_time_ns()
     machine.run(options.at_each)
@@ -137,7 +142,7 @@ def _claim_us(open_calls: int, options: argparse.Namespace) -> float:
 
 def _memory(options: argparse.Namespace) -> None:
     """Of the process, after each tenth of so many calls in a row."""
-    machine = Machine(_AT_OPEN, options.rate, options.share)
+    machine = Machine(_AT_OPEN, options.rate, options.share, apart=options.apart)
     sizes = []
     started_ns = time.process_time_ns()
     for _ in range(10):
@@ -155,7 +160,7 @@ def _resident_mib() -> float:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    machine = Machine(_AT_OPEN, options.rate, options.share)
+    machine = Machine(_AT_OPEN, options.rate, options.share, apart=options.apart)
     machine.run(2 * _AT_OPEN)
     with cProfile.Profile() as profile:
         machine.run(options.at_each)

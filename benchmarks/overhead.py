@@ -1,8 +1,9 @@
 """What does a call cost more with energy on? Against no instrumentation and against a bare span, in one run.
 
-The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take
-turns, and the median over all turns counts. A median hides what our own threads take now and then; mean and p99 do
-not. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a real machine.
+The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
+short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
+speed drifts. A median of calls hides what our own threads take now and then; mean and p99 do not. Counters are real
+files of a synthetic powercap tree, read at the calls' edges as on a real machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 CANDIDATES = ("none", "bare-span", "ours", "ours-no-energy")
 PEERS = ("genai-openai", "openllmetry", "openinference")
+_CHUNKS = 100
+_Figures = dict[str, float]
 _ANSWER = {
     "id": "chatcmpl-1",
     "object": "chat.completion",
@@ -35,9 +38,9 @@ _ANSWER = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=300, help="calls a turn")
-    parser.add_argument("--streams", type=int, default=60, help="streams of 100 chunks a turn")
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--calls", type=int, default=100, help="calls a turn")
+    parser.add_argument("--streams", type=int, default=15, help=f"streams of {_CHUNKS} chunks a turn")
     parser.add_argument("--peers", action="store_true", help=f"also {', '.join(PEERS)}, where they are installed")
     parser.add_argument("--child", choices=(*CANDIDATES, *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -55,54 +58,56 @@ def _compare(names: tuple[str, ...], options: argparse.Namespace) -> None:
         name: subprocess.Popen([*command, "--child", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in names
     }
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    turns: list[dict[str, _Figures]] = []
     try:
         for turn in range(options.turns + 1):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                line = _turn(children[name])
-                if line is not None and turn > 0:  # the first turn warms up
-                    results[name].append(line)
+            order = names[turn % len(names) :] + names[: turn % len(names)]
+            figures = {name: _turn(children[name]) for name in order}
+            if turn > 0:  # the first turn warms up
+                turns.append({name: figures[name] for name in names})
     finally:
         for child in children.values():
             with suppress(OSError):
                 assert child.stdin is not None
                 child.stdin.close()
             child.wait(timeout=30)
-    _print(results)
+    _print(turns)
 
 
-def _turn(child: subprocess.Popen[str]) -> dict[str, float] | None:
+def _turn(child: subprocess.Popen[str]) -> _Figures:
     assert child.stdin is not None
     assert child.stdout is not None
     with suppress(BrokenPipeError):
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
-        return json.loads(line) if line else None
-    return None
+        return json.loads(line) if line else {}
+    return {}
 
 
-def _print(results: dict[str, list[dict[str, float]]]) -> None:
+def _print(turns: list[dict[str, _Figures]]) -> None:
     print(
-        f"{'':16} {'call us':>9} {'added':>8} {'mean added':>11} {'p99 added':>10} {'CPU added':>10}"
-        f" {'100 chunks us':>14} {'added':>8} {'per chunk':>10}"
+        f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'mean added':>11} {'p99 added':>10} {'CPU added':>10}"
+        f" {'a chunk us':>11} {'quartiles':>12}"
     )
-    base = _medians(results["none"])
-    for name, turns in results.items():
-        if not turns:
+    for name in turns[0]:
+        if not turns[0][name]:
             print(f"{name:16} not installed")
             continue
-        mine = _medians(turns)
+        call_us = statistics.median(turn[name]["call"] for turn in turns)
+        added = {key: sorted(turn[name][key] - turn["none"][key] for turn in turns) for key in turns[0][name]}
+        middle = {key: statistics.median(differences) for key, differences in added.items()}
+        chunk = sorted((stream - middle["call"]) / _CHUNKS for stream in added["stream"])
         print(
-            f"{name:16} {mine['call']:9.0f} {mine['call'] - base['call']:8.1f} {mine['mean'] - base['mean']:11.1f}"
-            f" {mine['p99'] - base['p99']:10.0f} {mine['cpu'] - base['cpu']:10.1f}"
-            f" {mine['stream']:14.0f} {mine['stream'] - base['stream']:8.0f}"
-            f" {(mine['stream'] - base['stream'] - (mine['call'] - base['call'])) / 100:10.2f}"
+            f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {middle['mean']:11.1f}"
+            f" {middle['p99']:10.0f} {middle['cpu']:10.1f} {statistics.median(chunk):11.2f} {_quartiles(chunk):>12}"
         )
 
 
-def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+def _quartiles(differences: list[float]) -> str:
+    """Between which the middle half of the turns lies."""
+    low, _, high = statistics.quantiles(differences, n=4) if len(differences) > 1 else (*differences, *differences * 2)
+    return f"{low:.3g}..{high:.3g}"
 
 
 def _child(name: str, calls: int, streams: int) -> int:
@@ -156,7 +161,7 @@ def _client(port: int) -> Any:
     chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     delta = {**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
     last = {**chunk, "choices": [], "usage": _ANSWER["usage"], "timings": _ANSWER["timings"]}
-    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * 99, last]]
+    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * (_CHUNKS - 1), last]]
     sse = b"".join([*events, b"data: [DONE]\n\n"])
 
     def answer(request: Any) -> Any:

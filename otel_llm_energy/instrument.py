@@ -20,9 +20,7 @@ from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime, Status
 from otel_llm_energy.settings import SettingError, Settings, settings
-from otel_llm_energy.tracing.claims import Claim, metric_attributes
-from otel_llm_energy.tracing.enrich import Tokens
-from otel_llm_energy.tracing.foreign import Told
+from otel_llm_energy.tracing.claims import CallFacts, Claim
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.measurement import measurement_in
@@ -212,6 +210,7 @@ class CallMeter:
         claim = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
         if claim is None:
             claim = Claim(span_context)
+            claim.opened_ns = call.started_ns
             for gate in self._runtime.gates:
                 gate.bind(call.span, claim, call.context)
             self._open(claim, call)
@@ -237,23 +236,23 @@ class CallMeter:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.cached_input_tokens = call.cached_input_tokens
-        claim.attributes = metric_attributes(
-            operation=call.operation,
-            provider=call.provider,
-            request_model=call.request_model,
-            response_model=call.response_model,
-            address=call.server_address,
-            port=call.server_port,
-            error_type=call.error_type,
+        claim.facts = CallFacts(
+            call.operation,
+            call.provider,
+            call.request_model,
+            call.response_model,
+            call.server_address,
+            call.server_port,
+            call.error_type,
         )
         claim.reached_server = call.reached_server
+        claim.response_id, claim.ended_ns = call.response_id, call.ended_ns
         self._runtime.desk.close(claim, call.timings)
         outer = measurement_in(call.context) if call.in_process else None
         if outer is not None:
             outer.resume()
         if call.ended_ns is not None:
-            tokens = Tokens(call.input_tokens, call.output_tokens)
-            self._runtime.unobserved.tell(Told(call.response_id, call.started_ns, call.ended_ns, tokens))
+            self._runtime.unobserved.tell(claim)
 
     # What the gates tell of spans
 

@@ -18,12 +18,12 @@ from opentelemetry.context import (
     create_key,
     detach,
     get_current,
-    set_value,
 )
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation import semconv
+from otel_llm_instrumentation.attributes import add_clean
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
 from otel_llm_instrumentation.content import Asked, Content, as_json, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
@@ -155,7 +155,7 @@ class Call:
             context = set_span_in_context(self.span, context)
         else:
             self.span = standing
-        self.context = set_value(_OUR_CALL, True, context)
+        self.context = Context({**context, _OUR_CALL: True})
         self._observers = observers()
         for observer in self._observers:
             self._tell(observer, "call_started", observer.call_started)
@@ -299,7 +299,9 @@ class Call:
             attributes = _timing_attributes(facts.timings) if facts.timings is not None else {}
             if self.owns_span:
                 self._add_answer_attributes(facts, attributes)
-            self.span.set_attributes(attributes)
+                add_clean(self.span, attributes)
+            else:
+                self.span.set_attributes(attributes)
         if self.owns_span and self._telemetry.records_metrics:
             self._telemetry.after_collection.run(self._record_metrics)
 
@@ -311,7 +313,7 @@ class Call:
         if facts.response_id is not None:
             attributes[semconv.RESPONSE_ID] = facts.response_id
         if facts.finish_reasons:
-            attributes[semconv.RESPONSE_FINISH_REASONS] = facts.finish_reasons
+            attributes[semconv.RESPONSE_FINISH_REASONS] = tuple(facts.finish_reasons)
         if facts.input_tokens is not None:
             attributes[semconv.USAGE_INPUT_TOKENS] = facts.input_tokens
         if facts.output_tokens is not None:

@@ -7,15 +7,13 @@ observer does with what it is told.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTimings:
+class ServerTimings(NamedTuple):
     """What the server itself said about its work on a call; ``None`` where it said nothing.
 
     Attributes:

@@ -138,7 +138,7 @@ class ActivityLog:
         cells = self.cells(start_ns, end_ns)
         if not cells or cells[-1].end_ns < end_ns:
             return frozenset()
-        return frozenset.intersection(*[cell.absent for cell in cells])
+        return cells[0].absent.intersection(*[cell.absent for cell in cells[1:]])
 
     def parts(self, start_ns: int, end_ns: int, timelines: Mapping[str, Timeline]) -> Parts:
         """Busy time inside [start_ns, end_ns], of each server at work there and of the others."""

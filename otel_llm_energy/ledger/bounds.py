@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
 
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
@@ -23,23 +22,8 @@ from otel_llm_energy.ledger.timeline import Step
 _UNEVEN = 1.1
 _parts = itemgetter(1)
 
-
-class Worked(NamedTuple):
-    """What a server of known activity did in one bucket.
-
-    Attributes:
-        dyn_nj: the bucket's energy above idle.
-        portion: the server's part of the busy time, 0 to 1.
-        at_work_ns: how long the server was at work.
-        most_watts: how far its work can raise the power; ``None`` if that is not known.
-        within: the part of the server's energy that the call was given, 0 to 1.
-    """
-
-    dyn_nj: int
-    portion: float
-    at_work_ns: int
-    most_watts: float | None
-    within: float
+Divisions = Sequence[tuple[int, float]]
+"""Into how many equal parts a server's energy is divided, and for how long, ns: (length, parts)."""
 
 
 def uneven(portion: float) -> tuple[float, float]:
@@ -59,63 +43,6 @@ def held_nj(bucket: Bucket, baseline: Baseline, covered_ns: int) -> tuple[float,
         most = min(most, high * covered_ns)
     least = min(max(least, 0.0), bucket.energy_nj)
     return least, max(most, least)
-
-
-def edge_bounds_nj(
-    bucket: Bucket,
-    baseline: Baseline,
-    covered_ns: int,
-    part: float,
-    idle_weight: float,
-    divisions: Sequence[tuple[int, float]],
-) -> tuple[float, float]:
-    """Bounds of a share of a bucket of which the call's window covers only ``covered_ns``.
-
-    Args:
-        bucket: the bucket at the window's edge.
-        baseline: of its channel.
-        covered_ns: overlap of window and bucket.
-        part: the server's part of the energy above idle, u_s.
-        idle_weight: the call's mean share of idle while at work, 0 to 1.
-        divisions: into how many parts like the call's the server's energy is divided meanwhile: (length, parts).
-    """
-    least, most = held_nj(bucket, baseline, covered_ns)
-    if baseline.watts is None:
-        return idle_weight * part * least, idle_weight * most
-    floor, idle = baseline.lowest_watts * covered_ns, baseline.watts * covered_ns
-    lower = idle_weight * floor + _least_placed(part * max(least - floor, 0.0), baseline, divisions)
-    upper = idle_weight * idle + _most_placed(part * max(most - idle, 0.0), baseline, divisions)
-    return lower, upper
-
-
-def worked_bounds_nj(
-    bucket: Bucket,
-    baseline: Baseline,
-    covered_ns: int,
-    idle_weight: float,
-    divisions: Sequence[tuple[int, float]],
-    worked: Worked,
-) -> tuple[float, float]:
-    """The same from the activity, where the server's part of it is known, and idle power.
-
-    What the server drew above idle lies in its time at work, wherever there.
-    """
-    least_part, most_part = uneven(worked.portion)
-    least, most = least_part * worked.dyn_nj, most_part * worked.dyn_nj
-    others_ns = max(worked.at_work_ns - covered_ns, 0)
-    if worked.most_watts is not None:
-        least, most = max(least - worked.most_watts * others_ns, 0.0), min(most, worked.most_watts * covered_ns)
-    elif others_ns:
-        least = 0.0
-    watts = baseline.watts or 0.0
-    # Of a watt that idle is less the server gains its part in the whole bucket, and the call loses it in its window.
-    gained_ns = worked.portion * worked.within * bucket.length_ns - idle_weight * covered_ns
-    below, above = gained_ns * (watts - baseline.lowest_watts), -gained_ns * watts * baseline.drift
-    idle = idle_weight * watts * covered_ns
-    return (
-        idle + _least_placed(least, baseline, divisions) + min(below, above, 0.0),
-        idle + _most_placed(max(most, least), baseline, divisions) + max(below, above, 0.0),
-    )
 
 
 def spanning_bounds_nj(
@@ -143,12 +70,13 @@ def spanning_bounds_nj(
         portion: the server's part of the energy above idle, 0 to 1.
         known: that is its part of the activity.
     """
+    watts = room_watts(baseline)
     equal = [(step.end_ns - step.start_ns, step.calls) for step in steps if not step.weight]
     if dyn_share_nj is not None:
         lower_nj, upper_nj = dyn_share_nj, dyn_share_nj
     else:
-        lower_nj = _least_placed(dyn_nj, baseline, equal) if len(equal) == len(steps) else 0
-        upper_nj = _most_placed(dyn_nj, baseline, equal)
+        lower_nj = least_placed(dyn_nj, watts, equal) if len(equal) == len(steps) else 0
+        upper_nj = most_placed(dyn_nj, watts, equal)
     least, most = _uneven_factors(portion, known=known)
     idle_doubt_nj = _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portion)
     return idle_share_nj + int(least * lower_nj) - idle_doubt_nj, idle_share_nj + int(most * upper_nj)
@@ -161,10 +89,11 @@ def weighed_bounds_nj(
 
     Where some steps are shared by weight and some equally, all the energy may lie in the ones or in the others.
     """
+    watts = room_watts(baseline)
     weighed = [(step.end_ns - step.start_ns, step.weight) for step in steps if step.weight]
-    lower_nj = _least_placed(dyn_nj, baseline, weighed) if len(weighed) == len(steps) else 0
+    lower_nj = least_placed(dyn_nj, watts, weighed) if len(weighed) == len(steps) else 0
     least, most = _uneven_factors(portion, known=known)
-    return int(least * lower_nj), int(most * _most_placed(dyn_nj, baseline, weighed)) + 1
+    return int(least * lower_nj), int(most * most_placed(dyn_nj, watts, weighed)) + 1
 
 
 def _uneven_factors(portion: float, *, known: bool) -> tuple[float, float]:
@@ -186,25 +115,35 @@ def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj:
     return int(max(idle_nj - lower_idle_nj, 0.0) * (1 - portion) * idle_share_nj / idle_nj)
 
 
-def _least_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
-    return _placed(energy_nj, baseline, sorted(steps, key=_parts, reverse=True) if len(steps) > 1 else steps)
+def room_watts(baseline: Baseline) -> float | None:
+    """How much power above idle there can be; ``None`` if that is not known."""
+    if baseline.highest_watts is None or baseline.watts is None:
+        return None
+    return max(baseline.highest_watts - baseline.watts, 0.0)
 
 
-def _most_placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
-    return _placed(energy_nj, baseline, sorted(steps, key=_parts) if len(steps) > 1 else steps)
+def least_placed(energy_nj: float, most_watts: float | None, divisions: Divisions) -> int:
+    """One part's share if as much of the energy as can be lies where it is divided into most parts."""
+    if len(divisions) > 1:
+        divisions = sorted(divisions, key=_parts, reverse=True)
+    return _placed(energy_nj, most_watts, divisions)
 
 
-def _placed(energy_nj: float, baseline: Baseline, steps: Sequence[tuple[int, float]]) -> int:
-    """One part's share if the energy is placed into these steps (length, parts) in turn, as far as the power allows."""
-    if len(steps) == 1:
-        return int(energy_nj / steps[0][1])
-    most_watts = None
-    if baseline.highest_watts is not None and baseline.watts is not None:
-        most_watts = max(baseline.highest_watts - baseline.watts, 0.0)
+def most_placed(energy_nj: float, most_watts: float | None, divisions: Divisions) -> int:
+    """The same where it is divided into fewest parts."""
+    if len(divisions) > 1:
+        divisions = sorted(divisions, key=_parts)
+    return _placed(energy_nj, most_watts, divisions)
+
+
+def _placed(energy_nj: float, most_watts: float | None, divisions: Divisions) -> int:
+    """One part's share if the energy is placed into these divisions in turn, as far as the power allows."""
+    if len(divisions) == 1:
+        return int(energy_nj / divisions[0][1])
     share = 0.0
     left = float(energy_nj)
-    for index, (length_ns, parts) in enumerate(steps):
-        room = left if most_watts is None or index == len(steps) - 1 else most_watts * length_ns
+    for index, (length_ns, parts) in enumerate(divisions):
+        room = left if most_watts is None or index == len(divisions) - 1 else most_watts * length_ns
         placed = min(left, room)
         share += placed / parts
         left -= placed

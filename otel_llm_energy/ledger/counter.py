@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from otel_llm_energy.quantities import NJ_PER_UJ, NS_PER_SECOND, Channel, Reading
 
@@ -13,8 +13,7 @@ _REFRESH_ALLOWANCE_NS = 150_000_000
 _FROZEN_AFTER_NS = 10 * NS_PER_SECOND
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """The energy between two readings of one channel, or a gap where it is not known.
 
     ``start_error_ns`` and ``end_error_ns`` say how far the counter's time may lie to either side, ``state`` the

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from otel_llm_energy.ledger.bill import Bill, Window
 
 Charged = tuple[int, int, int]  # start, end, weight
+
+
+class Stretch(NamedTuple):
+    """Parts of a call's windows for which it is charged, and which adjoin."""
+
+    start_ns: int
+    end_ns: int
+    windows: Sequence[Window]
 
 
 class Entry:
@@ -51,7 +60,7 @@ class Entry:
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[Charged, ...] = ()
-        self.stretches: list[list[Window]] = []
+        self.stretches: Sequence[Stretch] = ()
         self.work_ns = self.charged_ns = self.within_ns = 0
         self.caution: str | None = None
         self.bill: Bill | None = None
@@ -67,9 +76,9 @@ class Entry:
         self.windows = windows
         self.charged = charged
         self.stretches = _stretches(windows, charged)
-        self.work_ns = sum([window.end_ns - window.start_ns for window in windows])
+        self.work_ns = sum([end_ns - start_ns for start_ns, end_ns, _, _ in windows])
         self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in charged])
-        self.within_ns = sum([stretch[-1].end_ns - stretch[0].start_ns for stretch in self.stretches])
+        self.within_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in self.stretches])
 
     @property
     def start_ns(self) -> int:
@@ -88,23 +97,31 @@ class Entry:
         return self.charged_ns == self.within_ns == self.work_ns
 
 
-def _stretches(windows: Sequence[Window], charged: Sequence[Charged]) -> list[list[Window]]:
+def _stretches(windows: Sequence[Window], charged: Sequence[Charged]) -> Sequence[Stretch]:
     """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
-    stretches: list[list[Window]] = []
+    adjoining: list[list[Window]] = []
+    end_ns = None
+    for part in _charged_within(windows, charged):
+        if part.start_ns == end_ns:
+            adjoining[-1].append(part)
+        else:
+            adjoining.append([part])
+        end_ns = part.end_ns
+    return [Stretch(parts[0].start_ns, parts[-1].end_ns, parts) for parts in adjoining]
+
+
+def _charged_within(windows: Sequence[Window], charged: Sequence[Charged]) -> Sequence[Window]:
+    """The parts of the windows for which the call is charged, in order."""
+    if not windows or (len(charged) == 1 and _encloses(charged[0], windows)):
+        return windows
+    parts: list[Window] = []
     for window in windows:
-        for part in _charged_within(window, charged):
-            if stretches and stretches[-1][-1].end_ns == part.start_ns:
-                stretches[-1].append(part)
-            else:
-                stretches.append([part])
-    return stretches
+        for charged_start_ns, charged_end_ns, _ in charged:
+            start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
+            if end_ns > start_ns:
+                parts.append(window._replace(start_ns=start_ns, end_ns=end_ns))
+    return parts
 
 
-def _charged_within(window: Window, charged: Sequence[Charged]) -> Iterator[Window]:
-    for charged_start_ns, charged_end_ns, _ in charged:
-        if charged_start_ns <= window.start_ns and window.end_ns <= charged_end_ns:
-            yield window
-            continue
-        start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
-        if end_ns > start_ns:
-            yield window._replace(start_ns=start_ns, end_ns=end_ns)
+def _encloses(charged: Charged, windows: Sequence[Window]) -> bool:
+    return charged[0] <= windows[0].start_ns and windows[-1].end_ns <= charged[1]

@@ -104,10 +104,10 @@ class IdleModel:
     def limit_is_hardware(self) -> bool:
         return self._limit_watts is not None
 
-    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None) -> None:
-        """A bucket in which no call was at work."""
+    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None, errors_ns: tuple[int, int] = (0, 0)) -> None:
+        """A bucket in which no call was at work; ``errors_ns`` are those of its start and end."""
         self._work.interrupt()
-        if self._idle_run.add(energy_nj, length_ns, busy_ns):
+        if self._idle_run.add(energy_nj, length_ns, busy_ns, errors_ns):
             self._baseline = None
 
     def working(self, energy_nj: int, length_ns: int) -> None:
@@ -186,8 +186,9 @@ class IdleModel:
         seen = most = point
         load, cost = self._least_load(), self._fitted_cost()
         doubt_watts = math.inf if cost is None else _TWO_SIGMA * cost.error * load
-        if cost is not None and doubt_watts <= _CLEAR_PART * seen:
-            without_load = [s.watts - cost.watts * s.busy_cpus for s in self._idle if s.busy_cpus is not None]
+        of_known_load = [s for s in self._idle if s.busy_cpus is not None]
+        if cost is not None and of_known_load and doubt_watts <= _CLEAR_PART * seen:
+            without_load = [s.watts - cost.watts * (s.busy_cpus or 0.0) for s in of_known_load]
             point = min(point, max(quantile(without_load, 0.5), 0.0))
             lowest = min(lowest, max(quantile(without_load, 0.02) - doubt_watts, 0.0))
             most = min(seen, quantile(without_load, 0.98) + doubt_watts)

@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import takewhile
 
 from otel_llm_energy.ledger.activity import ActivityLog
 from otel_llm_energy.ledger.bill import Window, unavailable
-from otel_llm_energy.ledger.billing import Sharing, bill_for, charge_nj
+from otel_llm_energy.ledger.billing import Biller, Sharing, charge_nj
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.ledger.entry import Charged, Entry
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
@@ -251,8 +252,9 @@ class Ledger:
         What the sweep charges to them afterwards is ``late``.
         """
         forced = [entry for entry in entries if entry.bill is None]
+        billers: dict[str, Biller] = {}
         for entry in forced:
-            self._forced[entry] = self._bill(entry, reason)
+            self._forced[entry] = self._bill(entry, billers, reason)
         return forced
 
     def disown(self, entry: Entry) -> None:
@@ -330,7 +332,8 @@ class Ledger:
         oldest = next(iter(books.open), None)
         if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
             self.close(oldest, (), reported=False)
-        waiting = [e for e in books.open if e.opened_ns < until_ns and books.may_report(e)]
+        opened = takewhile(lambda entry: entry.opened_ns < until_ns, books.open)
+        waiting = [entry for entry in opened if books.may_report(entry)]
         admit(books.timeline, waiting, books.slot_limit(), until_ns)
 
     def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
@@ -368,28 +371,34 @@ class Ledger:
 
     def _due(self) -> Iterator[Entry]:
         swept_ns = self._swept_ns()
+        billers: dict[str, Biller] = {}
         while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
             _, _, entry = heappop(self._closed)
             if entry.bill is not None:
                 self._correct(entry, self._forced.pop(entry, {}))
                 continue
-            billed_nj = self._bill(entry, None)
+            billed_nj = self._bill(entry, billers, None)
             if not (len(billed_nj) == len(self._accounts) and entry.charged_exactly):
                 self._correct(entry, billed_nj)
             yield entry
 
-    def _bill(self, entry: Entry, reason: str | None) -> Mapping[str, int]:
-        """Bill an entry; its energy by channel, nanojoules."""
-        accounts = self._accounts.values()
-        sweeps = [account.sweep for account in accounts if not account.silent]
-        silent = [each.sweep for each in accounts if each.silent and (each.counter.has_moved or each.sweep.is_main)]
+    def _bill(self, entry: Entry, billers: dict[str, Biller], reason: str | None) -> Mapping[str, int]:
+        """Bill an entry; its energy by channel, nanojoules. ``billers`` are those made since anything was swept."""
         books = self._servers[entry.server]
         entry.caution = books.caution or self.caution
-        sharing = Sharing(self._idle, self._share)
-        entry.bill, by_channel = bill_for(entry, sweeps, books.timeline, sharing, reason, silent)
+        biller = billers.get(entry.server)
+        if biller is None:
+            biller = billers[entry.server] = self._biller(entry.server, books)
+        entry.bill, by_channel = biller.bill(entry, reason)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
         return by_channel
+
+    def _biller(self, server: str, books: _Server) -> Biller:
+        accounts = self._accounts.values()
+        sweeps = [account.sweep for account in accounts if not account.silent]
+        silent = [each.sweep for each in accounts if each.silent and (each.counter.has_moved or each.sweep.is_main)]
+        return Biller(server, sweeps, silent, books.timeline, Sharing(self._idle, self._share))
 
     def _correct(self, entry: Entry, billed_nj: Mapping[str, int]) -> None:
         """All that was charged for an entry is known now; what it was not billed is late."""
@@ -417,12 +426,14 @@ class Ledger:
 def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
     """Adjoining windows as one stretch of work: (start, end, slots held, weight)."""
     stretches: list[tuple[int, int, int, int]] = []
-    for window in windows:
-        holds = (0 if window.phase == "load" else 1, window.weight)
-        if stretches and stretches[-1][1] == window.start_ns and stretches[-1][2:] == holds:
-            stretches[-1] = (stretches[-1][0], window.end_ns, *holds)
+    last = None
+    for start_ns, end_ns, phase, weight in windows:
+        slots = 0 if phase == "load" else 1
+        if last == (start_ns, slots, weight):
+            stretches[-1] = (stretches[-1][0], end_ns, slots, weight)
         else:
-            stretches.append((window.start_ns, window.end_ns, *holds))
+            stretches.append((start_ns, end_ns, slots, weight))
+        last = end_ns, slots, weight
     return stretches
 
 

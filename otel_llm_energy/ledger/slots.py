@@ -26,9 +26,10 @@ def admit(timeline: Timeline, waiting: Sequence[Waiting], slots: int | None, unt
     """
     queue = [call for call in waiting if call.counted_from_ns is None and call.opened_ns < until_ns]
     moments = {max(call.opened_ns, timeline.frozen_ns) for call in queue}
-    moments.update(timeline.edge_times(until_ns))
+    if queue:
+        moments.update(timeline.edge_times(until_ns))
     for moment_ns in sorted(moments):
-        if moment_ns >= until_ns:
+        if moment_ns >= until_ns or not queue:
             break
         timeline.freeze(moment_ns)
         while queue and queue[0].opened_ns <= moment_ns and (slots is None or timeline.slots_soon() < slots):

@@ -17,16 +17,17 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from otel_llm_energy.ledger.activity import ActivityLog, Parts
 from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
+from otel_llm_energy.ledger.clocks import ClockReading, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
+from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
-from otel_llm_energy.ledger.tracks import Track
+from otel_llm_energy.ledger.tracks import Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import Channel
 
@@ -36,89 +37,10 @@ BatchSharing = Literal["equal-time", "phase-tokens"]
 BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerPart:
-    """A server's part of one bucket.
-
-    Attributes:
-        dyn_nj: its energy above idle.
-        at_work_ns: how long it was at work.
-        known: its part of the activity is known.
-        steps: the calls that share it.
-        portion: of the energy above idle, 0 to 1.
-        extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
-    """
-
-    dyn_nj: int
-    at_work_ns: int
-    known: bool
-    steps: Sequence[Step]
-    extremes: Sequence[Step]
-    portion: float
-    most_watts: float | None
-
-
-class ClockReading(NamedTuple):
-    """What the clocks of a server say at one instant, nanojoules; see `ServerClocks`."""
-
-    dyn_nj: int
-    idle_nj: int
-    lower_nj: int
-    upper_nj: int
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What was done with a bucket; kept for the bounds of bills whose windows end inside it.
-
-    ``before`` and ``after`` say where the clocks stood at its edges: one look-up for all calls that ask.
-    """
-
-    bucket: Bucket
-    baseline: Baseline
-    dyn_nj: int
-    parts: Mapping[str, ServerPart]
-    busy_ns: int
-    resolution_ns: int
-    total_resolution_ns: int
-    before: Mapping[str, ClockReading]
-    after: Mapping[str, ClockReading]
-
-
 # Two instants that lie no further apart than this part of the time since the last ones are taken for one.
 _NEAR_PART = 0.04
 # A bound looks at each change of the calls inside a bucket, if there are no more than these.
 _MANY_STEPS = 16
-
-
-class ServerClocks:
-    """What one call at work on a server has been given so far, on one channel, nanojoules.
-
-    ``weighed``, ``weighed_lower`` and ``weighed_upper`` are that for each unit of a call's weight, besides the others.
-    """
-
-    __slots__ = ("dyn", "idle", "lower", "upper", "weighed", "weighed_lower", "weighed_upper")
-
-    def __init__(self, idle: Track | None = None) -> None:
-        self.dyn = Track()
-        self.idle = idle if idle is not None else Track()
-        self.lower = Track()  # bounds of a call that spans a bucket, known at the buckets' edges only
-        self.upper = Track()
-        self.weighed = Track()
-        self.weighed_lower = Track()
-        self.weighed_upper = Track()
-
-    def at(self, time_ns: int) -> ClockReading:
-        """What the clocks say, but for those of weight."""
-        return ClockReading(self.dyn.at(time_ns), self.idle.at(time_ns), self.lower.at(time_ns), self.upper.at(time_ns))
-
-    def now(self) -> ClockReading:
-        """The same at the end of what was swept."""
-        return ClockReading(self.dyn.values[-1], self.idle.values[-1], self.lower.values[-1], self.upper.values[-1])
-
-    def tracks(self) -> tuple[Track, ...]:
-        """All of them."""
-        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Sweep:
@@ -194,15 +116,17 @@ class Sweep:
             self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
             baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
-            busy = (parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
+            even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
+            busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
-            baseline, dyn_nj, shares, busy = Baseline(None, 0.0, None, "unknown"), 0, {}, (0, 0, 0)
+            baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
+            busy = Busy(0, 0, 0)
         self._close(bucket)
         before, self._now = self._now, {name: clocks.now() for name, clocks in self._clocks.items()}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, *busy, before, self._now))
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 
     def _present(
@@ -213,6 +137,10 @@ class Sweep:
         for name in absent:
             self._absent.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
         return {name: line for name, line in timelines.items() if name not in absent} if absent else timelines
+
+    def ever_unused_by(self, server: str) -> bool:
+        """At some time the server was known to draw nothing from this channel."""
+        return server in self._absent
 
     def unused_by(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server drew nothing from this channel in [start_ns, end_ns]."""
@@ -234,7 +162,8 @@ class Sweep:
     def _learn_power(self, bucket: Bucket, at_work_ns: int, parts: Parts) -> None:
         """Learn from this bucket what is drawn while no call is at work, or while one always is."""
         if at_work_ns == 0:
-            self.idle.model.free(bucket.energy_nj, bucket.length_ns, parts.total_ns if parts.known else None)
+            busy_ns, errors_ns = parts.total_ns if parts.known else None, (bucket.start_error_ns, bucket.end_error_ns)
+            self.idle.model.free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
         elif at_work_ns == bucket.length_ns:
             self.idle.model.working(bucket.energy_nj, bucket.length_ns)
         else:
@@ -310,7 +239,9 @@ class Sweep:
         """How far a server's work can raise the power: the hardware's limit, else what has been seen, this included."""
         if self.idle.model.limit_is_hardware and baseline.highest_watts is not None:
             return max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
-        power = self._powers.setdefault(server, WorkPower())
+        power = self._powers.get(server)
+        if power is None:
+            power = self._powers[server] = WorkPower()
         power.add(dyn_nj, at_work_ns)
         return power.most_watts
 
@@ -335,13 +266,18 @@ class Sweep:
         of a division is carried on to the next step, and what is left at the end is ``rounding``.
         """
         rest, carry = energy_nj, 0
+        equally: list[Growth] = []
+        by_weight: list[Growth] = []
         for start_ns, end_ns, count, weight in steps:
             slice_nj = energy_nj * (end_ns - start_ns) // over_ns
             rest -= slice_nj
-            by_weight = weight and weighed
-            each_nj, carry = divmod(carry + slice_nj, weight if by_weight else count)
-            for track in weighed if by_weight else tracks:
-                track.grow(start_ns, end_ns, each_nj)
+            weighs = weight and weighed
+            each_nj, carry = divmod(carry + slice_nj, weight if weighs else count)
+            (by_weight if weighs else equally).append((start_ns, end_ns, each_nj))
+        for track in tracks:
+            track.follow(equally)
+        for track in weighed:
+            track.follow(by_weight)
         self.unattributed_nj["rounding"] += carry
         self.charged_nj += energy_nj - rest - carry
         return rest
@@ -359,10 +295,11 @@ class Sweep:
             if part.at_work_ns != bucket.length_ns:
                 continue
             clocks = self.clocks(name)
-            idle_share_nj = clocks.idle.between(start_ns, end_ns)
+            before, now = self._now.get(name) or clocks.at(start_ns), clocks.now()
+            idle_share_nj = now.idle_nj - before.idle_nj
             equal = [step for step in part.steps if not step.weight]
             whole = len(part.steps) == len(everyone) == len(equal) == 1
-            dyn_share_nj = clocks.dyn.between(start_ns, end_ns) if whole else None
+            dyn_share_nj = now.dyn_nj - before.dyn_nj if whole else None
             lower, upper = spanning_bounds_nj(
                 bucket,
                 baseline,
@@ -436,4 +373,4 @@ def _portion(names: Sequence[str], known: bool, parts: Parts) -> float:
 
 
 def _length(steps: Sequence[Step]) -> int:
-    return sum(step.end_ns - step.start_ns for step in steps)
+    return sum([end_ns - start_ns for start_ns, end_ns, _, _ in steps])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -28,17 +28,10 @@ class Step(NamedTuple):
 _SLOT_OVERLAP_NS = 50_000_000
 
 
-class _Edge(NamedTuple):
-    """A change of the calls at work, of the slots that they hold, and of the windows among these that are known.
+_Edge = tuple[int, int, int, int, int]
+"""A change of the calls at work, of the slots that they hold, and of the windows among these that are known.
 
-    ``weight`` is that of the call, 0 if unknown.
-    """
-
-    time_ns: int
-    calls: int
-    slots: int
-    windows: int
-    weight: int = 0
+(time in ns, calls, slots, windows, weight of the call or 0 if unknown)"""
 
 
 class Timeline:
@@ -57,6 +50,7 @@ class Timeline:
         self._windows = 0
         self._weighed = 0  # calls at work whose weight is known
         self._weight = 0
+        self._integrated_ns = start_ns
         self._edges: list[_Edge] = []
         self._times_ns = [start_ns]
         self._counts = [0]
@@ -70,55 +64,62 @@ class Timeline:
     def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1, weight: int = 0) -> None:
         """A call is at work from ``start_ns`` on, or until ``end_ns``; both not before `frozen_ns`."""
         if end_ns is None:
-            heappush(self._edges, _Edge(start_ns, 1, slots, 0))
+            heappush(self._edges, (start_ns, 1, slots, 0, 0))
         else:
-            heappush(self._edges, _Edge(start_ns, 1, slots, slots, weight))
-            heappush(self._edges, _Edge(end_ns, -1, -slots, -slots, weight))
+            heappush(self._edges, (start_ns, 1, slots, slots, weight))
+            heappush(self._edges, (end_ns, -1, -slots, -slots, weight))
 
     def end(self, end_ns: int) -> None:
         """A call that was added without an end stops work at ``end_ns``, not before `frozen_ns`."""
-        heappush(self._edges, _Edge(end_ns, -1, -1, 0))
+        heappush(self._edges, (end_ns, -1, -1, 0, 0))
 
     def edge_times(self, until_ns: int) -> list[int]:
         """Times of the edges after `frozen_ns` and up to ``until_ns``, in order."""
-        return sorted({edge.time_ns for edge in self._edges if edge.time_ns <= until_ns})
+        return sorted({time_ns for time_ns, *_ in self._edges if time_ns <= until_ns})
 
     def slots_soon(self) -> int:
         """The most slots held at once, as far as is known, from `frozen_ns` until neighbours in a queue have met."""
         until_ns = self.frozen_ns + _SLOT_OVERLAP_NS
         held = most = self._slots
-        for edge in sorted(edge for edge in self._edges if edge.time_ns <= until_ns):
-            held += edge.slots
+        for _, _, slots, _, _ in sorted(edge for edge in self._edges if edge[0] <= until_ns):
+            held += slots
             most = max(most, held)
         return most
 
     def freeze(self, until_ns: int) -> None:
         """Make the function final up to ``until_ns``."""
-        while self._edges and self._edges[0].time_ns <= until_ns:
-            time_ns = self._edges[0].time_ns
+        edges = self._edges
+        while edges and edges[0][0] <= until_ns:
+            time_ns = edges[0][0]
             self._extend(time_ns)
             count = self._counts[-1]
-            while self._edges and self._edges[0].time_ns == time_ns:
-                edge = heappop(self._edges)
-                count += edge.calls
-                self._slots += edge.slots
-                self._windows += edge.windows
-                if edge.weight:
-                    self._weighed += edge.calls
-                    self._weight += edge.calls * edge.weight
+            while edges and edges[0][0] == time_ns:
+                _, calls, slots, windows, weight = heappop(edges)
+                count += calls
+                self._slots += slots
+                self._windows += windows
+                if weight:
+                    self._weighed += calls
+                    self._weight += calls * weight
             weight = self._weight if self._weighed == count > 1 else 0
             if count != self._counts[-1] or weight != self._weights[-1]:
+                self._integrate()
                 self._set_count(time_ns, count, weight)
         self._extend(until_ns)
+        self._integrate()
 
     def _extend(self, to_ns: int) -> None:
-        if to_ns > self.frozen_ns:
-            length, count = to_ns - self.frozen_ns, self._counts[-1]
-            self.busy.grow(self.frozen_ns, to_ns, length if count else 0)
-            self.load.grow(self.frozen_ns, to_ns, length * count)
-            if length >= _SLOT_OVERLAP_NS:
-                self.peak = max(self.peak, self._windows)
-            self.frozen_ns = to_ns
+        if to_ns - self.frozen_ns >= _SLOT_OVERLAP_NS:
+            self.peak = max(self.peak, self._windows)
+        self.frozen_ns = max(self.frozen_ns, to_ns)
+
+    def _integrate(self) -> None:
+        """Up to `frozen_ns`; the calls at work have not changed since the last time."""
+        start_ns, end_ns, count = self._integrated_ns, self.frozen_ns, self._counts[-1]
+        if end_ns > start_ns:
+            self.busy.grow(start_ns, end_ns, end_ns - start_ns if count else 0)
+            self.load.grow(start_ns, end_ns, (end_ns - start_ns) * count)
+            self._integrated_ns = end_ns
 
     def _set_count(self, time_ns: int, count: int, weight: int) -> None:
         if self._times_ns[-1] == time_ns:
@@ -132,17 +133,15 @@ class Timeline:
 
     def steps(self, start_ns: int, end_ns: int) -> list[Step]:
         """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
-        steps: list[Step] = []
-        index = max(bisect_right(self._times_ns, start_ns) - 1, 0)
-        times_ns, counts = self._times_ns, self._counts
-        while index < len(times_ns) and times_ns[index] < end_ns:
-            if counts[index]:
-                following = times_ns[index + 1] if index + 1 < len(times_ns) else end_ns
-                first, last = max(times_ns[index], start_ns), min(following, end_ns)
-                if last > first:
-                    steps.append(Step(first, last, counts[index], self._weights[index]))
-            index += 1
-        return steps
+        times_ns = self._times_ns
+        first = max(bisect_right(times_ns, start_ns) - 1, 0)
+        stop = bisect_left(times_ns, end_ns, first)
+        if stop == first + 1:
+            count, since_ns = self._counts[first], max(times_ns[first], start_ns)
+            return [Step(since_ns, end_ns, count, self._weights[first])] if count and end_ns > since_ns else []
+        edges_ns = [max(times_ns[first], start_ns), *times_ns[first + 1 : stop], end_ns]
+        stretches = zip(edges_ns, edges_ns[1:], self._counts[first:stop], self._weights[first:stop], strict=False)
+        return [Step(start, end, count, weight) for start, end, count, weight in stretches if count and end > start]
 
     def forget_before(self, steps_ns: int, look_ups_ns: int) -> None:
         """No steps before ``steps_ns`` and no look-ups before ``look_ups_ns`` will be asked for."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 
 _THIN_ABOVE = 200_000
+
+
+Growth = tuple[int, int, int]
+"""A stretch of time and what a quantity grows by in it: (start and end in ns, increment)."""
 
 
 class Track:
@@ -37,6 +42,16 @@ class Track:
         if self.times_ns[-1] < start_ns:
             self.advance(start_ns, 0)
         self.advance(end_ns, increment)
+
+    def follow(self, growths: Iterable[Growth]) -> None:
+        """Grow by one after the other; they are in order, and all of them after the last breakpoint."""
+        times_ns, values = self.times_ns, self.values
+        for start_ns, end_ns, increment in growths:
+            if times_ns[-1] < start_ns:
+                times_ns.append(start_ns)
+                values.append(values[-1])
+            times_ns.append(end_ns)
+            values.append(values[-1] + increment)
 
     def at(self, time_ns: int) -> int:
         """The value at ``time_ns``; before the first and after the last breakpoint it is constant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 
 from otel_llm_energy.ledger.samples import REMEMBERED, Run, Sample, quantile
@@ -18,13 +19,18 @@ class WorkPower:
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=REMEMBERED)
         self._run = Run(_SHORTEST_NS, self._samples)
+        self._ranked_watts: list[float] = []  # of the samples
         self._most_watts: float | None = None
 
     def add(self, energy_nj: float, at_work_ns: int) -> bool:
         """Energy of so much time at work; whether a stretch was completed."""
+        oldest = self._samples[0] if len(self._samples) == REMEMBERED else None
         completed = self._run.add(energy_nj, at_work_ns, None)
         if completed:
-            self._most_watts = _MARGIN * quantile([sample.watts for sample in self._samples], 0.99)
+            if oldest is not None:
+                del self._ranked_watts[bisect_left(self._ranked_watts, oldest.watts)]
+            insort(self._ranked_watts, self._samples[-1].watts)
+            self._most_watts = _MARGIN * quantile(self._ranked_watts, 0.99)
         return completed
 
     def interrupt(self) -> None:
@@ -34,6 +40,7 @@ class WorkPower:
     def forget(self) -> None:
         """See anew, from now on."""
         self._samples.clear()
+        self._ranked_watts.clear()
         self._most_watts = None
         self.interrupt()
 

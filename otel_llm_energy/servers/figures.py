@@ -12,6 +12,7 @@ from typing import Literal
 from otel_llm_energy.machine import TICK_NS
 from otel_llm_energy.quantities import ActivitySample, HostPower, ProcessPower
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.servers.unseen import UnseenBusyness
 
 SelectorKind = Literal["exe", "cmdline", "container", "label"]
 _KINDS: tuple[SelectorKind, ...] = ("exe", "cmdline", "container", "label")
@@ -77,6 +78,9 @@ class FigureActivity:
     machine that it kept busy. Busy time counts in CPUs where their number is known, else in whole machines; a server's
     part of the activity is the same either way.
 
+    A program that has come since the last figures is listed, but without power of its own: what it used till then is
+    what the host drew more than all others explain.
+
     Args:
         powers: the meter's newest figures, oldest first; may repeat what it gave before.
         cpus: how many CPUs the host has.
@@ -91,6 +95,8 @@ class FigureActivity:
         self._total_ns = 0
         self._last_ns: int | None = None
         self._missed: set[str] = set()
+        self._pids: frozenset[int] | None = None
+        self._unseen = UnseenBusyness()
 
     def watch(self, server: Server) -> None:
         """From now on sample this server too; one whose process is not named counts as unknown."""
@@ -111,6 +117,7 @@ class FigureActivity:
             for power in self._powers():
                 if self._last_ns is None:
                     self._last_ns = power.at_ns
+                    self._pids = frozenset(each.pid for each in power.processes)
                     sample = self._sample(power.at_ns, dict.fromkeys(self._selectors, 0), 0)
                 elif power.at_ns > self._last_ns and power.microwatts:
                     # Where figures were missing, these stand for the time since the last ones.
@@ -133,12 +140,29 @@ class FigureActivity:
             by_server_ns[server_id] = self._busy_ns[server_id] if found else None
             self._note(server_id, selector, bool(found), power)
         active = [each.microwatts for each in power.processes if each.microwatts > 0]
-        self._total_ns += round(sum(active) * busy_ns_per_microwatt)
+        unseen_ns = round(self._newcomers(power, sum(active) / host_microwatts) * self._capacity * length_ns)
+        self._total_ns += round(sum(active) * busy_ns_per_microwatt) + unseen_ns
         # The least that any process shows is one tick of one CPU.
         tick_ns = min(TICK_NS, round(min(active, default=0.0) * busy_ns_per_microwatt))
-        return self._sample(power.at_ns, by_server_ns, tick_ns, len(active))
+        return self._sample(power.at_ns, by_server_ns, tick_ns, len(active), unseen_ns)
 
-    def _sample(self, at_ns: int, by_server_ns: dict[str, int | None], tick_ns: int, active: int = 0) -> ActivitySample:
+    def _newcomers(self, power: HostPower, busy: float) -> float:
+        """The part of the machine that programs without figures of their own kept busy, where there may be such."""
+        before, self._pids = self._pids, frozenset(each.pid for each in power.processes)
+        microwatts = power.microwatts or 0.0
+        if before is not None and any(not each.microwatts and each.pid not in before for each in power.processes):
+            return self._unseen.unseen(busy, microwatts)
+        self._unseen.learn(busy, microwatts)
+        return 0.0
+
+    def _sample(
+        self,
+        at_ns: int,
+        by_server_ns: dict[str, int | None],
+        tick_ns: int,
+        active: int = 0,
+        unseen_ns: int = 0,
+    ) -> ActivitySample:
         return ActivitySample(
             resource="cpu",
             at_ns=at_ns,
@@ -146,7 +170,8 @@ class FigureActivity:
             by_server_ns=by_server_ns,
             capacity=self._capacity,
             resolution_ns=tick_ns,
-            total_resolution_ns=round(tick_ns * active**0.5),  # each process's tick errs by itself
+            # Each process's tick errs by itself; what is only concluded from the power may be all wrong.
+            total_resolution_ns=round(tick_ns * active**0.5) + unseen_ns,
         )
 
     def _note(self, server_id: str, selector: Selector | None, found: bool, power: HostPower) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
@@ -14,6 +14,34 @@ if TYPE_CHECKING:
     from otel_llm_energy.tracing.books import Books
 
 
+class CallFacts(NamedTuple):
+    """What is known of a call, ``None`` where nothing is: noted as it is, since most of it is looked at much later."""
+
+    operation: str | None = None
+    provider: str | None = None
+    request_model: str | None = None
+    response_model: str | None = None
+    address: str | None = None
+    port: int | None = None
+    error_type: str | None = None
+
+    def attributes(self) -> dict[str, str | int]:
+        """As the attributes of metrics."""
+        return {key: value for key, value in zip(_FACT_KEYS, self, strict=True) if value is not None}
+
+
+_FACT_KEYS: Final = (
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.response.model",
+    "server.address",
+    "server.port",
+    "error.type",
+)
+_NO_FACTS: Final = CallFacts()
+
+
 class Claim:
     """One call's claim. It belongs to the call, not to a span: unsampled calls have one too.
 
@@ -22,8 +50,10 @@ class Claim:
     Attributes:
         span_context: of the span that displays the bill; invalid if there is none.
         input_tokens, cached_input_tokens, output_tokens: as the server reported them, else ``None``.
-        attributes: of the metrics (operation, provider, models, server), and nothing else.
-        opened_ns, first_chunk_ns: of the call, on the monotonic clock.
+        facts: of the call, for its metrics.
+        own_attributes: what its metrics say besides.
+        response_id: as the server gave it.
+        opened_ns, first_chunk_ns, ended_ns: of the call, on the monotonic clock.
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
         reason: the desk's: why ``books`` is ``None``.
         reached_server: False if nobody worked on the call.
@@ -33,18 +63,21 @@ class Claim:
 
     __slots__ = (
         "__weakref__",
-        "attributes",
         "bill",
         "books",
         "cached_input_tokens",
+        "ended_ns",
         "entry",
+        "facts",
         "first_chunk_ns",
         "input_tokens",
         "opened_ns",
         "output_tokens",
+        "own_attributes",
         "partial",
         "reached_server",
         "reason",
+        "response_id",
         "span_context",
     )
 
@@ -52,10 +85,13 @@ class Claim:
         self.span_context = span_context
         self.opened_ns = 0
         self.first_chunk_ns: int | None = None
+        self.ended_ns: int | None = None
         self.books: Books | None = None
         self.entry: Entry | None = None
         self.reason: str | None = None
-        self.attributes: dict[str, str | int] = {}
+        self.facts = _NO_FACTS
+        self.own_attributes: Mapping[str, str | int] | None = None
+        self.response_id: str | None = None
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
@@ -63,28 +99,10 @@ class Claim:
         self.reached_server = True
         self.bill: Bill | None = None
 
-
-def metric_attributes(
-    *,
-    operation: str | None,
-    provider: str | None,
-    request_model: str | None,
-    response_model: str | None,
-    address: str | None,
-    port: int | None,
-    error_type: str | None,
-) -> dict[str, str | int]:
-    """What is known of a call, as the attributes of its metrics."""
-    known: dict[str, str | int | None] = {
-        "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": provider,
-        "gen_ai.request.model": request_model,
-        "gen_ai.response.model": response_model,
-        "server.address": address,
-        "server.port": port,
-        "error.type": error_type,
-    }
-    return {key: value for key, value in known.items() if value is not None}
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """Of its metrics (operation, provider, models, server)."""
+        return {**self.facts.attributes(), **(self.own_attributes or {})}
 
 
 class ClaimListener(Protocol):

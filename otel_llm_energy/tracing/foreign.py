@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -17,7 +17,7 @@ from otel_llm_energy import conventions
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.books import ServerReport
-from otel_llm_energy.tracing.claims import Claim, metric_attributes
+from otel_llm_energy.tracing.claims import CallFacts, Claim
 from otel_llm_energy.tracing.gate import Gate
 
 _Attributes = Mapping[str, AttributeValue]
@@ -59,15 +59,6 @@ class _Report:
     end_unix_ns: int | None
 
 
-class Told(NamedTuple):
-    """A call that has its bill on a span; times on the monotonic clock."""
-
-    response_id: str | None
-    started_ns: int
-    ended_ns: int
-    tokens: enrich.Tokens
-
-
 class UnobservedCalls:
     """Opens a claim for each LLM span that names its server when it starts, and closes it when the span ends.
 
@@ -80,7 +71,7 @@ class UnobservedCalls:
     def __init__(self, desk: CallDesk) -> None:
         self._desk = desk
         self._open: dict[int, Claim] = {}  # by span id
-        self._told: deque[Told] = deque(maxlen=_MOST_TOLD)
+        self._told: deque[Claim] = deque(maxlen=_MOST_TOLD)  # calls that have ended and have their bill on a span
         self.tell = self._told.append
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
@@ -120,7 +111,7 @@ class UnobservedCalls:
     def _close(self, claim: Claim, attributes: _Attributes) -> None:
         tokens = enrich.tokens_said(attributes)
         claim.input_tokens, claim.output_tokens = tokens.input, tokens.output
-        claim.attributes = _metric_attributes(attributes)
+        claim.facts = _facts(attributes)
         self._desk.close(claim, _report(attributes))
 
     def told_elsewhere(self, span: ReadableSpan) -> bool:
@@ -137,9 +128,11 @@ class UnobservedCalls:
         for told in reversed(self._told):
             if response_id is not None and told.response_id == response_id:
                 return True
-            within = start_ns - _CLOCKS_APART_NS <= told.started_ns and told.ended_ns <= end_ns + _CLOCKS_APART_NS
+            if told.ended_ns is None or tokens.output is None:
+                continue
+            within = start_ns - _CLOCKS_APART_NS <= told.opened_ns and told.ended_ns <= end_ns + _CLOCKS_APART_NS
             before = -_CLOCKS_APART_NS <= start_ns - told.ended_ns <= _AFTERWARDS_NS
-            if (within or before) and tokens.output is not None and told.tokens == tokens:
+            if (within or before) and (told.input_tokens, told.output_tokens) == (tokens.input, tokens.output):
                 return True
         return False
 
@@ -188,9 +181,9 @@ def _first(attributes: _Attributes, keys: tuple[str, ...]) -> str:
     return next((value for key in keys if isinstance(value := attributes.get(key), str)), "")
 
 
-def _metric_attributes(attributes: _Attributes) -> dict[str, str | int]:
+def _facts(attributes: _Attributes) -> CallFacts:
     host, port = _server(attributes)
-    return metric_attributes(
+    return CallFacts(
         operation=_first(attributes, _OPERATION_KEYS).lower() or None,
         provider=_first(attributes, _PROVIDER_KEYS) or None,
         request_model=_first(attributes, _MODEL_KEYS) or None,

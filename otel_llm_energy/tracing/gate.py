@@ -28,6 +28,8 @@ DEFAULT_MAX_HOLD_SECONDS: Final = 30.0
 DEFAULT_MAX_HELD: Final = 4096
 _SHUTDOWN_SECONDS: Final = 30.0  # as long as the SDK's own batch processor may take
 _SHORTEST_WAIT_SECONDS: Final = 0.01
+_LOOK_SECONDS: Final = 1.0
+_MOST_NOTED: Final = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -132,7 +134,8 @@ class Gate:
 
     An ancestor waits for the calls below it whose spans ended before its own, never for open ones.
     ``on_end`` takes no lock, does no I/O (but see ``queue-full``) and raises nothing of ours. Everything that
-    changes the books runs through one mailbox, one action at a time.
+    changes the books runs through one mailbox, one action at a time. The app's threads only note there what happened;
+    the threads that settle and forward enter it.
 
     Args:
         downstream: what comes after.
@@ -155,7 +158,7 @@ class Gate:
         meter_period_seconds: float = 2.5,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.health = Health()
+        self._health = Health()
         self.desk = desk
         self.meter_period_seconds = meter_period_seconds
         self.watch: SpanWatch | None = None
@@ -175,6 +178,12 @@ class Gate:
         self._shut = False
         self._exit_hook: Callable[[], None] | None = None
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
+
+    @property
+    def health(self) -> Health:
+        """What was done up to now."""
+        self._mailbox.work()
+        return self._health
 
     @property
     def max_hold_seconds(self) -> float:
@@ -236,9 +245,9 @@ class Gate:
         node = own or self._tree.find(trace.get_current_span(parent_context).get_span_context())
         if node is None:
             return False
-        # At once, since the span may end in another thread before the mailbox comes to it.
+        # At once, since the span may end before the mailbox comes to it.
         self._tree.mark(node)
-        self._mailbox.post(self._tree.bind, node, claim, own is not None)
+        self._note(self._tree.bind, node, claim, own is not None)
         return own is not None and not own.left
 
     def settled(self, claims: Iterable[Claim]) -> None:
@@ -246,15 +255,22 @@ class Gate:
         self._mailbox.post(self._settle, tuple(claims))
 
     def tick(self) -> float:
-        """Let go what is held for too long; returns the seconds until this is due again. The forwarder calls it."""
+        """Enter what was noted and let go what is held for too long; returns the seconds until this is due again.
+
+        The forwarder calls it.
+        """
+        self._mailbox.work()
         now_ns = self._clock_ns()
-        if self._first_deadline_ns is not None and now_ns >= self._first_deadline_ns:
-            self._mailbox.post(self._force_overdue, now_ns)
-        self._run_errands()
-        # Nothing that is held from now on can be due before max_hold has passed.
         first_ns = self._first_deadline_ns
-        wait_ns = self._max_hold_ns if first_ns is None else min(self._max_hold_ns, first_ns - now_ns)
-        return max(_SHORTEST_WAIT_SECONDS, wait_ns / NS_PER_SECOND)
+        if first_ns is not None and now_ns >= first_ns:
+            self._mailbox.post(self._force_overdue, now_ns)
+            first_ns = self._first_deadline_ns
+        self._run_errands()
+        # What ends from now on is entered while most of its time is left.
+        wait_seconds = min(_LOOK_SECONDS, self.max_hold_seconds / 4)
+        if first_ns is not None:
+            wait_seconds = min(wait_seconds, (first_ns - now_ns) / NS_PER_SECOND)
+        return max(_SHORTEST_WAIT_SECONDS, wait_seconds)
 
     def deactivate(self, reason: str = "shutdown") -> bool:
         """From now on let everything pass, and hand on what is held; False if that took too long."""
@@ -295,10 +311,17 @@ class Gate:
         if self._forwarder.is_full:
             self._troubles.warn("queue-full", "The next span processor is too slow; spans are handed on directly.")
             return self._at_once(node, span, "queue-full")
-        self._mailbox.post(self._ended, node, span)
-        if self._errands:
-            self._run_errands()
+        if self._exit_hook is None:
+            self._mailbox.post(self._hook_exit)
+        self._forwarder.start()
+        self._note(self._ended, node, span, self._clock_ns())
         return None
+
+    def _note(self, action: Callable[..., object], *arguments: object) -> None:
+        """Leave it to the threads that settle and forward, unless they do not keep up."""
+        if self._mailbox.note(action, *arguments) > _MOST_NOTED:
+            self._mailbox.work()
+            self._run_errands()
 
     def _explained(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
         """What to do with an LLM span of another library that no call was bound to."""
@@ -339,27 +362,23 @@ class Gate:
             self._next.on_end(span)
         except Exception:  # noqa: BLE001 - in the app's thread it would have raised into the app
             self._failed("next", "The next span processor refused a span.")
-            self.health.dropped += 1
+            self._health.dropped += 1
         else:
-            self.health.forwarded += 1
+            self._health.forwarded += 1
 
     # Actions of the mailbox: one at a time
 
-    def _ended(self, node: Node, span: ReadableSpan) -> None:
-        if self._exit_hook is None:
-            self._hook_exit()
+    def _ended(self, node: Node, span: ReadableSpan, ended_ns: int) -> None:
         if self._tree.ended(node):
-            self._hold(node, span)
+            self._hold(node, span, ended_ns + self._max_hold_ns)
         else:
             self._send(node, span)
 
-    def _hold(self, node: Node, span: ReadableSpan) -> None:
-        deadline_ns = self._clock_ns() + self._max_hold_ns
+    def _hold(self, node: Node, span: ReadableSpan, deadline_ns: int) -> None:
         self._held[node.span_id] = _Held(node, span, deadline_ns)
-        self.health.held += 1
+        self._health.held += 1
         if self._first_deadline_ns is None:
             self._first_deadline_ns = deadline_ns
-        self._forwarder.start()
         if len(self._held) > self._max_held:
             self._order([next(iter(self._held.values()))], "hold-limit")
 
@@ -377,7 +396,7 @@ class Gate:
 
     def _release(self, held: _Held) -> None:
         del self._held[held.node.span_id]
-        self.health.held -= 1
+        self._health.held -= 1
         self._send(held.node, held.span)
 
     def _send(self, node: Node, span: ReadableSpan) -> None:
@@ -419,10 +438,10 @@ class Gate:
                 self._release(held)
 
     def _count(self, bills: Sequence[Bill], passed: int = 0) -> None:
-        self.health.passed += passed
+        self._health.passed += passed
         for bill in bills:
             if bill.quality in (Quality.UNAVAILABLE, Quality.DEGRADED):
-                self.health.degraded[bill.reason or "unknown"] += 1
+                self._health.degraded[bill.reason or "unknown"] += 1
 
     # Outside the mailbox: these call the desk, which may call back
 
@@ -468,6 +487,8 @@ class Gate:
 
     def _hook_exit(self) -> None:
         """Registered so late, it runs before the tracer provider's own hook, which ends the next processor."""
+        if self._exit_hook is not None:
+            return
         release = weakref.WeakMethod(self.deactivate)
 
         def at_exit() -> None:
@@ -490,7 +511,7 @@ class Gate:
         self._errands.clear()
         self._first_deadline_ns = None
         self._tree.forget_claims()
-        self.health = Health()
+        self._health = Health()
 
     def _action_failed(self) -> None:
         self._failed("action", "The energy of some spans is not accounted for.")

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Mailbox:
-    """Whoever posts while nobody works does the work, and all that is posted meanwhile by others.
+    """Whoever posts while nobody works does the work, and all that was noted before or is posted meanwhile by others.
 
     So state that only actions touch needs no lock. A plain lock would deadlock: the garbage collector may end a span
     (an abandoned stream) at any instruction, also in a thread that holds the lock already.
@@ -28,9 +28,18 @@ class Mailbox:
         self._work = threading.RLock()
         self._worker: int | None = None
 
+    def note(self, action: Callable[..., object], *arguments: object) -> int:
+        """Have ``action`` run, after all that was posted before it, by whoever works next; how many wait for that."""
+        self._actions.append((action, *arguments))
+        return len(self._actions)
+
     def post(self, action: Callable[..., object], *arguments: object) -> None:
         """Run ``action`` after all that was posted before it: now, or soon by the thread that is at work."""
         self._actions.append((action, *arguments))
+        self.work()
+
+    def work(self) -> None:
+        """Run what is there to run, unless another thread is at it: then that one does."""
         if self._worker == threading.get_ident():
             return
         # Looked at again after each release: what is posted while the worker leaves has no other taker.

@@ -139,7 +139,7 @@ class Measurement:
         if self._metering is None:
             return
         claim = self._claim = Claim(self.span.get_span_context())
-        claim.attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
+        claim.own_attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
         for gate in self._metering.gates:
             gate.bind(self.span, claim, self._context)
         self._metering.open_here(claim)

@@ -53,6 +53,24 @@ def test_idle_is_the_lowest_tenth_of_the_free_time() -> None:
     assert baseline.lowest_watts == pytest.approx(20.2)
 
 
+def test_a_stretch_teaches_nothing_when_its_length_is_in_doubt() -> None:
+    """The first of Scaphandre's buckets begins at an answer that may be up to 2 s old."""
+    model = IdleModel()
+    model.free(round(28 * 2.2 * NS_PER_SECOND), round(3.2 * NS_PER_SECOND), None, (NS_PER_SECOND, 5_000_000))
+    for _ in range(6):
+        model.free(round(28 * 2.2 * NS_PER_SECOND), round(2.2 * NS_PER_SECOND), None, (5_000_000, 5_000_000))
+    assert model.baseline().watts == pytest.approx(28.0)
+    assert model.baseline().lowest_watts == pytest.approx(28.0)
+
+
+def test_short_buckets_teach_when_only_their_inner_edges_are_in_doubt() -> None:
+    """What one has too much the next has too little."""
+    model = IdleModel()
+    for _ in range(30):
+        model.free(28 * NS_PER_SECOND // 20, NS_PER_SECOND // 20, None, (10_000_000, 10_000_000))
+    assert model.baseline().watts == pytest.approx(28.0)
+
+
 @pytest.mark.parametrize("stretches", [[], [0.5], [0.2, 0.2, 0.2], [0.49]])
 def test_idle_is_unknown_when_there_was_too_little_free_time(stretches: list[float]) -> None:
     """Less than two stretches of half a second: never guessed."""
@@ -101,6 +119,16 @@ def test_fit_is_left_out_when_the_load_hardly_varies() -> None:
     for _ in range(20):
         free(model, linear(1.0) + chance.uniform(0, 5), busy_cpus=1.0 + chance.uniform(0, 0.2))
     assert model.baseline().watts == pytest.approx(linear(1.0), abs=2)
+
+
+def test_fit_is_left_out_when_the_load_of_the_free_time_is_not_known() -> None:
+    """As after a change of samplers: what a busy CPU costs is known, but not how busy the CPUs were without calls."""
+    model = IdleModel()
+    for busy_cpus in (0.1, 1.0, 0.4, 0.7, 0.2, 0.9, 0.5, 0.3):
+        working(model, linear(busy_cpus), busy_cpus=busy_cpus)
+    for _ in range(3):
+        free(model, 30, busy_cpus=None)
+    assert model.baseline().watts == pytest.approx(30)
 
 
 def test_fit_never_raises_the_idle_that_was_seen() -> None:

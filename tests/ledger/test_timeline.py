@@ -125,6 +125,20 @@ def test_differences_over_adjoining_stretches_add_up(steps: list[tuple[int, int]
     assert min(parts) >= 0
 
 
+@given(_STEPS)
+def test_growing_along_several_stretches_is_growing_by_one_after_the_other(steps: list[tuple[int, int]]) -> None:
+    """With a pause before every third one."""
+    one_by_one, at_once = Track(), Track()
+    growths, at_ns = [], 0
+    for number, (length, increment) in enumerate(steps):
+        start_ns = at_ns + (5 if number % 3 == 0 else 0)
+        at_ns = start_ns + length
+        growths.append((start_ns, at_ns, increment))
+        one_by_one.grow(*growths[-1])
+    at_once.follow(growths)
+    assert (at_once.times_ns, at_once.values) == (one_by_one.times_ns, one_by_one.values)
+
+
 def test_track_forgets_what_no_look_up_needs() -> None:
     """From the given time on every value is the same as before."""
     steps = [(1, value % 7) for value in range(5000)]

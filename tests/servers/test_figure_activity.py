@@ -201,3 +201,50 @@ def test_parts_never_exceed_the_whole_whatever_the_figures_are(
         assert sample.total_ns >= total_ns
         assert sample.resolution_ns >= 0
         total_ns = sample.total_ns
+
+
+def figures(server_cpus: float, known_cpus: float, newcomer_cpus: float, *, listed: bool) -> tuple[HostPower, ...]:
+    """A host of two CPUs, 20 W idle and 60 W for each busy CPU; a newcomer is listed, but without power at first."""
+    microwatts = 1e6 * (20 + 60 * (server_cpus + known_cpus + newcomer_cpus))
+    processes = [
+        ProcessPower(pid, exe, "", {}, microwatts * cpus / 2)
+        for pid, exe, cpus in ((1, "ollama", server_cpus), (2, "other", known_cpus))
+    ]
+    if listed:
+        processes.append(ProcessPower(3, "newcomer", "", {}, 0.0))
+    return (HostPower(0, microwatts, tuple(processes)),)
+
+
+def parts_of(*looks: tuple[HostPower, ...]) -> tuple[float | None, ActivitySample]:
+    """The server's part at the last look, and that sample."""
+    host = Host()
+    activity = FigureActivity(host, cpus=2)
+    activity.watch(OLLAMA)
+    samples = []
+    for (look,) in looks:
+        host.refresh(*look.processes, microwatts=look.microwatts)
+        samples.append(activity.sample())
+    assert samples[-1] is not None
+    return part(samples[-2], samples[-1], OLLAMA), samples[-1]
+
+
+KNOWN = [figures(cpus, 0.1, 0.0, listed=False) for cpus in (0.0, 0.0, 0.5, 1.0, 0.0, 0.8)]
+
+
+@pytest.mark.parametrize("newcomer_cpus", [0.2, 0.7, 1.0])
+def test_a_newcomers_part_is_what_the_power_says_when_its_figure_is_not_known_yet(newcomer_cpus: float) -> None:
+    """Without that the server's part would be 0.9, and with a busy newcomer it is half of it."""
+    share, sample = parts_of(*KNOWN, figures(0.9, 0.1, newcomer_cpus, listed=True))
+    assert share == pytest.approx(0.9 / (1 + newcomer_cpus), rel=1e-6)
+    assert sample.total_resolution_ns >= newcomer_cpus * BUCKET_NS, "a conclusion, so all of it is in doubt"
+
+
+def test_a_newcomer_that_does_nothing_changes_nothing() -> None:
+    """Most do not: a shell, a health check."""
+    assert parts_of(*KNOWN, figures(0.9, 0.1, 0.0, listed=True))[0] == pytest.approx(0.9)
+
+
+def test_a_newcomers_part_stays_unknown_when_power_was_never_seen_to_follow_load() -> None:
+    """Nothing is made up."""
+    steady = [figures(0.5, 0.1, 0.0, listed=False)] * 6
+    assert parts_of(*steady, figures(0.5, 0.1, 1.0, listed=True))[0] == pytest.approx(0.5 / 0.6)

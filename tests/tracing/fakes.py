@@ -136,6 +136,7 @@ class Pipeline:
         return claim
 
     def sent(self) -> list[str]:
-        """Names of the spans that have come out, once the forwarder has sent all it was given."""
+        """Names of the spans that have come out, once all that was noted is entered and the forwarder has sent it."""
+        self.gate.tick()
         assert self.gate._forwarder.flush(10.0)
         return self.out.names

@@ -16,7 +16,7 @@ from otel_llm_energy import conventions
 from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD
 from otel_llm_energy.ledger.bill import Quality, unavailable
 from otel_llm_energy.quantities import Channel
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import CallFacts, Claim
 from otel_llm_energy.tracing.gate import Health
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from tests.tracing.fakes import bill_of
@@ -49,7 +49,7 @@ class Measured:
 
 def settled_claim(joules: float, context: SpanContext = SAMPLED) -> Claim:
     claim = Claim(context)
-    claim.attributes = {"gen_ai.operation.name": "chat"}
+    claim.facts = CallFacts(operation="chat")
     claim.output_tokens = 10
     claim.bill = dataclasses.replace(
         bill_of(joules),

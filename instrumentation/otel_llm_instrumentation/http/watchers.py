@@ -32,10 +32,10 @@ class HTTPWatcher(Watcher):
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         request: Any = kwargs["request"] if "request" in kwargs else args[0]
-        if request.method != "POST":
+        if request.method != "POST" or not is_observed():  # most are below a call of a client library
             return None
         endpoint = endpoint_of(self._path(request))
-        if endpoint is None or get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY) or not is_observed():
+        if endpoint is None or get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY):
             return None
         body = json_object(self._sent(request))
         if body is None or not endpoint.fits(body):

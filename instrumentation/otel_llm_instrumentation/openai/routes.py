@@ -39,13 +39,13 @@ def read_completion(payloads: Sequence[object]) -> Facts:
     reasons: dict[int, str] = {}
     for payload in reversed(payloads):
         answer = fields(payload)
+        said = answer.get
         facts.provider = facts.provider or provider_in_answer(answer)
-        usage = usage or answer.get("usage")
-        timings = timings or answer.get("timings")
-        facts.response_model = facts.response_model or as_text(answer.get("model"))
-        facts.response_id = facts.response_id or as_text(answer.get("id"))
-        choices = answer.get("choices")
-        if choices:
+        usage = usage or said("usage")
+        timings = timings or said("timings")
+        facts.response_model = facts.response_model or as_text(said("model"))
+        facts.response_id = facts.response_id or as_text(said("id"))
+        if choices := said("choices"):
             _add_finish_reasons(reasons, choices)
     if reasons:
         facts.finish_reasons = [reasons[index] for index in sorted(reasons)]

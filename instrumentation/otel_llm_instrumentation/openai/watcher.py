@@ -50,7 +50,7 @@ class OpenAIWatcher(Watcher):
         if route is None or options.method.lower() != "post":
             return None
         body = _body(options)
-        address, port = self.server(options.url, getattr(client, "base_url", None), getattr(client, "_client", None))
+        address, port = self.server(options.url, _base_url(client), getattr(client, "_client", None))
         request = Request(
             route,
             self._provider(client, address),
@@ -89,6 +89,12 @@ class OpenAIWatcher(Watcher):
         if isinstance(result, self._model_types):
             return None
         return getattr(result, "response" if isinstance(result, self._stream_types) else "http_response", None)
+
+
+def _base_url(client: object) -> object:
+    """Of the client, past a property that imports its own code anew each time, from 3.x on."""
+    base_url: object = getattr(client, "_base_url", None)
+    return base_url if base_url is not None else getattr(client, "base_url", None)
 
 
 def _body(options: _Options) -> Mapping[str, object]:
