@@ -166,6 +166,7 @@ class Gate:
         self._style = style or enrich.Style()
         self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
         self._max_held = max_held
+        self._most_noted = min(max_held // 2, _MOST_NOTED)
         self._clock_ns = clock_ns
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._tree = SpanTree()
@@ -315,13 +316,14 @@ class Gate:
             self._mailbox.post(self._hook_exit)
         self._forwarder.start()
         self._note(self._ended, node, span, self._clock_ns())
+        if self._errands:
+            self._run_errands()
         return None
 
     def _note(self, action: Callable[..., object], *arguments: object) -> None:
         """Leave it to the threads that settle and forward, unless they do not keep up."""
-        if self._mailbox.note(action, *arguments) > _MOST_NOTED:
+        if self._mailbox.note(action, *arguments) > self._most_noted:
             self._mailbox.work()
-            self._run_errands()
 
     def _explained(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
         """What to do with an LLM span of another library that no call was bound to."""

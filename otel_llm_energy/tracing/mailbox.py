@@ -46,6 +46,9 @@ class Mailbox:
         while self._actions and self._work.acquire(blocking=False):
             self._run_all()
 
+    def __len__(self) -> int:
+        return len(self._actions)
+
     def wait(self) -> None:
         """Return once all that was posted before is done; at once if called by an action."""
         if self._worker == threading.get_ident():

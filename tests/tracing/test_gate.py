@@ -546,3 +546,29 @@ def test_processor_by_hand_delivers_starts_and_enriched_copies() -> None:
     assert out.attributes("chat")[conventions.JOULES] == 2.0
     provider.shutdown()
     assert out.shutdowns == 1
+
+
+def test_time_that_a_span_may_be_held_counts_from_its_end_when_it_is_entered_late() -> None:
+    """What the app's thread only noted does not get longer than max_hold for that."""
+    line = Pipeline(max_hold_seconds=10.0)
+    span = line.tracer.start_span("chat")
+    line.call(span)
+    span.end()
+    line.clock.advance(10.0)
+    line.gate.tick()
+    assert line.sent() == ["chat"]
+    assert line.out.attributes("chat")[conventions.REASON] == "max-hold"
+
+
+def test_memory_stays_bounded_when_nobody_enters_what_is_noted() -> None:
+    """Threads of ours that are starved of the interpreter are helped by those that end spans."""
+    line = Pipeline(max_held=64)
+    for _ in range(1_000):
+        span = line.tracer.start_span("chat")
+        line.call(span)
+        span.end()
+    assert len(line.gate._mailbox) <= 33
+    assert line.gate.health.held <= 64 + 33
+    line.gate.tick()
+    assert line.gate.health.held <= 64
+    assert len(line.sent()) + line.gate.health.held == 1_000

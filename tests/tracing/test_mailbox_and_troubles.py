@@ -25,6 +25,19 @@ def test_action_posted_by_an_action_runs_after_it() -> None:
     assert done == ["outer", "inner"]
 
 
+def test_noted_action_waits_for_whoever_works_next() -> None:
+    """It costs the one who notes it nothing, and keeps its place before what is posted later."""
+    mailbox, done = Mailbox(lambda: None), []
+    assert mailbox.note(done.append, "noted") == 1
+    assert mailbox.note(done.append, "noted, too") == 2
+    assert done == []
+    mailbox.post(done.append, "posted")
+    assert done == ["noted", "noted, too", "posted"]
+    mailbox.note(done.append, "last")
+    mailbox.work()
+    assert done[-1] == "last"
+
+
 def test_poster_is_not_blocked_when_another_thread_is_at_work() -> None:
     """Whoever is at work takes over what is posted meanwhile; wait() waits for it."""
     mailbox, done = Mailbox(lambda: None), []
