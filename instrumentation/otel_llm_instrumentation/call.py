@@ -270,8 +270,7 @@ class Call:
             if self._telemetry.capture.on_span:
                 self.span.set_attributes({key: as_json(value) for key, value in content.items()})
             if self._telemetry.capture.in_event:
-                details = {**self._metric_attributes(), **content}
-                self._telemetry.after_collection.run(self._telemetry.emit_details, details, self.context)
+                self._telemetry.emit_details({**self._metric_attributes(), **content}, self.context)
         except Exception:  # noqa: BLE001 - content is the least of what the span says
             self._telemetry.complain(f"reading the content of {self.operation}")
         finally:
@@ -303,7 +302,7 @@ class Call:
             else:
                 self.span.set_attributes(attributes)
         if self.owns_span and self._telemetry.records_metrics:
-            self._telemetry.after_collection.run(self._record_metrics)
+            self._record_metrics()
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
         if facts.provider is not None or self.evident_provider is not None:

@@ -26,7 +26,6 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
     _watcher_types: ClassVar[Mapping[str, type[Watcher]]]
 
-    _telemetry: Telemetry | None = None
     _watchers: tuple[Watcher, ...] = ()
     _patches: tuple[Patch, ...] = ()
 
@@ -35,8 +34,6 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         telemetry = Telemetry(
             scope, kwargs.get("tracer_provider"), kwargs.get("meter_provider"), kwargs.get("logger_provider")
         )
-        self._telemetry = telemetry
-        telemetry.after_collection.start()
         watchers = {library: watcher_type(telemetry) for library, watcher_type in self._watcher_types.items()}
         self._watchers = tuple(watchers.values())
         for library, watcher in watchers.items():
@@ -57,9 +54,6 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         for patch in self._patches:
             patch.undo()
         self._watchers, self._patches = (), ()
-        if self._telemetry is not None:
-            self._telemetry.after_collection.stop()
-            self._telemetry = None
 
 
 def _when_imported(library: str, patch: Callable[[ModuleType], None]) -> None:
