@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 
 import pytest
 from hypothesis import given
@@ -43,7 +42,7 @@ def test_reading_never_fails_when_a_server_answers_anything(
     for text in (facts.response_model, facts.response_id, *(facts.finish_reasons or ())):
         assert text is None or type(text) is str
     if facts.timings is not None:
-        assert all(duration is None or 0 <= duration < math.inf for duration in astuple(facts.timings)[:3])
+        assert all(duration is None or 0 <= duration < math.inf for duration in facts.timings[:3])
 
 
 def test_usage_wins_when_the_timings_count_as_well() -> None:
