@@ -35,7 +35,7 @@ class Mailbox:
 
     def post(self, action: Callable[..., object], *arguments: object) -> None:
         """Run ``action`` after all that was posted before it: now, or soon by the thread that is at work."""
-        self._actions.append((action, *arguments))
+        self.note(action, *arguments)
         self.work()
 
     def work(self) -> None:
