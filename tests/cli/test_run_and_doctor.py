@@ -40,13 +40,15 @@ import multiprocessing, os, subprocess, sys
 
 def show(worker):
     energy = sys.modules.get("otel_llm_energy.instrument")
-    print(worker, bool(energy and energy._registry), sys.modules["sitecustomize"].__name__, flush=True)
+    said = f"{worker} {bool(energy and energy._registry)} {sys.modules['sitecustomize'].__name__}"
+    os.write(1, f"{said}\\n".encode())  # in one piece: several processes write at the same time
 
 if __name__ == "__main__":
     worker = multiprocessing.get_context("spawn").Process(target=show, args=("worker",))
     worker.start()
     worker.join()
-    show = "import sys; print('other', 'otel_llm_energy' in sys.modules, 'sitecustomize' in sys.modules)"
+    show = "import os, sys; seen = [name in sys.modules for name in ('otel_llm_energy', 'sitecustomize')]"
+    show += "; os.write(1, 'other {} {}{}'.format(*seen, os.linesep).encode())"
     subprocess.run([sys.executable, "-c", show], check=True)
 """
 
@@ -90,7 +92,7 @@ def test_module_sees_what_python_would_show_it_when_it_is_run(app: Path) -> None
 def test_workers_are_measured_when_an_app_starts_them_anew(tmp_path: Path) -> None:
     """Those of multiprocessing, as uvicorn's are. Other programs are left alone, and what ours hides has run first."""
     (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / "sitecustomize.py").write_text("print('hidden', flush=True)\n")
+    (tmp_path / "hidden" / "sitecustomize.py").write_text("import os\nos.write(1, b'hidden\\n')\n")
     script = tmp_path / "starts_others.py"
     script.write_text(_STARTS_OTHERS)
     done = _command("run", str(script), PYTHONPATH=os.pathsep.join([str(tmp_path / "hidden"), *sys.path]))
