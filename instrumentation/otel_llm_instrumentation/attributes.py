@@ -18,7 +18,7 @@ def add_clean(span: Span, attributes: dict[str, AttributeValue]) -> None:
     and tuples of text. Where a limit may apply, or attributes are kept in another way, the SDK does it all.
     """
     kept: Any = getattr(span, "_attributes", None)
-    if type(kept) is BoundedAttributes and _takes(kept, len(attributes)):
+    if type(kept) is BoundedAttributes and span.is_recording() and _takes(kept, len(attributes)):
         with kept._lock:
             kept._dict.update(attributes)
     else:

@@ -121,7 +121,10 @@ class _Adapter(HTTPAdapter):
     """As requests-unixsocket has it: the path stands where a host would."""
 
     def get_connection_with_tls_context(self, request: Any, *_: Any, **__: Any) -> HTTPConnectionPool:
-        path = unquote(urlsplit(request.url).netloc)
+        return self.get_connection(request.url)
+
+    def get_connection(self, url: Any, *_: Any, **__: Any) -> HTTPConnectionPool:  # all that requests before 2.32 asks
+        path = unquote(urlsplit(url).netloc)
 
         class Connection(HTTPConnection):
             def connect(self) -> None:
