@@ -6,7 +6,7 @@
 cache=${OTEL_LLM_ENERGY_CACHE:-$HOME/.cache/otel-llm-energy}
 logs=$(mktemp -d)
 PATH=$PWD/${VENV:-.venv}/bin:$(printf '%s:' "$cache"/*-[0-9]*/)$PATH
-trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$logs"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$logs"' EXIT  # while they end, they still write
 
 _await() {  # _await URL NAME LOG
     for _ in $(seq 120); do

@@ -26,6 +26,7 @@ _SAME = 1e-3
 _MODEL = "gen_ai_request_model"
 _SERVER = (_MODEL, "server_address", "server_port")
 _CONSUMPTION = "llm_energy_consumption_joules_total"
+_BUCKETS = "llm_energy_operation_joules_bucket"
 
 _Oracle = Callable[[WholeWay, Query], None]
 
@@ -68,28 +69,47 @@ def _joules_per_token(run: WholeWay, query: Query) -> None:
 
 
 def _percentile(part: float) -> _Oracle:
-    """Of each model's calls, to within a bucket."""
+    """Of each model's calls since the first sample, to within a bucket."""
 
     def check(run: WholeWay, query: Query) -> None:
+        assert _counts(run.newest(_BUCKETS, (_MODEL, "le"))) == _counts_of_spans(run)
+        grown = _counts(run.growth(_BUCKETS, (_MODEL, "le")))
         shown = values(run.prometheus.query(_filled_in(query)), (_MODEL,))
-        for (model,), joules in shown.items():
-            true = _quantile([call.joules() for call in run.calls if _model(call) == model], part)
-            lower, upper = _bucket_around(true)
-            assert lower <= joules <= upper, model
         assert {model for (model,) in shown} >= {"smollm2", "smollm2-135m"}
+        for (model,), joules in shown.items():
+            lower, upper = _around_bucket_of(grown[model], part)
+            assert lower <= joules <= upper, model
 
     return check
 
 
+def _counts(buckets: Totals) -> dict[str, dict[float, float]]:
+    """Of each model, how many calls were within a bound in J, by bound."""
+    found: dict[str, dict[float, float]] = {}
+    for (model, bound), count in buckets.items():
+        found.setdefault(model, {})[float(bound)] = count
+    return found
+
+
+def _counts_of_spans(run: WholeWay) -> dict[str, dict[float, float]]:
+    bounds = [*names.OPERATION.boundaries, math.inf]
+    joules: dict[str, list[float]] = {}
+    for call in run.calls:
+        joules.setdefault(_model(call), []).append(call.joules())
+    return {
+        model: {bound: sum(each <= bound for each in of_calls) for bound in bounds} for model, of_calls in joules.items()
+    }
+
+
+def _around_bucket_of(counts: Mapping[float, float], part: float) -> tuple[float, float]:
+    """The bounds of the bucket that holds the quantile, and of one more on each side."""
+    bounds = [0.0, *sorted(counts)]
+    above = next(index for index, bound in enumerate(bounds) if counts.get(bound, 0) >= part * counts[math.inf])
+    return bounds[max(above - 2, 0)], bounds[min(above + 1, len(bounds) - 1)]
+
+
 def _quantile(joules: list[float], part: float) -> float:
     return sorted(joules)[math.ceil(part * len(joules)) - 1]
-
-
-def _bucket_around(joules: float) -> tuple[float, float]:
-    """The bounds of the histogram's bucket that holds it, and of one more on each side."""
-    bounds = [0.0, *names.OPERATION.boundaries, float("inf")]
-    first_above = next(index for index, bound in enumerate(bounds) if bound >= joules)
-    return bounds[max(first_above - 2, 0)], bounds[min(first_above + 1, len(bounds) - 1)]
 
 
 def _newest(metric: str, *by: str) -> _Oracle:

@@ -64,6 +64,13 @@ class WholeWay:
             found[tuple(series["metric"].get(key, "") for key in by)] += samples[-1] - samples[0]
         return dict(found)
 
+    def newest(self, metric: str, by: Sequence[str] = ()) -> Totals:
+        """The latest samples added up by the values of labels."""
+        found: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        for series in self.prometheus.query(f'{metric}{{job="{SERVICE}"}}'):
+            found[tuple(series["metric"].get(key, "") for key in by)] += float(series["value"][1])
+        return dict(found)
+
     def _await_tempo(self) -> None:
         """Tempo can be searched, and sums up, some seconds after it was sent to."""
         chosen = f'resource.service.name = "{SERVICE}" && span.{names.JOULES} != nil'
