@@ -6,7 +6,18 @@
 cache=${OTEL_LLM_ENERGY_CACHE:-$HOME/.cache/otel-llm-energy}
 logs=$(mktemp -d)
 PATH=$PWD/${VENV:-.venv}/bin:$(printf '%s:' "$cache"/*-[0-9]*/)$PATH
-trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$logs"' EXIT  # while they end, they still write
+trap _end EXIT
+
+_end() {  # while they end they still write; a Collector whose back end is away takes minutes
+    kill $(jobs -p) 2>/dev/null || true
+    for _ in $(seq 50); do
+        [ -z "$(jobs -rp)" ] && break
+        sleep 0.1
+    done
+    kill -9 $(jobs -rp) 2>/dev/null || true
+    wait || true
+    rm -rf "$logs"
+}
 
 _await() {  # _await URL NAME LOG
     for _ in $(seq 120); do
