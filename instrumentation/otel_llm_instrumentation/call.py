@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from opentelemetry.context import (
     _SUPPRESS_INSTRUMENTATION_KEY,
@@ -24,6 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.attributes import add_clean
+from otel_llm_instrumentation.backlog import is_inside_sdk
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
 from otel_llm_instrumentation.content import Asked, Content, as_json, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
@@ -43,6 +45,7 @@ _SUPPRESSION_KEYS = (
     "suppress_language_model_instrumentation",
 )
 
+_NOTHING: Final[Mapping[str, Any]] = {}
 _NS_PER_SECOND = 1_000_000_000
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
@@ -204,11 +207,12 @@ class Call:
         error = sys.exc_info()[1]
         self.end(None if error is self._outer_error else error)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, *, collected: bool = False) -> None:
         """End the call; later ends do nothing.
 
         Args:
             error: what broke it off, ``None`` if nothing did.
+            collected: it ends with what is deleted, so that a garbage collection may be the caller.
         """
         if not self._once.acquire(blocking=False):  # never released; never waited for, since collection ends calls too
             return
@@ -218,14 +222,20 @@ class Call:
         if error is not None and not isinstance(error, _ORDINARY_ENDINGS):
             self.error_type = type(error).__qualname__
             self.reached_server = not is_no_connection(error, outer_error)
+        content = self._read_content()
         try:
             self._note(self._read_facts())
         except Exception:  # noqa: BLE001 - the span must end and observers must hear of it
             self._telemetry.complain("writing a call's attributes")
         for observer in self._observers:
             self._tell(observer, "call_ended", observer.call_ended)
-        if self.owns_span:
-            self._end_span(ended_unix_ns)
+        backlog = self._telemetry.backlog
+        if (collected or isinstance(error, GeneratorExit)) and is_inside_sdk():
+            backlog.add(functools.partial(self._report, content, ended_unix_ns))
+            return
+        if backlog:
+            backlog.make_up()
+        self._report(content, ended_unix_ns)
 
     def _start_span(self, request: Request, context: Context) -> Span:
         attributes = request.attributes
@@ -261,23 +271,22 @@ class Call:
         except Exception:  # noqa: BLE001 - an odd request is the server's to refuse
             self._telemetry.complain(f"reading the content of a request of {self.operation}", logging.DEBUG)
 
-    def _note_content(self) -> None:
+    def _read_content(self) -> Mapping[str, Any]:
         """Before the facts are read: they are the last to need the payloads."""
         if self._content is None:
-            return
+            return _NOTHING
         try:
             content = content_attributes(self._asked, self._content.answered(self._payloads))
             if self._telemetry.capture.on_span:
                 self.span.set_attributes({key: as_json(value) for key, value in content.items()})
-            if self._telemetry.capture.in_event:
-                self._telemetry.emit_details({**self._metric_attributes(), **content}, self.context)
         except Exception:  # noqa: BLE001 - content is the least of what the span says
             self._telemetry.complain(f"reading the content of {self.operation}")
+            return _NOTHING
         finally:
             self._asked = None
+        return content
 
     def _read_facts(self) -> Facts:
-        self._note_content()
         try:
             return self._read(self._payloads)
         except Exception:  # noqa: BLE001 - an odd payload is the server's doing, not the app's
@@ -301,8 +310,6 @@ class Call:
                 add_clean(self.span, attributes)
             else:
                 self.span.set_attributes(attributes)
-        if self.owns_span and self._telemetry.records_metrics:
-            self._record_metrics()
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:
         if facts.provider is not None or self.evident_provider is not None:
@@ -326,6 +333,19 @@ class Call:
             attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = waited_ns / _NS_PER_SECOND
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
+
+    def _report(self, content: Mapping[str, Any], ended_unix_ns: int) -> None:
+        """Tell the SDK of a call that is over."""
+        if not self.owns_span:
+            return
+        try:
+            if content and self._telemetry.capture.in_event:
+                self._telemetry.emit_details({**self._metric_attributes(), **content}, self.context)
+            if self._telemetry.records_metrics:
+                self._record_metrics()
+        except Exception:  # noqa: BLE001 - the span must end
+            self._telemetry.complain("recording a call's metrics")
+        self._end_span(ended_unix_ns)
 
     def _end_span(self, ended_unix_ns: int) -> None:
         try:
@@ -368,7 +388,7 @@ class Lease:
         self.call = call
 
     def __del__(self) -> None:
-        self.call.end()
+        self.call.end(collected=True)
 
 
 def _timing_attributes(timings: ServerTimings) -> dict[str, AttributeValue]:

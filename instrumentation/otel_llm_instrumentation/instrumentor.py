@@ -51,6 +51,7 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         """Observe no more. Calls that are open still end; wrappers that others hold on to pass through."""
         for watcher in self._watchers:
             watcher.active = False
+            watcher.telemetry.backlog.make_up()
         for patch in self._patches:
             patch.undo()
         self._watchers, self._patches = (), ()

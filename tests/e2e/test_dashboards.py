@@ -96,9 +96,7 @@ def _counts_of_spans(run: WholeWay) -> dict[str, dict[float, float]]:
     joules: dict[str, list[float]] = {}
     for call in run.calls:
         joules.setdefault(_model(call), []).append(call.joules())
-    return {
-        model: {bound: sum(each <= bound for each in of_calls) for bound in bounds} for model, of_calls in joules.items()
-    }
+    return {model: {bound: sum(one <= bound for one in each) for bound in bounds} for model, each in joules.items()}
 
 
 def _around_bucket_of(counts: Mapping[float, float], part: float) -> tuple[float, float]:

@@ -110,14 +110,14 @@ class Answer:
             self._read_facts()
             self._call.end_with_error_in_flight()
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, *, collected: bool = False) -> None:
         """The answer is over, whole or not. A repeat does nothing."""
         if not self._ended:
             self._read_facts()
-            self._call.end(error)
+            self._call.end(error, collected=collected)
 
     def __del__(self) -> None:
-        self.end()
+        self.end(collected=True)
 
     def _read_facts(self) -> None:
         self._ended = True
@@ -168,7 +168,7 @@ class WatchedRaw(HTTPResponse):
 
     def close(self) -> None:
         if getattr(self, "_finalizing", False):  # by io.IOBase: nobody closes, it is being collected
-            self._otel_llm_answer.end()
+            self._otel_llm_answer.end(collected=True)
         try:
             super().close()
         finally:
