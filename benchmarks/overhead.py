@@ -2,8 +2,9 @@
 
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
-speed drifts. A median of calls hides what our own threads take now and then; mean and p99 do not. Counters are real
-files of a synthetic powercap tree, read at the calls' edges as on a real machine.
+speed drifts. A median of calls hides what our own threads take now and then; mean and p99 do not. Calls come without a
+pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an app that waits for
+its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a real machine.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--calls", type=int, default=100, help="calls a turn")
     parser.add_argument("--streams", type=int, default=15, help=f"streams of {_CHUNKS} chunks a turn")
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="between calls; not between chunks")
     parser.add_argument("--peers", action="store_true", help=f"also {', '.join(PEERS)}, where they are installed")
     parser.add_argument("--child", choices=(*CANDIDATES, *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        return _child(options.child, options.calls, options.streams)
+        return _child(options.child, options)
     names = (*CANDIDATES, *PEERS) if options.peers else CANDIDATES
     _compare(names, options)
     return 0
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 def _compare(names: tuple[str, ...], options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks", "overhead", "--calls", str(options.calls)]
-    command += ["--streams", str(options.streams)]
+    command += ["--streams", str(options.streams), "--pause-ms", str(options.pause_ms)]
     children = {
         name: subprocess.Popen([*command, "--child", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in names
@@ -110,7 +112,7 @@ def _quartiles(differences: list[float]) -> str:
     return f"{low:.3g}..{high:.3g}"
 
 
-def _child(name: str, calls: int, streams: int) -> int:
+def _child(name: str, options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         try:
             wrap = _set_up(name, stack)
@@ -131,19 +133,21 @@ def _child(name: str, calls: int, streams: int) -> int:
                     pass
 
         for _ in sys.stdin:
-            figures = _time(call, calls)
-            figures["stream"] = _time(stream, streams)["call"]
+            figures = _time(call, options.calls, options.pause_ms)
+            figures["stream"] = _time(stream, options.streams, options.pause_ms)["call"]
             print(json.dumps(figures), flush=True)
     return 0
 
 
-def _time(what: Callable[[], None], times: int) -> dict[str, float]:
+def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, float]:
     """Wall time of a call, its median, mean and 99th percentile, and mean CPU time of the whole process, in us."""
     walls, cpu_ns = [], time.process_time_ns()
     for _ in range(times):
         start_ns = time.perf_counter_ns()
         what()
         walls.append(time.perf_counter_ns() - start_ns)
+        if pause_ms:
+            time.sleep(pause_ms / 1e3)
     return {
         "call": statistics.median(walls) / 1e3,
         "mean": statistics.fmean(walls) / 1e3,

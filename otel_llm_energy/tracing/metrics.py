@@ -17,7 +17,7 @@ from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Health
 
-_Attributes = Mapping[str, str | int]
+_Pairs = tuple[tuple[str, str | int], ...]  # attributes, as a key
 
 
 class MeterPlace(NamedTuple):
@@ -53,11 +53,8 @@ class EnergyMetrics:
     def settled(self, claims: Iterable[Claim]) -> None:
         """Count the bills of these calls, once each."""
         instruments = self._instruments()
-        if instruments is None:
-            return
-        for claim in claims:
-            if claim.bill is not None and claim.bill.energy_nj is not None:
-                instruments.record(claim, claim.bill, claim.bill.energy_nj / NJ_PER_JOULE)
+        if instruments is not None:
+            instruments.record(claims)
 
     def metered(self, channel: Channel, joules: float) -> None:
         """A meter read so much more on ``channel``, J."""
@@ -101,26 +98,39 @@ class _Instruments:
         _observe_health(meter, health)
         _observe_lag(meter, lag_seconds)
 
-    def record(self, claim: Claim, bill: Bill, joules: float) -> None:
-        """One call: counters by component, histograms once, in the context of its span so that exemplars link."""
-        context = _context_of(claim.span_context)
-        attributes: dict[str, str | int] = {
-            **claim.attributes,
-            conventions.QUALITY: bill.quality.value,
-            conventions.METER: bill.meter,
-        }
-        for component, part_joules in _parts(bill, joules):
-            self.consumption.add(part_joules, {**attributes, **component}, context=context)
-        self.operation.record(joules, attributes, context=context)
-        if claim.output_tokens and not claim.partial:
-            self.per_output_token.record(joules / claim.output_tokens, attributes, context=context)
+    def record(self, claims: Iterable[Claim]) -> None:
+        """Calls that are billed: each one in the histograms, in the context of its span so that exemplars link.
+
+        Counters are added to once for all calls that are alike, since an addition costs as much as the rest of a bill.
+        """
+        consumed_nj: dict[_Pairs, int] = {}
+        context = Context()
+        for claim in claims:
+            bill = claim.bill
+            if bill is None or bill.energy_nj is None:
+                continue
+            context = _context_of(claim.span_context)
+            attributes: dict[str, str | int] = {
+                **claim.attributes,
+                conventions.QUALITY: bill.quality.value,
+                conventions.METER: bill.meter,
+            }
+            for component, part_nj in _parts_nj(bill, bill.energy_nj):
+                alike = (*attributes.items(), *component)
+                consumed_nj[alike] = consumed_nj.get(alike, 0) + part_nj
+            joules = bill.energy_nj / NJ_PER_JOULE
+            self.operation.record(joules, attributes, context=context)
+            if claim.output_tokens and not claim.partial:
+                self.per_output_token.record(joules / claim.output_tokens, attributes, context=context)
+        for alike, energy_nj in consumed_nj.items():
+            self.consumption.add(energy_nj / NJ_PER_JOULE, dict(alike), context=context)
 
 
-def _parts(bill: Bill, joules: float) -> Iterator[tuple[_Attributes, float]]:
+def _parts_nj(bill: Bill, energy_nj: int) -> Iterator[tuple[_Pairs, int]]:
     if not bill.components_nj:
-        yield {}, joules
+        yield (), energy_nj
     for component, part_nj in bill.components_nj.items():
-        yield {COMPONENT: component}, part_nj / NJ_PER_JOULE
+        yield ((COMPONENT, component),), part_nj
 
 
 def _context_of(span_context: SpanContext) -> Context:

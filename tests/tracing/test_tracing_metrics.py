@@ -77,6 +77,21 @@ def test_call_is_counted_by_component_and_once_in_the_histograms() -> None:
     assert per_token.sum == 0.8
 
 
+def test_calls_that_are_alike_are_added_up_when_they_are_settled_together() -> None:
+    """Each is in the histograms by itself; another server's call stays apart."""
+    measured = Measured()
+    other = settled_claim(4.0)
+    other.facts = CallFacts(operation="chat", address="gpu-1")
+    measured.metrics.settled([settled_claim(8.0), other, settled_claim(2.0)])
+    consumed = {
+        (attributes.get("server.address"), attributes[COMPONENT]): point.value
+        for attributes, point in measured.points("llm.energy.consumption")
+    }
+    assert consumed == {(None, "cpu"): 7.5, (None, "memory"): 2.5, ("gpu-1", "cpu"): 3.0, ("gpu-1", "memory"): 1.0}
+    counts = {attributes.get("server.address"): p.count for attributes, p in measured.points("llm.energy.operation")}
+    assert counts == {None: 2, "gpu-1": 1}
+
+
 def test_exemplar_links_to_the_span_of_the_call() -> None:
     """Recorded by another thread, long after the span, yet in its context."""
     measured = Measured()
