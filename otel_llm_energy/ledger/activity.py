@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from otel_llm_energy.ledger.timeline import Timeline
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
@@ -148,15 +149,17 @@ class ActivityLog:
         for cell in self.cells(start_ns, end_ns):
             first, last = max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)
             covered_ns += last - first
-            parts.others_ns += cell.others_ns * (last - first) // (cell.end_ns - cell.start_ns)
             parts.resolution_ns = max(parts.resolution_ns, cell.resolution_ns)
             parts.total_resolution_ns = max(parts.total_resolution_ns, cell.total_resolution_ns)
+            found: list[_Inside] = []
             for server, timeline in timelines.items():
                 if server in cell.by_server_ns:
-                    busy_ns = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
-                    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + busy_ns
+                    inside = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
+                    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + inside.busy_ns
+                    found.append(inside)
                 else:
                     hidden_ns[server] = hidden_ns.get(server, 0) + timeline.busy.between(first, last)
+            parts.others_ns += _others_inside(cell, found, last - first)
         for server, at_work_ns in hidden_ns.items():
             work_ns = timelines[server].busy.between(start_ns, end_ns)
             if not _reveal(parts, server, at_work_ns, work_ns):
@@ -225,12 +228,19 @@ def _differences(before: Mapping[str, int | None], after: Mapping[str, int | Non
             yield server, now_ns - then_ns
 
 
-def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last: int) -> int:
+class _Inside(NamedTuple):
+    """A server's busy time inside a part of a cell and in the whole of it, and how many CPUs it had while at work."""
+
+    busy_ns: int
+    cell_busy_ns: int
+    cpus_at_work: float
+
+
+def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last: int) -> _Inside:
     """A server's busy time in [first, last] of a cell.
 
-    It was busy while it was at work, as far as its CPUs allow, and only the rest at other times; everyone else
-    is taken to be busy evenly. Sharing a cell by its mean would bill short calls too little: the cell also holds
-    time in which the server slept.
+    It was busy while it was at work, as far as its CPUs allow, and only the rest at other times. Sharing a cell by its
+    mean would bill short calls too little: the cell also holds time in which the server slept.
     """
     at_work_ns = timeline.busy.between(cell.start_ns, cell.end_ns)
     within_ns = timeline.busy.between(first, last)
@@ -239,4 +249,25 @@ def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last:
     result = at_work_busy_ns * within_ns // at_work_ns if at_work_ns else 0
     if asleep_ns:
         result += (busy_ns - at_work_busy_ns) * (last - first - within_ns) // asleep_ns
-    return result
+    return _Inside(result, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0)
+
+
+def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> int:
+    """Busy time of everyone else in a part of a cell that is so long.
+
+    They were busy evenly, as far as the servers at work left them CPUs. If that was too few for it, they were the more
+    busy where servers left more: on a machine that is always full, with just what servers left.
+    """
+    cell_ns, others_ns = cell.end_ns - cell.start_ns, cell.others_ns
+    evenly_ns = others_ns * length_ns // cell_ns
+    cpus = others_ns / cell_ns
+    cpus_left = max(cell.capacity - sum([server.cpus_at_work for server in servers]), 0.0)
+    if cpus <= cpus_left:
+        return evenly_ns
+    left_ns = cell.capacity * cell_ns - sum([server.cell_busy_ns for server in servers])
+    if left_ns <= 0:
+        return evenly_ns
+    used = others_ns / left_ns  # of the CPU time that the servers left
+    weight = min((cpus - cpus_left) / (cpus - cpus_left * used), 1.0) if used < 1 else 1.0
+    part_left_ns = cell.capacity * length_ns - sum([server.busy_ns for server in servers])
+    return int((1 - weight) * evenly_ns + weight * used * max(part_left_ns, 0))

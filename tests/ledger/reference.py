@@ -140,10 +140,14 @@ def _activity(
             continue
         known = {server: ns for server, ns in cell.by_server_ns.items() if ns is not None}
         rest = max(cell.total_ns - sum(known.values()), 0)
-        others += Fraction(rest * (end - start), cell.end_ns - cell.start_ns)
-        for server, ns in known.items():
-            busy[server] += _busy_inside(cell, ns, [c for c in calls if c.server == server], start, end)
+        inside = {
+            server: _busy_inside(cell, ns, [c for c in calls if c.server == server], start, end)
+            for server, ns in known.items()
+        }
+        for server in known:
+            busy[server] += inside[server]
             seen.add(server)
+        others += _others_inside(cell, rest, known, calls, end - start, sum(inside.values(), Fraction(0)))
         for server in servers - set(known):
             if _time_at_work(start, end, [c for c in calls if c.server == server]):
                 unknown.add(server)
@@ -163,6 +167,24 @@ def _busy_inside(cell: RefCell, ns: int, calls: Sequence[Call], start: int, end:
     if asleep:
         result += Fraction((ns - while_at_work) * (end - start - within), asleep)
     return result
+
+
+def _others_inside(
+    cell: RefCell, rest: int, known: Mapping[str, int], calls: Sequence[Call], length: int, servers: Fraction
+) -> Fraction:
+    """Evenly, unless servers that are all at work leave too few CPUs; then the more, the more CPU time is left."""
+    cell_length = cell.end_ns - cell.start_ns
+    at_work = {
+        server: _time_at_work(cell.start_ns, cell.end_ns, [c for c in calls if c.server == server]) for server in known
+    }
+    rates = [min(Fraction(known[s], at_work[s]), Fraction(cell.capacity)) for s in known if at_work[s]]
+    cpus, cpus_left = Fraction(rest, cell_length), max(cell.capacity - sum(rates, Fraction(0)), Fraction(0))
+    left = cell.capacity * cell_length - sum(known.values())
+    if cpus <= cpus_left or left <= 0:
+        return cpus * length
+    used = Fraction(rest, left)
+    weight = min((cpus - cpus_left) / (cpus - cpus_left * used), Fraction(1)) if used < 1 else Fraction(1)
+    return (1 - weight) * cpus * length + weight * used * max(cell.capacity * length - servers, Fraction(0))
 
 
 def _overlaps(call: Call, bucket: RefBucket) -> bool:
