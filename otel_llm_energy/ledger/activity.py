@@ -42,7 +42,11 @@ class Cell:
 class Parts:
     """Busy time inside one bucket, ns: of each known server, and of all others together.
 
-    ``known`` is False where a stretch of the bucket lies outside all cells.
+    Attributes:
+        absent: servers that are known to draw nothing from the resource in the whole bucket.
+        known: no stretch of the bucket lies outside all cells.
+        portions_of_run: the known servers' parts of the busy time in all buckets of the cell together, 0 to 1, where
+            there are several (`otel_llm_energy.ledger.runs`).
     """
 
     by_server_ns: dict[str, int] = field(default_factory=dict)
@@ -51,6 +55,8 @@ class Parts:
     resolution_ns: int = 0
     total_resolution_ns: int = 0
     known: bool = True
+    absent: frozenset[str] = frozenset()
+    portions_of_run: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_ns(self) -> int:
@@ -131,22 +137,14 @@ class ActivityLog:
             covered_ns += length_ns
         return busy_ns if covered_ns == end_ns - start_ns else None
 
-    def absent(self, start_ns: int, end_ns: int) -> frozenset[str]:
-        """Servers that are known to draw nothing from the resource in all of [start_ns, end_ns].
-
-        Who was not there when it was first looked for was not there before.
-        """
-        cells = self.cells(start_ns, end_ns)
-        if not cells or cells[-1].end_ns < end_ns:
-            return frozenset()
-        return cells[0].absent.intersection(*[cell.absent for cell in cells[1:]])
-
     def parts(self, start_ns: int, end_ns: int, timelines: Mapping[str, Timeline]) -> Parts:
         """Busy time inside [start_ns, end_ns], of each server at work there and of the others."""
-        parts = Parts()
+        cells = self.cells(start_ns, end_ns)
+        parts = Parts(absent=_absent(cells, end_ns))
+        timelines = without(timelines, parts.absent)
         covered_ns = 0
         hidden_ns: dict[str, int] = {}
-        for cell in self.cells(start_ns, end_ns):
+        for cell in cells:
             first, last = max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)
             covered_ns += last - first
             parts.resolution_ns = max(parts.resolution_ns, cell.resolution_ns)
@@ -177,6 +175,21 @@ class ActivityLog:
             if server in cell.by_server_ns and at_work_ns and cell.end_ns <= timeline.frozen_ns:
                 return min(cell.by_server_ns[server] / at_work_ns, float(cell.capacity))
         return 0.0
+
+
+def without(timelines: Mapping[str, Timeline], absent: frozenset[str]) -> Mapping[str, Timeline]:
+    """Those of other servers."""
+    return {server: line for server, line in timelines.items() if server not in absent} if absent else timelines
+
+
+def _absent(cells: Sequence[Cell], end_ns: int) -> frozenset[str]:
+    """Servers that are known to draw nothing from the resource in all of these cells, if they reach to ``end_ns``.
+
+    Who was not there when it was first looked for was not there before.
+    """
+    if not cells or cells[-1].end_ns < end_ns:
+        return frozenset()
+    return cells[0].absent.intersection(*[cell.absent for cell in cells[1:]])
 
 
 def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> bool:

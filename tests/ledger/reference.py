@@ -64,8 +64,66 @@ def share(
     """Share every bucket; ``idle_nw`` is P0 in nJ per ns."""
     shares = Shares()
     for bucket in buckets:
-        _share_bucket(shares, bucket, cells, calls, idle_nw, by_weight)
+        run = [each for each in buckets if _cell_end(each, cells) == _cell_end(bucket, cells)]
+        factors = _factors(run, cells, calls, idle_nw, by_weight)
+        _share_bucket(shares, bucket, cells, calls, idle_nw, by_weight, factors)
     return shares
+
+
+def _cell_end(bucket: RefBucket, cells: Sequence[RefCell]) -> int:
+    """End of the cell in which the bucket ends; its own end outside of all cells."""
+    if not cells or bucket.end_ns <= cells[0].start_ns:
+        return bucket.end_ns
+    return min((cell.end_ns for cell in cells if cell.end_ns >= bucket.end_ns), default=bucket.end_ns)
+
+
+def _factors(
+    run: Sequence[RefBucket], cells: Sequence[RefCell], calls: Sequence[Call], idle_nw: int, by_weight: bool
+) -> dict[str, Fraction]:
+    """By which each server's parts of these buckets' energy above idle miss its part of their busy time."""
+    busy_sums: dict[str, Fraction] = defaultdict(Fraction)
+    share_sums: dict[str, Fraction] = defaultdict(Fraction)
+    total_sum = dyn_sum = Fraction(0)
+    for bucket in run:
+        dyn = bucket.energy_nj - min(idle_nw * (bucket.end_ns - bucket.start_ns), bucket.energy_nj)
+        busy, others, _ = _activity(bucket, cells, _present(bucket, cells, calls))
+        total = others + sum(busy.values())
+        total_sum, dyn_sum = total_sum + total, dyn_sum + dyn
+        for server in busy:
+            busy_sums[server] += busy[server]
+            share_sums[server] += dyn * busy[server] / total if total else 0
+    misses = {
+        server: dyn_sum * busy_sums[server] / total_sum / share_sums[server]
+        for server in share_sums
+        if share_sums[server]
+    }
+    most = Fraction(11, 10)  # what a busy second may cost more
+    present = _present(run[0], cells, calls)
+    steps = sum(
+        _steps(run[0].start_ns, run[-1].end_ns, [call for call in present if call.server == server], by_weight)
+        for server in {call.server for call in present}
+    )
+    least = 1 if steps >= 4 else 1 / most
+    return {
+        server: Fraction(1) if least <= miss <= most else min(max(miss, Fraction(1, 2)), Fraction(2))
+        for server, miss in misses.items()
+    }
+
+
+def _steps(start_ns: int, end_ns: int, calls: Sequence[Call], by_weight: bool) -> int:
+    """Stretches with the same calls of one server at work, or calls of the same weight."""
+    found: list[tuple[int, int]] = [(0, 0)]
+    for start, end in _intervals(start_ns, end_ns, calls):
+        middle = Fraction(start + end, 2)
+        weights = [call.weight_at(middle) for call in calls if call.at_work(middle)]
+        weighed = by_weight and len(weights) > 1 and all(weights)
+        found.append((len(weights), sum(weights) if weighed else 0))
+    return sum(after != before and after[0] > 0 for before, after in itertools.pairwise(found))
+
+
+def _present(bucket: RefBucket, cells: Sequence[RefCell], calls: Sequence[Call]) -> list[Call]:
+    absent = _absent(bucket, cells)
+    return [call for call in calls if call.server not in absent]
 
 
 def _absent(bucket: RefBucket, cells: Sequence[RefCell]) -> frozenset[str]:
@@ -83,9 +141,9 @@ def _share_bucket(
     calls: Sequence[Call],
     idle_nw: int,
     by_weight: bool,
+    factors: Mapping[str, Fraction],
 ) -> None:
-    absent = _absent(bucket, cells)
-    calls = [call for call in calls if call.server not in absent]
+    calls = _present(bucket, cells, calls)
     length = bucket.end_ns - bucket.start_ns
     idle = min(idle_nw * length, bucket.energy_nj)
     dyn = bucket.energy_nj - idle
@@ -97,6 +155,9 @@ def _share_bucket(
             shares.calls_nj[call.name] += portion
             shares.unattributed_nj["idle"] -= portion
     busy, others, known = _activity(bucket, cells, calls)
+    total = others + sum(busy.values())
+    busy = {server: factors.get(server, Fraction(1)) * its_busy for server, its_busy in busy.items()}
+    others = max(total - sum(busy.values()), Fraction(0))
     total = others + sum(busy.values())
     shares.unattributed_nj["other"] += dyn
     groups = [({server}, dyn * busy[server] / total) for server in known if busy[server]]
