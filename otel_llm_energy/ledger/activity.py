@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from otel_llm_energy.ledger.timeline import Timeline
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
@@ -41,7 +42,11 @@ class Cell:
 class Parts:
     """Busy time inside one bucket, ns: of each known server, and of all others together.
 
-    ``known`` is False where a stretch of the bucket lies outside all cells.
+    Attributes:
+        absent: servers that are known to draw nothing from the resource in the whole bucket.
+        known: no stretch of the bucket lies outside all cells.
+        portions_of_run: the known servers' parts of the busy time in all buckets of the cell together, 0 to 1, where
+            there are several (`otel_llm_energy.ledger.runs`).
     """
 
     by_server_ns: dict[str, int] = field(default_factory=dict)
@@ -50,6 +55,8 @@ class Parts:
     resolution_ns: int = 0
     total_resolution_ns: int = 0
     known: bool = True
+    absent: frozenset[str] = frozenset()
+    portions_of_run: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_ns(self) -> int:
@@ -130,33 +137,27 @@ class ActivityLog:
             covered_ns += length_ns
         return busy_ns if covered_ns == end_ns - start_ns else None
 
-    def absent(self, start_ns: int, end_ns: int) -> frozenset[str]:
-        """Servers that are known to draw nothing from the resource in all of [start_ns, end_ns].
-
-        Who was not there when it was first looked for was not there before.
-        """
-        cells = self.cells(start_ns, end_ns)
-        if not cells or cells[-1].end_ns < end_ns:
-            return frozenset()
-        return cells[0].absent.intersection(*[cell.absent for cell in cells[1:]])
-
     def parts(self, start_ns: int, end_ns: int, timelines: Mapping[str, Timeline]) -> Parts:
         """Busy time inside [start_ns, end_ns], of each server at work there and of the others."""
-        parts = Parts()
+        cells = self.cells(start_ns, end_ns)
+        parts = Parts(absent=_absent(cells, end_ns))
+        timelines = without(timelines, parts.absent)
         covered_ns = 0
         hidden_ns: dict[str, int] = {}
-        for cell in self.cells(start_ns, end_ns):
+        for cell in cells:
             first, last = max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)
             covered_ns += last - first
-            parts.others_ns += cell.others_ns * (last - first) // (cell.end_ns - cell.start_ns)
             parts.resolution_ns = max(parts.resolution_ns, cell.resolution_ns)
             parts.total_resolution_ns = max(parts.total_resolution_ns, cell.total_resolution_ns)
+            found: list[_Inside] = []
             for server, timeline in timelines.items():
                 if server in cell.by_server_ns:
-                    busy_ns = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
-                    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + busy_ns
+                    inside = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
+                    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + inside.busy_ns
+                    found.append(inside)
                 else:
                     hidden_ns[server] = hidden_ns.get(server, 0) + timeline.busy.between(first, last)
+            parts.others_ns += _others_inside(cell, found, last - first)
         for server, at_work_ns in hidden_ns.items():
             work_ns = timelines[server].busy.between(start_ns, end_ns)
             if not _reveal(parts, server, at_work_ns, work_ns):
@@ -174,6 +175,21 @@ class ActivityLog:
             if server in cell.by_server_ns and at_work_ns and cell.end_ns <= timeline.frozen_ns:
                 return min(cell.by_server_ns[server] / at_work_ns, float(cell.capacity))
         return 0.0
+
+
+def without(timelines: Mapping[str, Timeline], absent: frozenset[str]) -> Mapping[str, Timeline]:
+    """Those of other servers."""
+    return {server: line for server, line in timelines.items() if server not in absent} if absent else timelines
+
+
+def _absent(cells: Sequence[Cell], end_ns: int) -> frozenset[str]:
+    """Servers that are known to draw nothing from the resource in all of these cells, if they reach to ``end_ns``.
+
+    Who was not there when it was first looked for was not there before.
+    """
+    if not cells or cells[-1].end_ns < end_ns:
+        return frozenset()
+    return cells[0].absent.intersection(*[cell.absent for cell in cells[1:]])
 
 
 def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> bool:
@@ -225,12 +241,19 @@ def _differences(before: Mapping[str, int | None], after: Mapping[str, int | Non
             yield server, now_ns - then_ns
 
 
-def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last: int) -> int:
+class _Inside(NamedTuple):
+    """A server's busy time inside a part of a cell and in the whole of it, and how many CPUs it had while at work."""
+
+    busy_ns: int
+    cell_busy_ns: int
+    cpus_at_work: float
+
+
+def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last: int) -> _Inside:
     """A server's busy time in [first, last] of a cell.
 
-    It was busy while it was at work, as far as its CPUs allow, and only the rest at other times; everyone else
-    is taken to be busy evenly. Sharing a cell by its mean would bill short calls too little: the cell also holds
-    time in which the server slept.
+    It was busy while it was at work, as far as its CPUs allow, and only the rest at other times. Sharing a cell by its
+    mean would bill short calls too little: the cell also holds time in which the server slept.
     """
     at_work_ns = timeline.busy.between(cell.start_ns, cell.end_ns)
     within_ns = timeline.busy.between(first, last)
@@ -239,4 +262,25 @@ def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last:
     result = at_work_busy_ns * within_ns // at_work_ns if at_work_ns else 0
     if asleep_ns:
         result += (busy_ns - at_work_busy_ns) * (last - first - within_ns) // asleep_ns
-    return result
+    return _Inside(result, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0)
+
+
+def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> int:
+    """Busy time of everyone else in a part of a cell that is so long.
+
+    They were busy evenly, as far as the servers at work left them CPUs. If that was too few for it, they were the more
+    busy where servers left more: on a machine that is always full, with just what servers left.
+    """
+    cell_ns, others_ns = cell.end_ns - cell.start_ns, cell.others_ns
+    evenly_ns = others_ns * length_ns // cell_ns
+    cpus = others_ns / cell_ns
+    cpus_left = max(cell.capacity - sum([server.cpus_at_work for server in servers]), 0.0)
+    if cpus <= cpus_left:
+        return evenly_ns
+    left_ns = cell.capacity * cell_ns - sum([server.cell_busy_ns for server in servers])
+    if left_ns <= 0:
+        return evenly_ns
+    used = others_ns / left_ns  # of the CPU time that the servers left
+    weight = min((cpus - cpus_left) / (cpus - cpus_left * used), 1.0) if used < 1 else 1.0
+    part_left_ns = cell.capacity * length_ns - sum([server.busy_ns for server in servers])
+    return int((1 - weight) * evenly_ns + weight * used * max(part_left_ns, 0))

@@ -19,17 +19,21 @@ from otel_llm_energy.ledger.timeline import Step
 
 # A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
 # clock speed. Assumed, not measured.
-_UNEVEN = 1.1
+UNEVEN = 1.1
 _parts = itemgetter(1)
 
 Divisions = Sequence[tuple[int, float]]
 """Into how many equal parts a server's energy is divided, and for how long, ns: (length, parts)."""
 
 
-def uneven(portion: float) -> tuple[float, float]:
-    """The least and the most of the energy above idle that ``portion`` of the busy time may have cost, 0 to 1."""
-    rest = 1 - portion
-    return portion / (portion + _UNEVEN * rest), _UNEVEN * portion / (_UNEVEN * portion + rest)
+def uneven(portion: float, portion_of_run: float) -> tuple[float, float]:
+    """The least and the most of the energy above idle that ``portion`` of the busy time may have cost, 0 to 1.
+
+    In doubt is what a busy second costs in all buckets of a cell, as it is they that say how much energy it was.
+    """
+    rest = 1 - portion_of_run
+    least = portion / (portion_of_run + UNEVEN * rest)
+    return least, min(UNEVEN * portion / (UNEVEN * portion_of_run + rest), 1.0)
 
 
 def held_nj(bucket: Bucket, baseline: Baseline, covered_ns: int) -> tuple[float, float]:
@@ -53,7 +57,7 @@ def spanning_bounds_nj(
     dyn_nj: int,
     dyn_share_nj: int | None,
     steps: Sequence[Step],
-    portion: float,
+    portions: tuple[float, float],
     *,
     known: bool,
 ) -> tuple[int, int]:
@@ -67,7 +71,7 @@ def spanning_bounds_nj(
         dyn_nj: the server's energy above idle.
         dyn_share_nj: the call's share of that, where no window begins or ends inside; else ``None``.
         steps: calls at work on the server. What is shared by weight is left out here: see `weighed_bounds_nj`.
-        portion: the server's part of the energy above idle, 0 to 1.
+        portions: the server's part of the energy above idle, 0 to 1, in the bucket and in all buckets of its cell.
         known: that is its part of the activity.
     """
     watts = room_watts(baseline)
@@ -77,13 +81,13 @@ def spanning_bounds_nj(
     else:
         lower_nj = least_placed(dyn_nj, watts, equal) if len(equal) == len(steps) else 0
         upper_nj = most_placed(dyn_nj, watts, equal)
-    least, most = _uneven_factors(portion, known=known)
-    idle_doubt_nj = _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portion)
+    least, most = _uneven_factors(portions, known=known)
+    idle_doubt_nj = _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portions[0])
     return idle_share_nj + int(least * lower_nj) - idle_doubt_nj, idle_share_nj + int(most * upper_nj)
 
 
 def weighed_bounds_nj(
-    baseline: Baseline, dyn_nj: int, steps: Sequence[Step], portion: float, *, known: bool
+    baseline: Baseline, dyn_nj: int, steps: Sequence[Step], portions: tuple[float, float], *, known: bool
 ) -> tuple[int, int]:
     """The same, without idle, for each unit of weight.
 
@@ -92,15 +96,16 @@ def weighed_bounds_nj(
     watts = room_watts(baseline)
     weighed = [(step.end_ns - step.start_ns, step.weight) for step in steps if step.weight]
     lower_nj = least_placed(dyn_nj, watts, weighed) if len(weighed) == len(steps) else 0
-    least, most = _uneven_factors(portion, known=known)
+    least, most = _uneven_factors(portions, known=known)
     return int(least * lower_nj), int(most * most_placed(dyn_nj, watts, weighed)) + 1
 
 
-def _uneven_factors(portion: float, *, known: bool) -> tuple[float, float]:
+def _uneven_factors(portions: tuple[float, float], *, known: bool) -> tuple[float, float]:
     """How many times its part a server may have cost, at least and at most; what a pool of unknown ones did is open."""
+    portion = portions[0]
     if not known or not portion:
         return 1.0, 1.0
-    least, most = uneven(portion)
+    least, most = uneven(*portions)
     return least / portion, most / portion
 
 

@@ -348,7 +348,7 @@ class Ledger:
             if needed_ns is None or (frozen_ns is not None and needed_ns > frozen_ns):
                 return
             bucket = account.pending.popleft()
-            account.sweep.sweep(bucket, timelines, activity)
+            account.sweep.sweep(bucket, timelines, activity, account.pending)
             yield bucket
 
     def _find_silent(self) -> None:

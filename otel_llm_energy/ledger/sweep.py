@@ -16,15 +16,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from otel_llm_energy.ledger.activity import ActivityLog, Parts
+from otel_llm_energy.ledger.activity import ActivityLog, Parts, without
 from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
 from otel_llm_energy.ledger.clocks import ClockReading, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
+from otel_llm_energy.ledger.runs import Runs
 from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, merged
 from otel_llm_energy.ledger.tracks import Growth, Track
@@ -61,6 +62,7 @@ class Sweep:
         self._swept: list[Swept] = []
         self._ends_ns: list[int] = []
         self._metered = Track()
+        self._runs = Runs()
         self._learned_ns = 0
         self._absent: dict[str, Track] = {}
         self._powers: dict[str, WorkPower] = {}
@@ -102,15 +104,18 @@ class Sweep:
         for absent in self._absent.values():
             absent.forget_before(time_ns)
 
-    def sweep(self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog) -> None:
-        """Share out one bucket, up to whose end every timeline is final."""
+    def sweep(
+        self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog, ahead: Iterable[Bucket]
+    ) -> None:
+        """Share out one bucket, up to the end of whose cell every timeline is final; ``ahead`` are those after it."""
         self.metered_nj += bucket.energy_nj
         self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is None:
             self.idle.enter(bucket.state, steady=bucket.steady)
             self.idle.model.cpus = activity.capacity
-            timelines = self._present(bucket, timelines, activity)
-            parts = activity.parts(bucket.start_ns, bucket.end_ns, timelines)
+            parts = self._runs.parts(bucket, ahead, timelines, activity, self.idle.baseline().watts)
+            timelines = without(timelines, parts.absent)
+            self._note_absent(bucket, parts.absent)
             steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
             everyone = merged(list(steps.values()))
             self._learn_power(bucket, _length(everyone), parts)
@@ -129,14 +134,10 @@ class Sweep:
         self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 
-    def _present(
-        self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog
-    ) -> Mapping[str, Timeline]:
-        """The servers that may draw from this channel: a GPU serves only those that hold a context on it."""
-        absent = activity.absent(bucket.start_ns, bucket.end_ns)
+    def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
+        """Not all servers draw from this channel: a GPU serves only those that hold a context on it."""
         for name in absent:
             self._absent.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
-        return {name: line for name, line in timelines.items() if name not in absent} if absent else timelines
 
     def ever_unused_by(self, server: str) -> bool:
         """At some time the server was known to draw nothing from this channel."""
@@ -231,7 +232,8 @@ class Sweep:
             self.unattributed_nj["rounding"] += rest
             for name in names:
                 most_watts = self._most_watts(name, portion_nj, at_work_ns, baseline) if known else None
-                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes, portion, most_watts)
+                of_run = parts.portions_of_run.get(name, portion) if known else portion
+                shares[name] = ServerPart(portion_nj, at_work_ns, known, at_work, extremes, portion, of_run, most_watts)
         self.unattributed_nj["other"] += other_nj
         return shares
 
@@ -300,6 +302,7 @@ class Sweep:
             equal = [step for step in part.steps if not step.weight]
             whole = len(part.steps) == len(everyone) == len(equal) == 1
             dyn_share_nj = now.dyn_nj - before.dyn_nj if whole else None
+            portions = part.portion, part.portion_of_run
             lower, upper = spanning_bounds_nj(
                 bucket,
                 baseline,
@@ -308,13 +311,13 @@ class Sweep:
                 part.dyn_nj,
                 dyn_share_nj,
                 part.steps,
-                part.portion,
+                portions,
                 known=part.known,
             )
             clocks.lower.grow(start_ns, end_ns, lower)
             clocks.upper.grow(start_ns, end_ns, upper)
             if len(equal) < len(part.steps):
-                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps, part.portion, known=part.known)
+                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps, portions, known=part.known)
                 clocks.weighed_lower.grow(start_ns, end_ns, lower)
                 clocks.weighed_upper.grow(start_ns, end_ns, upper)
 

@@ -21,6 +21,7 @@ class ServerPart(NamedTuple):
         known: its part of the activity is known.
         steps: the calls that share it.
         portion: of the energy above idle, 0 to 1.
+        portion_of_run: the same of all buckets of its cell.
         extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
         most_watts: how far its work can raise the power; ``None`` if that is not known.
     """
@@ -31,10 +32,11 @@ class ServerPart(NamedTuple):
     steps: Sequence[Step]
     extremes: Sequence[Step]
     portion: float
+    portion_of_run: float
     most_watts: float | None
 
 
-_NO_PART = ServerPart(0, 0, True, (), (), 1.0, None)
+_NO_PART = ServerPart(0, 0, True, (), (), 1.0, 1.0, None)
 
 
 class Busy(NamedTuple):
@@ -167,7 +169,7 @@ class ServerBucket:
         self._idle_in_doubt = baseline.drift > 0 or baseline.lowest_watts != baseline.watts
         self._room_watts = room_watts(baseline)
         self._most_watts = baseline.highest_watts or bucket.energy_nj / self._length_ns
-        least_part, most_part = uneven(part.portion)
+        least_part, most_part = uneven(part.portion, part.portion_of_run)
         self._least_nj, self._most_nj = least_part * dyn_nj, most_part * dyn_nj
         self._activity_ns = 0.5 * (swept.busy.resolution_ns + swept.busy.total_resolution_ns * self.portion)
 

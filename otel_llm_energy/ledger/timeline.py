@@ -134,14 +134,22 @@ class Timeline:
     def steps(self, start_ns: int, end_ns: int) -> list[Step]:
         """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
         times_ns = self._times_ns
-        first = max(bisect_right(times_ns, start_ns) - 1, 0)
-        stop = bisect_left(times_ns, end_ns, first)
+        first, stop = self._indices(start_ns, end_ns)
         if stop == first + 1:
             count, since_ns = self._counts[first], max(times_ns[first], start_ns)
             return [Step(since_ns, end_ns, count, self._weights[first])] if count and end_ns > since_ns else []
         edges_ns = [max(times_ns[first], start_ns), *times_ns[first + 1 : stop], end_ns]
         stretches = zip(edges_ns, edges_ns[1:], self._counts[first:stop], self._weights[first:stop], strict=False)
         return [Step(start, end, count, weight) for start, end, count, weight in stretches if count and end > start]
+
+    def count_steps(self, start_ns: int, end_ns: int) -> int:
+        """How many these are."""
+        first, stop = self._indices(start_ns, end_ns)
+        return sum(map(bool, self._counts[first:stop]))
+
+    def _indices(self, start_ns: int, end_ns: int) -> tuple[int, int]:
+        first = max(bisect_right(self._times_ns, start_ns) - 1, 0)
+        return first, bisect_left(self._times_ns, end_ns, first)
 
     def forget_before(self, steps_ns: int, look_ups_ns: int) -> None:
         """No steps before ``steps_ns`` and no look-ups before ``look_ups_ns`` will be asked for."""

@@ -78,8 +78,8 @@ class FigureActivity:
     machine that it kept busy. Busy time counts in CPUs where their number is known, else in whole machines; a server's
     part of the activity is the same either way.
 
-    A program that has come since the last figures is listed, but without power of its own: what it used till then is
-    what the host drew more than all others explain.
+    A program that has come since the last figures is listed, but without power of its own, and one that has gone is
+    not listed any more: what either used in between is what the host drew more than all others explain.
 
     Args:
         powers: the meter's newest figures, oldest first; may repeat what it gave before.
@@ -95,7 +95,8 @@ class FigureActivity:
         self._total_ns = 0
         self._last_ns: int | None = None
         self._missed: set[str] = set()
-        self._pids: frozenset[int] | None = None
+        self._pids: frozenset[int] = frozenset()
+        self._active_pids: frozenset[int] = frozenset()
         self._unseen = UnseenBusyness()
 
     def watch(self, server: Server) -> None:
@@ -117,7 +118,7 @@ class FigureActivity:
             for power in self._powers():
                 if self._last_ns is None:
                     self._last_ns = power.at_ns
-                    self._pids = frozenset(each.pid for each in power.processes)
+                    self._note_who_is_there(power)
                     sample = self._sample(power.at_ns, dict.fromkeys(self._selectors, 0), 0)
                 elif power.at_ns > self._last_ns and power.microwatts:
                     # Where figures were missing, these stand for the time since the last ones.
@@ -140,20 +141,26 @@ class FigureActivity:
             by_server_ns[server_id] = self._busy_ns[server_id] if found else None
             self._note(server_id, selector, bool(found), power)
         active = [each.microwatts for each in power.processes if each.microwatts > 0]
-        unseen_ns = round(self._newcomers(power, sum(active) / host_microwatts) * self._capacity * length_ns)
+        unseen_ns = round(self._come_or_gone(power, sum(active) / host_microwatts) * self._capacity * length_ns)
         self._total_ns += round(sum(active) * busy_ns_per_microwatt) + unseen_ns
         # The least that any process shows is one tick of one CPU.
         tick_ns = min(TICK_NS, round(min(active, default=0.0) * busy_ns_per_microwatt))
         return self._sample(power.at_ns, by_server_ns, tick_ns, len(active), unseen_ns)
 
-    def _newcomers(self, power: HostPower, busy: float) -> float:
-        """The part of the machine that programs without figures of their own kept busy, where there may be such."""
-        before, self._pids = self._pids, frozenset(each.pid for each in power.processes)
+    def _come_or_gone(self, power: HostPower, busy: float) -> float:
+        """The part of the machine that programs without figures kept busy, where there may have been such."""
+        come = any(not each.microwatts and each.pid not in self._pids for each in power.processes)
+        gone = self._active_pids - {each.pid for each in power.processes}
+        self._note_who_is_there(power)
         microwatts = power.microwatts or 0.0
-        if before is not None and any(not each.microwatts and each.pid not in before for each in power.processes):
+        if come or gone:
             return self._unseen.unseen(busy, microwatts)
         self._unseen.learn(busy, microwatts)
         return 0.0
+
+    def _note_who_is_there(self, power: HostPower) -> None:
+        self._pids = frozenset(each.pid for each in power.processes)
+        self._active_pids = frozenset(each.pid for each in power.processes if each.microwatts > 0)
 
     def _sample(
         self,

@@ -46,6 +46,22 @@ def test_short_call_gets_its_own_busy_time_when_neighbours_fill_the_cell() -> No
     assert parts_ms(activity.parts(450 * MS, 550 * MS, {"llm": timeline})) == ({"llm": 50.0}, 100.0)
 
 
+def test_others_have_what_a_server_leaves_when_the_machine_is_full() -> None:
+    """Two CPUs, of which a call takes one for 500 ms of 900: others cannot have had 1.44 all the time."""
+    activity = log((0, 0, {"llm": 0}), (900, 1800, {"llm": 500}))
+    timelines = {"llm": at_work((200, 700))}
+    assert parts_ms(activity.parts(0, 200 * MS, timelines)) == ({"llm": 0.0}, 400.0)
+    assert parts_ms(activity.parts(200 * MS, 700 * MS, timelines)) == ({"llm": 500.0}, 500.0)
+
+
+def test_others_are_busy_evenly_as_far_as_a_server_leaves_them_cpus() -> None:
+    """One CPU of two is what they used, and what is left all the time."""
+    activity = log((0, 0, {"llm": 0}), (1000, 1500, {"llm": 500}))
+    timelines = {"llm": at_work((0, 500))}
+    assert parts_ms(activity.parts(0, 500 * MS, timelines)) == ({"llm": 500.0}, 500.0)
+    assert parts_ms(activity.parts(500 * MS, 1000 * MS, timelines)) == ({"llm": 0.0}, 500.0)
+
+
 def test_two_servers_share_a_cell_by_their_own_windows() -> None:
     """One after the other inside one cell: each has its busy time where it was at work."""
     activity = log((0, 0, {"a": 0, "b": 0}), (1000, 600, {"a": 400, "b": 200}))

@@ -24,6 +24,7 @@ def test_steps_say_how_many_were_at_work_and_when() -> None:
     assert timeline.steps(0, 100) == [Step(10, 20, 1), Step(20, 30, 2), Step(30, 40, 1), Step(60, 70, 1)]
     assert timeline.steps(25, 35) == [Step(25, 30, 2), Step(30, 35, 1)]
     assert timeline.steps(40, 60) == []
+    assert [timeline.count_steps(*span) for span in ((0, 100), (25, 35), (40, 60))] == [4, 2, 0]
     assert timeline.busy.between(0, 100) == 40
     assert timeline.load.between(0, 100) == 50
 

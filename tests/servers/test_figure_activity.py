@@ -239,6 +239,16 @@ def test_a_newcomers_part_is_what_the_power_says_when_its_figure_is_not_known_ye
     assert sample.total_resolution_ns >= newcomer_cpus * BUCKET_NS, "a conclusion, so all of it is in doubt"
 
 
+def test_a_part_is_what_the_power_says_when_a_busy_program_has_gone_since_the_last_figures() -> None:
+    """It is not listed any more, but it was at work for a part of the time."""
+    (before,) = figures(0.9, 0.1, 1.0, listed=False)
+    listed = ProcessPower(3, "neighbour", "", {}, (before.microwatts or 0.0) / 2)
+    beside = (HostPower(0, before.microwatts, (*before.processes, listed)),)
+    assert parts_of(*KNOWN, beside)[0] == pytest.approx(0.45)
+    share, _ = parts_of(*KNOWN, beside, figures(0.9, 0.1, 0.6, listed=False))
+    assert share == pytest.approx(0.9 / 1.6)
+
+
 def test_a_newcomer_that_does_nothing_changes_nothing() -> None:
     """Most do not: a shell, a health check."""
     assert parts_of(*KNOWN, figures(0.9, 0.1, 0.0, listed=True))[0] == pytest.approx(0.9)
