@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -92,6 +93,7 @@ class Call:
         "_once",
         "_outer_error",
         "_payloads",
+        "_pid",
         "_read",
         "_telemetry",
         "cached_input_tokens",
@@ -150,6 +152,7 @@ class Call:
         self._read = request.route.read
         self._outer_error = sys.exc_info()[1]
         self._once = threading.Lock()
+        self._pid = os.getpid()
         self.owns_span = standing is None
         if self._content is not None:
             self._read_asked(self._content, request)
@@ -202,6 +205,10 @@ class Call:
         for observer in self._observers:
             self._tell(observer, "first_chunk", observer.first_chunk)
 
+    def end_by_the_exit(self) -> None:
+        """Its answer is the app's to read, which may never do so."""
+        self._telemetry.unread.add(self)
+
     def end_with_error_in_flight(self) -> None:
         """End at a close, with the exception that is being handled, unless it was when the call began."""
         error = sys.exc_info()[1]
@@ -212,8 +219,12 @@ class Call:
 
         Args:
             error: what broke it off, ``None`` if nothing did.
-            collected: it ends with what is deleted, so that a garbage collection may be the caller.
+            collected: it ends with what is deleted, so that a garbage collection may be the caller, or a forked child
+                that lets go of its copy: the call is its parent's.
         """
+        collected = collected or isinstance(error, GeneratorExit)
+        if collected and os.getpid() != self._pid:
+            return
         if not self._once.acquire(blocking=False):  # never released; never waited for, since collection ends calls too
             return
         self.ended_ns = time.monotonic_ns()
@@ -230,7 +241,7 @@ class Call:
         for observer in self._observers:
             self._tell(observer, "call_ended", observer.call_ended)
         backlog = self._telemetry.backlog
-        if (collected or isinstance(error, GeneratorExit)) and is_inside_sdk():
+        if collected and is_inside_sdk():
             backlog.add(functools.partial(self._report, content, ended_unix_ns))
             return
         if backlog:
@@ -386,6 +397,7 @@ class Lease:
 
     def __init__(self, call: Call) -> None:
         self.call = call
+        call.end_by_the_exit()
 
     def __del__(self) -> None:
         self.call.end(collected=True)

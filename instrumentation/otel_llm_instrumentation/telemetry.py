@@ -16,6 +16,7 @@ from opentelemetry.trace import TracerProvider, get_tracer
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.backlog import Backlog
 from otel_llm_instrumentation.content import wanted_capture
+from otel_llm_instrumentation.unread import Unread
 
 _DISTRIBUTION = "otel-llm-energy"
 _logger = logging.getLogger("otel_llm_instrumentation")
@@ -27,7 +28,7 @@ class Telemetry:
     Providers that are set later serve as well: what the API hands out are proxies until then.
     """
 
-    __slots__ = ("_complaints", "_logger", "backlog", "capture", "duration", "token_usage", "tracer")
+    __slots__ = ("_complaints", "_logger", "backlog", "capture", "duration", "token_usage", "tracer", "unread")
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Telemetry:
         self._logger = get_logger(scope, version_of_scope, logger_provider) if self.capture.in_event else None
         self._complaints: set[str] = set()
         self.backlog = Backlog()
+        self.unread = Unread()
         self.tracer = get_tracer(scope, version_of_scope, tracer_provider)
         meter = get_meter(scope, version_of_scope, meter_provider)
         self.duration = meter.create_histogram(

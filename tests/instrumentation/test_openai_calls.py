@@ -161,15 +161,29 @@ def test_streaming_response_is_read_when_the_app_reads_it(read: str, server: Rep
     assert watched.only_span().status.is_unset
 
 
-def test_streaming_response_ends_without_tokens_when_the_app_reads_bytes(
+@pytest.mark.parametrize("read", ["iter_bytes", "iter_text", "iter_lines"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_streaming_response_is_read_when_the_app_reads_it_piece_by_piece(
+    read: str, stream: bool, server: ReplayServer, watched: Watched
+) -> None:
+    """Also where the app takes the events of a stream apart by itself."""
+    server.reply = sse_reply(payloads.chunks()) if stream else json_reply(payloads.chat())
+    with _client(server).chat.completions.with_streaming_response.create(**_ASK, stream=stream) as raw:
+        assert list(getattr(raw, read)())
+        assert watched.ended[0].output_tokens == 8
+        assert (watched.ended[0].first_chunk_ns is not None) == stream
+    assert watched.only_span().status.is_unset
+
+
+def test_raw_stream_is_read_when_the_app_iterates_over_the_http_response(
     server: ReplayServer, watched: Watched
 ) -> None:
-    """What nobody decoded is not decoded for us."""
-    server.reply = json_reply(payloads.chat())
-    with _client(server).chat.completions.with_streaming_response.create(**_ASK) as raw:
-        assert b"".join(raw.iter_bytes()).startswith(b"{")
+    """The raw response need not be asked for anything."""
+    server.reply = sse_reply(payloads.chunks())
+    raw = _client(server).chat.completions.with_raw_response.create(**_ASK, stream=True)
+    assert list(raw.http_response.iter_lines())
     watched.only_span()
-    assert watched.ended[0].output_tokens is None
+    assert watched.ended[0].output_tokens == 8
 
 
 async def test_streaming_response_is_read_when_the_app_awaits_it(server: ReplayServer, watched: Watched) -> None:

@@ -44,6 +44,7 @@ class Answer:
         self._reading = False
         self._released = False
         self._ended = False
+        call.end_by_the_exit()
 
     def read(
         self, method: Callable[..., bytes], amt: int | None, decoded: bool, *more: object, whole: bool = False
@@ -115,6 +116,10 @@ class Answer:
         if not self._ended:
             self._read_facts()
             self._call.end(error, collected=collected)
+
+    def let_go(self) -> None:
+        """Leave the call to something else that has come to look at the answer."""
+        self._ended = True
 
     def __del__(self) -> None:
         self.end(collected=True)

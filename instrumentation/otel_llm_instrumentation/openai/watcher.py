@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from otel_llm_instrumentation.call import Call, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
-from otel_llm_instrumentation.openai.answers import PendingAnswer
+from otel_llm_instrumentation.http.answer import Answer, Bodies
+from otel_llm_instrumentation.openai.answers import PendingStream, watch_parse
 from otel_llm_instrumentation.openai.routes import route_of
 from otel_llm_instrumentation.patching import Patch
 from otel_llm_instrumentation.providers import AZURE_OPENAI, provider_in_headers, provider_of_host
@@ -34,6 +35,7 @@ class OpenAIWatcher(Watcher):
         self._stream_types: tuple[type, ...] = ()
         self._model_types: tuple[type, ...] = ()
         self._azure_types: tuple[type, ...] = ()
+        self._bodies = Bodies()
 
     def patches(self, module: ModuleType) -> tuple[Patch, ...]:
         self._stream_types = (module.Stream, module.AsyncStream)
@@ -74,15 +76,28 @@ class OpenAIWatcher(Watcher):
             return result
         call.evident_provider = provider_in_headers(response.headers)
         if isinstance(result, self._stream_types):
-            PendingAnswer(call, response).watch_stream(result)
-        elif call.streaming:
-            PendingAnswer(call, response).watch_parse(result, self._stream_types)
-        elif response.is_closed:
+            PendingStream(call, result)
+        elif response.is_closed and not call.streaming:
             call.see_body(response.content)
             call.end()
         else:
-            PendingAnswer(call, response).watch_read(result)
+            self._watch_body(call, result, response)
         return result
+
+    def _watch_body(self, call: Call, raw: Any, response: Any) -> None:
+        """Look at what the app reads of a raw response, or of the stream that it has it parsed into."""
+        answer = Answer(call, response.headers)
+
+        def adopt(parsed: object) -> bool:
+            if not isinstance(parsed, self._stream_types):
+                return False
+            answer.let_go()
+            PendingStream(call, parsed)
+            return True
+
+        if call.streaming:
+            watch_parse(raw, adopt)
+        self._bodies.watch(response.stream, answer)
 
     def _response(self, result: object) -> Any:
         """The HTTP response behind a stream or a raw answer; ``None`` behind a parsed one."""

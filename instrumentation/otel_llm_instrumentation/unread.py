@@ -1,0 +1,30 @@
+"""Calls whose answers the app has yet to read."""
+
+from __future__ import annotations
+
+import atexit
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from otel_llm_instrumentation.call import Call
+
+
+class Unread:
+    """Ends, at the exit, the calls whose streams are still open then: what is collected later reaches no exporter."""
+
+    def __init__(self) -> None:
+        self._calls: WeakSet[Call] = WeakSet()
+        self._watching = False
+
+    def add(self, call: Call) -> None:
+        """See to it that this call ends."""
+        if not self._watching:
+            self._watching = True
+            atexit.register(self.end)  # so late, it runs before the providers' own hooks
+        self._calls.add(call)
+
+    def end(self) -> None:
+        """End those that have not ended."""
+        for call in list(self._calls):
+            call.end(collected=True)
