@@ -104,9 +104,10 @@ def call_attributes(bill: Bill, tokens: Tokens, style: Style) -> dict[str, Value
     if bill.energy_nj is None:
         return values
     joules = bill.energy_nj / NJ_PER_JOULE
-    values[conventions.JOULES] = rounded(joules)
+    shown_joules = values[conventions.JOULES] = rounded(joules)
     if style.detail != "minimal":
         _add_standard(values, bill, bill.energy_nj, tokens)
+        values[conventions.CLASS] = energy_class(shown_joules)
     if style.detail == "full":
         _add_full(values, bill, joules, tokens, style)
     return values
@@ -128,7 +129,6 @@ def _add_standard(values: dict[str, Value], bill: Bill, energy_nj: int, tokens: 
     values[conventions.METER] = bill.meter
     values[conventions.SCOPE] = bill.scope
     values[conventions.MILLIJOULES] = round(energy_nj / _NJ_PER_MJ)
-    values[conventions.CLASS] = energy_class(joules)
 
 
 def _add_full(values: dict[str, Value], bill: Bill, joules: float, tokens: Tokens, style: Style) -> None:
@@ -166,9 +166,9 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def energy_class(joules: float) -> str:
-    """The decade of ``joules`` as it is displayed, lower edge included: ``"1-10 J"``."""
-    return _CLASS_NAMES[bisect_right(_CLASS_EDGES, rounded(joules))]
+def energy_class(shown_joules: float) -> str:
+    """The decade of joules as they are displayed (`rounded`), lower edge included: ``"1-10 J"``."""
+    return _CLASS_NAMES[bisect_right(_CLASS_EDGES, shown_joules)]
 
 
 def combined(bills: Sequence[Bill]) -> Bill:
@@ -307,5 +307,6 @@ def raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:
     """A new dict of the attributes; the public view of the SDK would cost a Python call for each of them."""
     attributes = span._attributes
     if isinstance(attributes, BoundedAttributes):
-        return dict(attributes.copy())
+        copied = attributes.copy()
+        return copied if type(copied) is dict else dict(copied)  # an ordered one in older SDKs
     return dict(attributes or {})

@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, Span, SpanProcessor
 
 _Item = TypeVar("_Item")
+_MOST_BETWEEN_LOOKS = 32  # at the clock, which would cost as much as sending an item does
 
 
 class Downstream:
@@ -76,7 +77,8 @@ class Forwarder(Generic[_Item]):
 
     Args:
         send: hands one item on; it may block, and must not raise.
-        tick: called between items; returns the seconds until it wants to be called again.
+        tick: called between items, not between all that are there already; returns the seconds until it wants to be
+            called again.
         capacity: `is_full` from this length on; the owner then sends new items itself.
     """
 
@@ -153,14 +155,18 @@ class Forwarder(Generic[_Item]):
                 return self._queue.empty()
 
     def _run(self) -> None:
-        items = self._queue
+        items, before_look = self._queue, 0
         while True:
+            if not before_look or items.empty():
+                before_look = _MOST_BETWEEN_LOOKS
+                wait_seconds = self._tick()
             try:
-                item = items.get(timeout=self._tick())
+                item = items.get(timeout=wait_seconds)
             except queue.Empty:
                 continue
             if item is None:
                 return
+            before_look -= 1
             self._handle(item)
 
     def _handle(self, item: _Item | threading.Event | None) -> None:

@@ -105,11 +105,11 @@ class _Outgoing:
     def enriched(self, style: enrich.Style) -> ReadableSpan:
         """The copy that goes on; the span itself if there is nothing to say."""
         values: dict[str, enrich.Value] = {}
-        if self.total is not None:
-            values.update(enrich.total_attributes(self.total, style))
         if self.bills:
             bill, tokens = self._in_one()
-            values.update(enrich.call_attributes(bill, tokens, style))
+            values = enrich.call_attributes(bill, tokens, style)
+        if self.total is not None:
+            values = {**enrich.total_attributes(self.total, style), **values}
         return enrich.enriched_copy(self.span, values) if values else self.span
 
     def _in_one(self) -> tuple[Bill, enrich.Tokens]:
@@ -339,7 +339,7 @@ class Gate:
     def _without_server(self, span: ReadableSpan) -> ReadableSpan:
         """A call of another library that nobody observed: nothing says what answered it."""
         bill = unavailable("server_unknown")
-        self._mailbox.post(self._count, (bill,))
+        self._mailbox.post(self._count_bill, bill)
         return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style))
 
     def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
@@ -350,7 +350,7 @@ class Gate:
             self._mailbox.wait()
         node.left = True
         outgoing = _Outgoing(span, node.subtree)
-        self._mailbox.post(self._count, [bill for _, bill in outgoing.bills], 1)
+        self._mailbox.post(self._count, outgoing.bills, 1)
         return outgoing.enriched(self._style)
 
     def _deliver(self, outgoing: _Outgoing) -> None:
@@ -404,7 +404,7 @@ class Gate:
     def _send(self, node: Node, span: ReadableSpan) -> None:
         node.left = True
         outgoing = _Outgoing(span, node.subtree)
-        self._count([bill for _, bill in outgoing.bills])
+        self._count(outgoing.bills)
         self._forwarder.put(outgoing)
 
     def _force_overdue(self, now_ns: int) -> None:
@@ -439,11 +439,14 @@ class Gate:
             if self._held.get(held.node.span_id) is held:
                 self._release(held)
 
-    def _count(self, bills: Sequence[Bill], passed: int = 0) -> None:
+    def _count(self, bills: Iterable[tuple[Claim, Bill]], passed: int = 0) -> None:
         self._health.passed += passed
-        for bill in bills:
-            if bill.quality in (Quality.UNAVAILABLE, Quality.DEGRADED):
-                self._health.degraded[bill.reason or "unknown"] += 1
+        for _, bill in bills:
+            self._count_bill(bill)
+
+    def _count_bill(self, bill: Bill) -> None:
+        if bill.quality is Quality.DEGRADED or bill.quality is Quality.UNAVAILABLE:
+            self._health.degraded[bill.reason or "unknown"] += 1
 
     # Outside the mailbox: these call the desk, which may call back
 

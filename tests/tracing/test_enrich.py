@@ -22,6 +22,7 @@ from otel_llm_energy.tracing.enrich import (
     combined,
     energy_class,
     enriched_copy,
+    rounded,
     total_attributes,
 )
 from tests.tracing.fakes import Collecting, bill_of
@@ -117,7 +118,9 @@ def test_no_energy_per_token_when_the_server_reported_none(tokens: Tokens) -> No
 )
 def test_class_is_the_decade_of_the_displayed_joules(joules: float, name: str) -> None:
     """The class never contradicts the number beside it."""
-    assert energy_class(joules) == name
+    assert energy_class(rounded(joules)) == name
+    values = call_attributes(dataclasses.replace(FULL_BILL, energy_nj=round(joules * 1e9)), Tokens(), Style())
+    assert values[conventions.CLASS] == name
 
 
 def test_total_is_labelled_when_it_holds_an_estimate() -> None:
