@@ -6,12 +6,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo study test versions e2e peers backends fetch docs lint format bench lock clean
+.PHONY: help demo study test compiled versions e2e peers backends fetch docs lint format bench lock clean
 
 help:
 	@echo "make demo      ask a small real model and see the joules of each call (ARGS=--help for more)"
 	@echo "make study     collect 200 calls of a small real model, report, learn a forecast, print its error"
 	@echo "make test      all tests that need no compiled back end"
+	@echo "make compiled  a wheel with the ledger as machine code, and its tests, in build/compiled; benchmarks run there, too"
 	@echo "make versions  the tests of the client wrappers on the oldest and newest libraries and Pythons"
 	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
 	@echo "make peers     the tests beside other people's instrumentations, in environments of their own"
@@ -26,6 +27,15 @@ demo: $(VENV)/demo.stamp
 
 test: fetch
 	$(RUN) pytest -m "not e2e and not suite" $(ARGS)
+
+# Away from the checkout, whose Python files would be imported instead.
+compiled: $(VENV)/dev.stamp
+	rm -rf build/compiled && mkdir -p build/compiled
+	OTEL_LLM_ENERGY_COMPILE=1 $(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --wheel-dir build/compiled .
+	cp -r tests benchmarks tools pyproject.toml build/compiled
+	cd build/compiled && $(abspath $(BIN))/python -m zipfile -e otel_llm_energy-*.whl . \
+	  && OTEL_LLM_ENERGY_COMPILE=1 $(abspath $(BIN))/python -m pytest tests/ledger tests/tracing $(ARGS)
 
 versions: fetch
 	$(RUN) tools.versions $(ARGS)

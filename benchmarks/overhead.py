@@ -2,7 +2,7 @@
 
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
-speed drifts. A median of calls hides what our own threads take now and then; mean and p99 do not. Calls come without a
+speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A median of calls hides what our own threads take now and then; mean and p99 do not. Calls come without a
 pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an app that waits for
 its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a real machine.
 """
@@ -89,8 +89,8 @@ def _turn(child: subprocess.Popen[str]) -> _Figures:
 
 def _print(turns: list[dict[str, _Figures]]) -> None:
     print(
-        f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'mean added':>11} {'p99 added':>10} {'CPU added':>10}"
-        f" {'a chunk us':>11} {'quartiles':>12}"
+        f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'quiet added':>12} {'mean added':>11} {'p99 added':>10}"
+        f" {'CPU added':>10} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
     )
     for name in turns[0]:
         if not turns[0][name]:
@@ -100,10 +100,17 @@ def _print(turns: list[dict[str, _Figures]]) -> None:
         added = {key: sorted(turn[name][key] - turn["none"][key] for turn in turns) for key in turns[0][name]}
         middle = {key: statistics.median(differences) for key, differences in added.items()}
         chunk = sorted((stream - middle["call"]) / _CHUNKS for stream in added["stream"])
+        quiet = {key: _quiet(turns, name, key) - _quiet(turns, "none", key) for key in ("call", "stream")}
         print(
-            f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {middle['mean']:11.1f}"
-            f" {middle['p99']:10.0f} {middle['cpu']:10.1f} {statistics.median(chunk):11.2f} {_quartiles(chunk):>12}"
+            f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {quiet['call']:12.1f}"
+            f" {middle['mean']:11.1f} {middle['p99']:10.0f} {middle['cpu']:10.1f} {statistics.median(chunk):11.2f}"
+            f" {_quartiles(chunk):>12} {(quiet['stream'] - quiet['call']) / _CHUNKS:12.2f}"
         )
+
+
+def _quiet(turns: list[dict[str, _Figures]], name: str, key: str) -> float:
+    """What was the median in the quietest tenth of the turns."""
+    return sorted(turn[name][key] for turn in turns)[len(turns) // 10]
 
 
 def _quartiles(differences: list[float]) -> str:

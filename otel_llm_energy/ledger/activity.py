@@ -274,7 +274,7 @@ def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> in
     cell_ns, others_ns = cell.end_ns - cell.start_ns, cell.others_ns
     evenly_ns = others_ns * length_ns // cell_ns
     cpus = others_ns / cell_ns
-    cpus_left = max(cell.capacity - sum([server.cpus_at_work for server in servers]), 0.0)
+    cpus_left = max(cell.capacity - sum([server.cpus_at_work for server in servers], 0.0), 0.0)
     if cpus <= cpus_left:
         return evenly_ns
     left_ns = cell.capacity * cell_ns - sum([server.cell_busy_ns for server in servers])

@@ -56,9 +56,10 @@ class Biller:
         """
         if not self._drawn.each:
             return unavailable(reason or "no-meter"), {}
-        work_ns, stretches = entry.work_ns, entry.stretches
+        work_ns = entry.work_ns
         if not work_ns:
             return unavailable(reason or "no-work"), {}
+        stretches = entry.stretches()
         channels, missing = self._drawn.used(stretches), self._silent.used(stretches)
         if missing.has_main:
             return unavailable(_SILENT), {}

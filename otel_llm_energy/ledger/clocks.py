@@ -72,4 +72,5 @@ class ServerClocks:
 
     def tracks(self) -> tuple[Track, ...]:
         """All of them."""
-        return tuple(getattr(self, name) for name in self.__slots__)
+        bounds = self.lower, self.upper, self.weighed_lower, self.weighed_upper
+        return self.dyn, self.idle, self.weighed, *bounds

@@ -30,8 +30,7 @@ class Entry:
         counted_from_ns: it was taken to be at work from here on before its windows were known; ``None`` if not.
         charged: the stretches of time in which the timeline counts it, and its weight there, once it is closed. They
             are the windows unless some of them was swept before it was known.
-        stretches: the parts of the windows for which the call is charged, adjoining ones together.
-        work_ns, charged_ns, within_ns: lengths of the windows, of ``charged`` and of ``stretches``.
+        work_ns, charged_ns: lengths of the windows and of ``charged``.
         caution: a reason that its server is not what it seems, e.g. ``"relay"``.
         bill: what it was billed, once it was.
     """
@@ -46,9 +45,7 @@ class Entry:
         "opened_ns",
         "route",
         "server",
-        "stretches",
         "windows",
-        "within_ns",
         "work_ns",
     )
 
@@ -60,8 +57,7 @@ class Entry:
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[Charged, ...] = ()
-        self.stretches: Sequence[Stretch] = ()
-        self.work_ns = self.charged_ns = self.within_ns = 0
+        self.work_ns = self.charged_ns = 0
         self.caution: str | None = None
         self.bill: Bill | None = None
 
@@ -75,10 +71,8 @@ class Entry:
         self.closed = True
         self.windows = windows
         self.charged = charged
-        self.stretches = _stretches(windows, charged)
         self.work_ns = sum([end_ns - start_ns for start_ns, end_ns, _, _ in windows])
         self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in charged])
-        self.within_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in self.stretches])
 
     @property
     def start_ns(self) -> int:
@@ -91,36 +85,44 @@ class Entry:
         end_ns = max(self.opened_ns, self.windows[-1].end_ns) if self.windows else self.opened_ns
         return max(end_ns, self.charged[-1][1]) if self.charged else end_ns
 
+    def stretches(self) -> Sequence[Stretch]:
+        """The parts of the windows for which the call is charged, adjoining ones together.
+
+        Not kept: whatever a call keeps until it is billed, Python's garbage collection looks at time and again.
+        """
+        adjoining: list[list[Window]] = []
+        end_ns = None
+        for part in self._charged_windows():
+            if part.start_ns == end_ns:
+                adjoining[-1].append(part)
+            else:
+                adjoining.append([part])
+            end_ns = part.end_ns
+        return [Stretch(parts[0].start_ns, parts[-1].end_ns, parts) for parts in adjoining]
+
     @property
     def charged_exactly(self) -> bool:
         """The call is charged for its windows and for nothing else."""
-        return self.charged_ns == self.within_ns == self.work_ns
+        return self.charged_ns == self.work_ns == self.within_ns
 
+    @property
+    def within_ns(self) -> int:
+        """For how much of its windows the call is charged."""
+        windows = self._charged_windows()
+        return self.work_ns if windows is self.windows else sum([window.end_ns - window.start_ns for window in windows])
 
-def _stretches(windows: Sequence[Window], charged: Sequence[Charged]) -> Sequence[Stretch]:
-    """The parts of the windows for which the call is charged; adjoining ones make one stretch."""
-    adjoining: list[list[Window]] = []
-    end_ns = None
-    for part in _charged_within(windows, charged):
-        if part.start_ns == end_ns:
-            adjoining[-1].append(part)
-        else:
-            adjoining.append([part])
-        end_ns = part.end_ns
-    return [Stretch(parts[0].start_ns, parts[-1].end_ns, parts) for parts in adjoining]
-
-
-def _charged_within(windows: Sequence[Window], charged: Sequence[Charged]) -> Sequence[Window]:
-    """The parts of the windows for which the call is charged, in order."""
-    if not windows or (len(charged) == 1 and _encloses(charged[0], windows)):
-        return windows
-    parts: list[Window] = []
-    for window in windows:
-        for charged_start_ns, charged_end_ns, _ in charged:
-            start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
-            if end_ns > start_ns:
-                parts.append(window._replace(start_ns=start_ns, end_ns=end_ns))
-    return parts
+    def _charged_windows(self) -> Sequence[Window]:
+        """The parts of the windows for which the call is charged, in order."""
+        windows, charged = self.windows, self.charged
+        if not windows or (len(charged) == 1 and _encloses(charged[0], windows)):
+            return windows
+        parts: list[Window] = []
+        for window in windows:
+            for charged_start_ns, charged_end_ns, _ in charged:
+                start_ns, end_ns = max(charged_start_ns, window.start_ns), min(charged_end_ns, window.end_ns)
+                if end_ns > start_ns:
+                    parts.append(window._replace(start_ns=start_ns, end_ns=end_ns))
+        return parts
 
 
 def _encloses(charged: Charged, windows: Sequence[Window]) -> bool:

@@ -269,4 +269,4 @@ def _independent(residuals: Sequence[float]) -> float:
 
 
 def _dot(some: Sequence[float], others: Sequence[float]) -> float:
-    return sum([one * other for one, other in zip(some, others, strict=True)])
+    return sum([one * other for one, other in zip(some, others, strict=True)], 0.0)

@@ -24,6 +24,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, I
 
 _ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
 _KEEP_FREE_NS = 2 * NS_PER_SECOND
+_FORGET_EACH_NS = NS_PER_SECOND // 2
 # A counter that said nothing new for so long, while others of its meter did, is waited for no more.
 _SILENT_NS = 5 * NS_PER_SECOND
 
@@ -118,6 +119,7 @@ class Ledger:
         self._late_nj: dict[str, int] = {}
         self._forced: dict[Entry, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
         self._sequence = 0
+        self._forgotten_ns = start_ns
 
     @property
     def by_weight(self) -> bool:
@@ -409,6 +411,9 @@ class Ledger:
         """Drop what no bill and no cell will ask for any more."""
         swept_ns = self._swept_ns()
         oldest_ns = self._frozen_ns() if swept_ns is None else swept_ns
+        if oldest_ns - self._forgotten_ns < _FORGET_EACH_NS:
+            return  # it takes a look at every open and closed call
+        self._forgotten_ns = oldest_ns
         steps_ns = oldest_ns - _KEEP_FREE_NS
         for books in self._servers.values():
             oldest = next(iter(books.open), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
@@ -91,6 +92,20 @@ def test_caution_is_taken_back_when_the_server_is_there_at_last() -> None:
     assert not watched.caution(80)
 
 
+class Sampled:
+    """A ledger; the samples that it is given."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[ActivitySample, bool]] = []
+        self._ledger = Ledger(0)
+
+    def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
+        self.samples.append((sample, final))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+
 class Noting(Idle):
     """Knows what each server had done a moment before it was found."""
 
@@ -100,12 +115,11 @@ class Noting(Idle):
 
 def test_servers_part_is_known_from_the_start_of_the_look_up_when_that_takes_long() -> None:
     """And that instant ends a cell, however short: the first call to the server is under way."""
-    books = Books(ledger := Ledger(0))
+    ledger = Sampled()
+    books = Books(ledger)
     watch = ServerWatch(books, Noting(), lambda *_: OLLAMA, lambda: NS_PER_SECOND)
-    samples: list[tuple[ActivitySample, bool]] = []
-    ledger.sample = lambda sample, final=False: samples.append((sample, final))  # type: ignore[method-assign, misc]
     watch.key("localhost", 11434)
     watch.sample()
     books.settle()
-    assert [(sample.at_ns, final) for sample, final in samples] == [(0, True), (1, False)]
-    assert [sample.by_server_ns for sample, _ in samples] == [{"localhost:11434": 0}] * 2
+    assert [(sample.at_ns, final) for sample, final in ledger.samples] == [(0, True), (1, False)]
+    assert [sample.by_server_ns for sample, _ in ledger.samples] == [{"localhost:11434": 0}] * 2
