@@ -2,9 +2,12 @@
 
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
-speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A median of calls hides what our own threads take now and then; mean and p99 do not. Calls come without a
-pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an app that waits for
-its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a real machine.
+speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A
+median of calls hides what our own threads take now and then; mean and p99 do not.
+
+Calls come without a pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an
+app that waits for its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a
+real machine.
 """
 
 from __future__ import annotations
@@ -89,8 +92,8 @@ def _turn(child: subprocess.Popen[str]) -> _Figures:
 
 def _print(turns: list[dict[str, _Figures]]) -> None:
     print(
-        f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'quiet added':>12} {'mean added':>11} {'p99 added':>10}"
-        f" {'CPU added':>10} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
+        f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'quiet added':>12} {'mean added':>11}"
+        f" {'p99 added':>10} {'CPU added':>10} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
     )
     for name in turns[0]:
         if not turns[0][name]:

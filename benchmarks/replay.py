@@ -21,46 +21,60 @@ class Told:
     options: dict[str, Any]
 
 
-class KeepingLedger(Ledger):
-    """A ledger that writes down what it is told. Made where the runtime would make its own."""
+class KeepingLedger:
+    """A ledger, and what it is told written down. Made where the runtime would make its own.
+
+    Not a subclass: there is none of a compiled class.
+    """
 
     def __init__(self, start_ns: int, **options: Any) -> None:
-        super().__init__(start_ns, **options)
+        self._ledger = Ledger(start_ns, **options)
         self.made_with = (start_ns, options)
         self.told: list[Told] = []
         self._numbers: dict[Entry, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    @property
+    def caution(self) -> str | None:
+        return self._ledger.caution
+
+    @caution.setter
+    def caution(self, reason: str | None) -> None:
+        self._ledger.caution = reason
 
     # The arguments are the ledger's own business.
 
     def add_channel(self, *arguments: Any, **options: Any) -> None:
         self._keep("add_channel", *arguments, **options)
-        super().add_channel(*arguments, **options)
+        self._ledger.add_channel(*arguments, **options)
 
     def read(self, *arguments: Any, **options: Any) -> None:
         self._keep("read", *arguments, **options)
-        super().read(*arguments, **options)
+        self._ledger.read(*arguments, **options)
 
     def sample(self, *arguments: Any, **options: Any) -> None:
         self._keep("sample", *arguments, **options)
-        super().sample(*arguments, **options)
+        self._ledger.sample(*arguments, **options)
 
     def add_server(self, *arguments: Any, **options: Any) -> None:
         self._keep("add_server", *arguments, **options)
-        super().add_server(*arguments, **options)
+        self._ledger.add_server(*arguments, **options)
 
     def open(self, *arguments: Any, **options: Any) -> Entry:
         self._keep("open", *arguments, **options)
-        entry = super().open(*arguments, **options)
+        entry = self._ledger.open(*arguments, **options)
         self._numbers[entry] = len(self._numbers)
         return entry
 
     def close(self, entry: Entry, *arguments: Any, **options: Any) -> None:
         self._keep("close", self._numbers[entry], *arguments, **options)
-        super().close(entry, *arguments, **options)
+        self._ledger.close(entry, *arguments, **options)
 
     def settle(self, now_ns: int, *others: Any) -> list[Entry]:
         self._keep("settle", now_ns)
-        return super().settle(now_ns, *others)
+        return self._ledger.settle(now_ns, *others)
 
     def _keep(self, method: str, *arguments: Any, **options: Any) -> None:
         self.told.append(Told(method, arguments, options))

@@ -333,7 +333,8 @@ def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> 
         try:
             return option.read(text)
         except (ValueError, TypeError):
-            _logger.warning("%s Using %r.", _complaint(option, option.variable, text), option.default)
+            instead = "It is left out" if option.default is None else f"Using {option.default!r}"
+            _logger.warning("%s %s.", _complaint(option, option.variable, text), instead)
     return option.default
 
 

@@ -49,7 +49,9 @@ def _compiled(root: Path, folder: Path) -> list[Path]:
     try:
         modules = ["otel_llm_energy/quantities.py"]
         modules += sorted(str(path) for path in Path("otel_llm_energy/ledger").glob("*.py") if path.stem != "__init__")
-        extensions = mypycify(modules, opt_level="3", debug_level="0", target_dir=str(folder / "c"), group_name="otel_llm_energy_ledger")
+        extensions = mypycify(
+            modules, opt_level="3", debug_level="0", target_dir=str(folder / "c"), group_name="otel_llm_energy_ledger"
+        )
         build = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
         build.build_lib, build.build_temp = str(folder), str(folder / "o")
         build.ensure_finalized()

@@ -125,7 +125,7 @@ def test_wrong_variable_warns_once_in_the_same_words_and_says_the_fallback(
     (record,) = caplog.records
     message = record.getMessage()
     assert message.startswith(f"{option.variable} cannot be {text!r}. Allowed: {option.allowed}.")
-    assert repr(option.default) in message
+    assert message.endswith(f" Using {option.default!r}." if option.default is not None else " It is left out.")
 
 
 def test_unknown_keyword_is_refused_when_it_is_no_option() -> None:
