@@ -9,6 +9,7 @@ same, at less than half the speed.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ _BUILDERS = ["mypy>=2.4,<2.5", "setuptools>=77"]
 class CompileLedger(BuildHookInterface[Any]):
     """Hatchling calls this when it builds a wheel."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._folders: list[Path] = []
+
     def dependencies(self) -> list[str]:
         return _BUILDERS if self._wanted else []
 
@@ -29,10 +34,15 @@ class CompileLedger(BuildHookInterface[Any]):
         if not self._wanted or version == "editable":
             return
         folder = Path(tempfile.mkdtemp(prefix="otel-llm-energy-"))
+        self._folders.append(folder)
         for path in _compiled(Path(self.root), folder):
             build_data["force_include"][str(path)] = str(path.relative_to(folder))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        while self._folders:
+            shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
     @property
     def _wanted(self) -> bool:

@@ -233,15 +233,16 @@ class Call:
         if error is not None and not isinstance(error, _ORDINARY_ENDINGS):
             self.error_type = type(error).__qualname__
             self.reached_server = not is_no_connection(error, outer_error)
+        inside_sdk = collected and is_inside_sdk()
         content = self._read_content()
         try:
-            self._note(self._read_facts())
+            self._note(self._read_facts(), inside_sdk)
         except Exception:  # noqa: BLE001 - the span must end and observers must hear of it
             self._telemetry.complain("writing a call's attributes")
         for observer in self._observers:
             self._tell(observer, "call_ended", observer.call_ended)
         backlog = self._telemetry.backlog
-        if collected and is_inside_sdk():
+        if inside_sdk:
             backlog.add(functools.partial(self._report, content, ended_unix_ns))
             return
         if backlog:
@@ -306,7 +307,7 @@ class Call:
         finally:
             self._payloads.clear()
 
-    def _note(self, facts: Facts) -> None:
+    def _note(self, facts: Facts, inside_sdk: bool) -> None:
         self.provider = self.evident_provider or facts.provider or self.provider
         self.response_model = facts.response_model
         self.response_id = facts.response_id
@@ -319,7 +320,7 @@ class Call:
             if self.owns_span:
                 self._add_answer_attributes(facts, attributes)
                 add_clean(self.span, attributes)
-            else:
+            elif not inside_sdk:  # which may be at work on this very span, of another library, and hold its lock
                 self.span.set_attributes(attributes)
 
     def _add_answer_attributes(self, facts: Facts, attributes: dict[str, AttributeValue]) -> None:

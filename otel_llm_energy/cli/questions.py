@@ -43,6 +43,8 @@ class Questioner:
         self._client = openai.OpenAI(
             base_url=base_url, api_key=api_key or "unused", max_retries=0, timeout=_TIMEOUT_SECONDS
         )
+        # Imported here and now: Ctrl-C within an import of pydantic's classes comes out as an error of theirs.
+        self._completions = self._client.chat.completions
         self.model = model or self._first_model()
         self.asked: dict[str, str] = {}
         """The question of each answer, by the answer's id."""
@@ -60,14 +62,14 @@ class Questioner:
 
     def _ask(self, question: str) -> None:
         try:
-            answer = self._client.chat.completions.create(**self._request(question))
+            answer = self._completions.create(**self._request(question))
         except self._error as error:
             raise self._failed(error) from error
         self.asked[answer.id] = question
 
     def _ask_streamed(self, question: str) -> None:
         try:
-            chunks = self._client.chat.completions.create(
+            chunks = self._completions.create(
                 **self._request(question), stream=True, stream_options={"include_usage": True}
             )
             for chunk in chunks:

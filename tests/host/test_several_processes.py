@@ -17,10 +17,13 @@ def assert_adds_up(results: Results, within: float = 1e-3) -> None:
 
 
 def assert_measured(results: Results, count: int) -> None:
-    """All calls have joules that are measured well; on a busy machine the readings may be rare for such short calls."""
+    """All calls have joules that are measured well.
+
+    On a busy machine the readings may be rare for such short calls, and a first call's server may be found late.
+    """
     assert len(results.calls) == count
     assert all(names.JOULES in call for call in results.calls), results
-    assert results.reasons <= {"coarse-meter"}, results
+    assert results.reasons <= {"coarse-meter", "part-unknown"}, results
 
 
 def test_energy_of_all_processes_adds_up_when_they_call_at_once(workers: Crew) -> None:
