@@ -9,7 +9,6 @@ same, at less than half the speed.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,19 @@ _BUILDERS = ["mypy>=2.4,<2.5", "setuptools>=77"]
 class CompileLedger(BuildHookInterface[Any]):
     """Hatchling calls this when it builds a wheel."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._folders: list[Path] = []
-
     def dependencies(self) -> list[str]:
         return _BUILDERS if self._wanted else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if not self._wanted or version == "editable":
             return
-        folder = Path(tempfile.mkdtemp(prefix="otel-llm-energy-"))
-        self._folders.append(folder)
+        # It is removed with this object.
+        self._built = tempfile.TemporaryDirectory(prefix="otel-llm-energy-")
+        folder = Path(self._built.name)
         for path in _compiled(Path(self.root), folder):
             build_data["force_include"][str(path)] = str(path.relative_to(folder))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        while self._folders:
-            shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
     @property
     def _wanted(self) -> bool:
@@ -58,10 +50,15 @@ def _compiled(root: Path, folder: Path) -> list[Path]:
     os.chdir(root)
     try:
         # By mypy's own rules: what the other packages import is not there where only the wheel is built.
-        modules = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports", "otel_llm_energy/quantities.py"]
+        rules = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
+        modules = ["otel_llm_energy/quantities.py"]
         modules += sorted(str(path) for path in Path("otel_llm_energy/ledger").glob("*.py") if path.stem != "__init__")
         extensions = mypycify(
-            modules, opt_level="3", debug_level="0", target_dir=str(folder / "c"), group_name="otel_llm_energy_ledger"
+            [*rules, *modules],
+            opt_level="3",
+            debug_level="0",
+            target_dir=str(folder / "c"),
+            group_name="otel_llm_energy_ledger",
         )
         build = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
         build.build_lib, build.build_temp = str(folder), str(folder / "o")
