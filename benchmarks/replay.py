@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from otel_llm_energy.ledger.bill import Window
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NJ_PER_JOULE
+
+_KEPT_AS_THEY_ARE = ("add_channel", "read", "sample", "add_server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class KeepingLedger:
         self._numbers: dict[Entry, int] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ledger, name)
+        method = getattr(self._ledger, name)
+        return partial(self._tell, name, method) if name in _KEPT_AS_THEY_ARE else method
 
     @property
     def caution(self) -> str | None:
@@ -43,24 +47,6 @@ class KeepingLedger:
     @caution.setter
     def caution(self, reason: str | None) -> None:
         self._ledger.caution = reason
-
-    # The arguments are the ledger's own business.
-
-    def add_channel(self, *arguments: Any, **options: Any) -> None:
-        self._keep("add_channel", *arguments, **options)
-        self._ledger.add_channel(*arguments, **options)
-
-    def read(self, *arguments: Any, **options: Any) -> None:
-        self._keep("read", *arguments, **options)
-        self._ledger.read(*arguments, **options)
-
-    def sample(self, *arguments: Any, **options: Any) -> None:
-        self._keep("sample", *arguments, **options)
-        self._ledger.sample(*arguments, **options)
-
-    def add_server(self, *arguments: Any, **options: Any) -> None:
-        self._keep("add_server", *arguments, **options)
-        self._ledger.add_server(*arguments, **options)
 
     def open(self, *arguments: Any, **options: Any) -> Entry:
         self._keep("open", *arguments, **options)
@@ -75,6 +61,10 @@ class KeepingLedger:
     def settle(self, now_ns: int, *others: Any) -> list[Entry]:
         self._keep("settle", now_ns)
         return self._ledger.settle(now_ns, *others)
+
+    def _tell(self, name: str, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        self._keep(name, *arguments, **options)
+        method(*arguments, **options)
 
     def _keep(self, method: str, *arguments: Any, **options: Any) -> None:
         self.told.append(Told(method, arguments, options))
