@@ -121,6 +121,11 @@ class Forwarder(Generic[_Item]):
         self.start()
         self._queue.put(item)
 
+    def look_soon(self) -> None:
+        """Have ``tick`` called soon, by the thread that sends."""
+        self.start()
+        self._queue.put(threading.Event())
+
     def flush(self, timeout_seconds: float) -> bool:
         """Return once all that was put before is sent; False if that takes longer than the timeout."""
         if self._runs_elsewhere():

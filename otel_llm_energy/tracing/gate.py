@@ -29,7 +29,6 @@ DEFAULT_MAX_HELD: Final = 4096
 _SHUTDOWN_SECONDS: Final = 30.0  # as long as the SDK's own batch processor may take
 _SHORTEST_WAIT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 1.0
-_MOST_NOTED: Final = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -126,16 +125,17 @@ class Gate:
     A span leaves with its energy, or at a bound, marked by the reason:
 
     - ``max-hold``: held for ``max_hold_seconds`` since its end; with 0 no span is ever held (``not-held``);
-    - ``hold-limit``: more than ``max_held`` are held, the oldest leaves;
+    - ``hold-limit``: more than ``max_held`` are held, the oldest leaves; the forwarder sees to it, and whoever ends
+      one more span helps once there are half as many again;
     - ``queue-full``: as many wait for the next processor, which is too slow. The thread that ends one more span hands
       it on itself, as it would without us: nothing is lost and memory stays bounded, at the price of the wait that
       the next processor causes;
     - ``flush``, ``shutdown``.
 
     An ancestor waits for the calls below it whose spans ended before its own, never for open ones.
-    ``on_end`` takes no lock, does no I/O (but see ``queue-full``) and raises nothing of ours. Everything that
-    changes the books runs through one mailbox, one action at a time. The app's threads only note there what happened;
-    the threads that settle and forward enter it.
+    ``on_end`` takes no lock, does no I/O (but see ``hold-limit`` and ``queue-full``) and raises nothing of ours.
+    Everything that changes the books runs through one mailbox, one action at a time. The app's threads only note there
+    what happened; the threads that settle and forward enter it.
 
     Args:
         downstream: what comes after.
@@ -166,7 +166,7 @@ class Gate:
         self._style = style or enrich.Style()
         self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
         self._max_held = max_held
-        self._most_noted = min(max_held // 2, _MOST_NOTED)
+        self._most_noted = max_held // 2
         self._clock_ns = clock_ns
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._tree = SpanTree()
@@ -316,7 +316,7 @@ class Gate:
             self._mailbox.post(self._hook_exit)
         self._forwarder.start()
         self._note(self._ended, node, span, self._clock_ns())
-        if self._errands:
+        if len(self._errands) > self._max_held // 2:  # our threads do not keep up
             self._run_errands()
         return None
 
@@ -383,6 +383,8 @@ class Gate:
             self._first_deadline_ns = deadline_ns
         if len(self._held) > self._max_held:
             self._order([next(iter(self._held.values()))], "hold-limit")
+            if len(self._errands) == 1:  # else the forwarder is at it
+                self._forwarder.look_soon()
 
     def _settle(self, claims: Sequence[Claim], forced_for: str | None = None) -> None:
         for claim in claims:

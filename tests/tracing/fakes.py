@@ -137,6 +137,7 @@ class Pipeline:
 
     def sent(self) -> list[str]:
         """Names of the spans that have come out, once all that was noted is entered and the forwarder has sent it."""
+        self.gate._mailbox.wait()
         self.gate.tick()
         assert self.gate._forwarder.flush(10.0)
         return self.out.names
