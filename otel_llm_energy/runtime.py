@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -28,6 +29,7 @@ from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, disc
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
 from otel_llm_energy.servers.activity import CpuActivity
+from otel_llm_energy.servers.announced import announced
 from otel_llm_energy.servers.figures import FigureActivity
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
@@ -36,7 +38,7 @@ from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
-from otel_llm_energy.tracing.directory import Address, Directory
+from otel_llm_energy.tracing.directory import Address, Directory, Metered
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child
@@ -172,8 +174,13 @@ class Runtime:
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
         elsewhere = self._meters_elsewhere()
         local = self._local_station(taken=frozenset(elsewhere))
+        directory = Directory(local, self._named_stations(local, elsewhere))
+        for host, port in announced(os.environ):
+            found = directory.find(host, port, "")
+            if isinstance(found, Metered):
+                found.station.look_out_for(found.host, found.port)
         self.desk = SettlingDesk(
-            Directory(local, self._named_stations(local, elsewhere)),
+            directory,
             self._listeners,
             balance_listener=self._metrics,
             max_hold_seconds=self._max_hold_seconds(),

@@ -129,6 +129,10 @@ class Station:
         """There is a server at this address: its part of the activity is of interest before its first call."""
         self._servers.key(host, port)
 
+    def look_out_for(self, host: str, port: int) -> None:
+        """There may be a server at this address: if it is there when we start, it is known before its first call."""
+        self._servers.look_out_for(host, port)
+
     # What the seat asks for
 
     def lead(self, not_before_ns: int = 0) -> None:
@@ -322,6 +326,7 @@ class Station:
             reader.start()
 
     def _find_servers(self) -> float:
+        self._servers.find_those_looked_out_for()
         if self._servers.unresolved or self._servers.final:
             self._servers.sample()
             self._settle_soon()
@@ -462,6 +467,7 @@ class ServerWatch:
         self._found: dict[str, Server] = {}
         self._looked_ns: dict[str, int] = {}
         self._waiting: list[tuple[str, int]] = []
+        self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, int, Server]] = []
         self._next_sample_ns = 0
         self._lock = threading.Lock()
@@ -478,6 +484,17 @@ class ServerWatch:
             key = self._keys[host, port] = f"{host}:{port}"
             self._waiting.append((host, port))
         return key
+
+    def look_out_for(self, host: str, port: int) -> None:
+        """See `Station.look_out_for`."""
+        self._looked_out_for.append((host, port))
+
+    def find_those_looked_out_for(self) -> None:
+        """Put those that are there on the list; of one that is not, which may be started later, nothing can be said."""
+        while self._looked_out_for:
+            address = self._looked_out_for.pop()
+            if address not in self._keys and self._resolve(*address).pid is not None:
+                self.key(*address)
 
     def found(self) -> Mapping[str, Server]:
         return dict(self._found)

@@ -17,15 +17,10 @@ def assert_adds_up(results: Results, within: float = 1e-3) -> None:
 
 
 def assert_measured(results: Results, count: int) -> None:
-    """All calls have joules that are measured well.
-
-    On a busy machine the readings may be rare for such short calls, and the server may be found late: by one call, the
-    first.
-    """
+    """All calls have joules that are measured well; on a busy machine the readings may be rare for such short calls."""
     assert len(results.calls) == count
     assert all(names.JOULES in call for call in results.calls), results
-    assert results.reasons <= {"coarse-meter", "part-unknown"}, results
-    assert sum(call.get(names.REASON) == "part-unknown" for call in results.calls) <= 1, results
+    assert results.reasons <= {"coarse-meter"}, results
 
 
 def test_energy_of_all_processes_adds_up_when_they_call_at_once(workers: Crew) -> None:

@@ -132,9 +132,14 @@ class Crew:
         return worker
 
     def hire_metered(self, count: int) -> list[Worker]:
-        """So many, the first of which reads the meters and all others of which have found it."""
+        """So many, the first of which reads the meters and knows the server, and all others of which have found it."""
         hired = [self.hire() for _ in range(count)]
-        until(lambda: hired[0].tell("status")["members"] == count - 1 and bool(hired[0].tell("status")["channels"]))
+
+        def is_ready() -> bool:
+            status = hired[0].tell("status")
+            return status["members"] == count - 1 and bool(status["channels"] and status["servers"])
+
+        until(is_ready)
         return hired
 
 

@@ -73,6 +73,27 @@ def test_nothing_is_said_of_a_server_that_is_a_process_of_this_machine() -> None
     assert not watched.caution(81)
 
 
+def test_server_that_is_looked_out_for_is_known_before_its_first_call() -> None:
+    """Its idleness before the call tells what the call adds."""
+    watched = Watched({80: OLLAMA})
+    watched.watch.look_out_for("localhost", 80)
+    watched.watch.find_those_looked_out_for()
+    watched.watch.sample()
+    assert watched.watch.found() == {"localhost:80": OLLAMA}
+
+
+def test_nothing_is_said_of_a_server_that_is_looked_out_for_and_started_later() -> None:
+    """It is found at its first call, as any other."""
+    watched = Watched({80: NOBODY})
+    watched.watch.look_out_for("localhost", 80)
+    watched.watch.find_those_looked_out_for()
+    watched.watch.sample()
+    assert watched.watch.found() == {}
+    watched.answers[80] = OLLAMA
+    assert not watched.caution(80)
+    assert watched.watch.found() == {"localhost:80": OLLAMA}
+
+
 def test_bills_say_relay_when_the_server_was_only_seen_behind_one() -> None:
     """Also where it was known by an address of its own before: calls of both share its work."""
     watched = Watched({11434: OLLAMA, 80: BEHIND_NGINX})

@@ -49,6 +49,7 @@ def status() -> dict[str, Any]:
         "members": now.board.members if now.board else None,
         "message": now.board.message if now.board else None,
         "channels": [each.channel.id for each in now.channels],
+        "servers": list(now.servers),
         "spans": len(spans.get_finished_spans()),
     }
 
