@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import pread
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -78,7 +79,7 @@ class _CpuAccounting:
         self._cpus = os.cpu_count() or 1
 
     def read(self) -> BusySample:
-        busy_ns = int(os.pread(self._fd, 64, 0))
+        busy_ns = int(pread(self._fd, 64))
         return BusySample(self._clock(), busy_ns, self._cpus)
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class _NotIdle:
         self._highest_ns = 0
 
     def read(self) -> BusySample:
-        text = os.pread(self._fd, _STAT_BYTES, 0)
+        text = pread(self._fd, _STAT_BYTES)
         at_ns = self._clock()
         cpus = text.count(b"\ncpu")
         _, _, _, _, idle, iowait, _, _, steal, *_ = text[: text.index(b"\n")].split()

@@ -6,7 +6,6 @@ microjoules that wraps at ``max_energy_range_uj`` (every 44 minutes at 100 W) an
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.quantities import Channel, Component, Reading
+from otel_llm_energy.syscalls import pread
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
 RAPL_SCALE_ERROR = 0.0
@@ -117,7 +117,7 @@ class RaplMeter:
             before_ns = clock()
             for channel_id, fd in self._counters:
                 try:
-                    energy_uj = int(_read_counter(fd))
+                    energy_uj = int(pread(fd, _COUNTER_BYTES))
                 except (OSError, ValueError) as error:
                     self._note_lost(channel_id, error)
                     before_ns = clock()
@@ -164,35 +164,6 @@ class RaplMeter:
             "meter-unreadable",
             f"{self.root}: none of {len(self._counters)} counters gave a number. Was the driver unloaded?",
         )
-
-
-def _make_read_counter() -> Callable[[int], bytes]:
-    """Reads a counter's file without letting go of the interpreter lock.
-
-    ``os.pread`` lets go of it, and a caller's thread that reads a counter at a call's edge then waits until another
-    thread gives the lock back: up to 5 ms, for a read of 2 us.
-    """
-    libc = ctypes.PyDLL(None, use_errno=True)
-    if not hasattr(libc, "pread"):
-        return lambda fd: os.pread(fd, _COUNTER_BYTES, 0)
-    libc.pread.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_long)
-    libc.pread.restype = ctypes.c_ssize_t
-    pread = libc.pread
-    local = threading.local()
-
-    def read_counter(fd: int) -> bytes:
-        buffer = getattr(local, "buffer", None)
-        if buffer is None:
-            buffer = local.buffer = ctypes.create_string_buffer(_COUNTER_BYTES)
-        size = pread(fd, buffer, _COUNTER_BYTES, 0)
-        if size < 0:
-            raise OSError(ctypes.get_errno(), "pread")
-        return buffer.raw[:size]
-
-    return read_counter
-
-
-_read_counter = _make_read_counter()
 
 
 def _zones(root: Path) -> list[_Zone]:

@@ -15,6 +15,7 @@ from otel_llm_energy.machine import CGROUP, PROC, TICK_NS, BusyTime, busy_time
 from otel_llm_energy.quantities import ActivitySample
 from otel_llm_energy.servers.procfs import Procfs, parse_stat
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.syscalls import pread
 
 _STAT_BYTES = 1024
 _CPUCLOCK_SCHED = 2
@@ -230,7 +231,7 @@ class ProcessTree:
         # The clock first: if the process still lives after it, the clock was its own and not a successor's.
         cpu_ns = self._cpu_clock(pid) if self._cpu_clock is not None else None
         try:
-            stat = parse_stat(os.pread(self._descriptors[pid], _STAT_BYTES, 0))
+            stat = parse_stat(pread(self._descriptors[pid], _STAT_BYTES))
         except (OSError, ValueError):
             self._dismiss(pid)
             return

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from otel_llm_energy.machine import PROC, TICK_NS
-
-_PART_BYTES = 1 << 16
+from otel_llm_energy.syscalls import names_in, read_file, read_link
 
 
 class ProcessStat(NamedTuple):
@@ -51,7 +50,7 @@ class Procfs:
 
     def stat(self, pid: int) -> ProcessStat | None:
         """Parent, start and CPU time."""
-        text = self._read(f"{pid}/stat")
+        text = self._glance(f"{pid}/stat")
         try:
             return None if text is None else parse_stat(text)
         except ValueError:
@@ -64,7 +63,7 @@ class Procfs:
 
     def short_name(self, pid: int) -> str:
         """The name that the kernel keeps, at most 15 characters."""
-        return (self._read(f"{pid}/comm") or b"").decode(errors="replace").strip()
+        return (self._glance(f"{pid}/comm") or b"").decode(errors="replace").strip()
 
     def environment(self, pid: int) -> dict[str, str]:
         """The environment that it was started with; empty if it is another user's."""
@@ -73,7 +72,7 @@ class Procfs:
 
     def user_id(self, pid: int) -> int | None:
         """The effective user."""
-        for line in (self._read(f"{pid}/status") or b"").splitlines():
+        for line in (self._glance(f"{pid}/status") or b"").splitlines():
             if line.startswith(b"Uid:"):
                 return int(line.split()[2])
         return None
@@ -83,7 +82,7 @@ class Procfs:
         folder = f"{self.root}/{pid}/fd"
         for descriptor in _names(folder):
             try:
-                target = os.readlink(f"{folder}/{descriptor}")  # noqa: PTH115 - thousands of them
+                target = read_link(f"{folder}/{descriptor}")
             except OSError:  # closed since
                 continue
             if target.startswith("socket:["):
@@ -93,7 +92,7 @@ class Procfs:
         """Its living children."""
         if not self._lists_children:
             return [child for child in self.pids() if (stat := self.stat(child)) and stat.parent == pid]
-        lists = (self._read(f"{pid}/task/{thread}/children") for thread in _names(f"{self.root}/{pid}/task"))
+        lists = (self._glance(f"{pid}/task/{thread}/children") for thread in _names(f"{self.root}/{pid}/task"))
         return [int(child) for text in lists if text for child in text.split()]
 
     def tree(self, pid: int) -> list[int]:
@@ -117,7 +116,7 @@ class Procfs:
 
     def newest_pid(self) -> bytes | None:
         """The number that was given last to a process or thread; while it stays the same, none is new."""
-        text = self._read("loadavg")
+        text = self._glance("loadavg")
         return text.split()[-1] if text else None
 
     def table(self, name: str, most_columns: int | None = None) -> list[list[str]]:
@@ -134,26 +133,22 @@ class Procfs:
             yield pid
 
     def _read(self, name: str) -> bytes | None:
-        # Once for each thread of a server in a sample: a file object costs more than the reading itself.
+        """What may take a while: long tables, and what lies in the process's own memory."""
         try:
-            descriptor = os.open(f"{self.root}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            return (self.root / name).read_bytes()
         except OSError:
             return None
+
+    def _glance(self, name: str) -> bytes | None:
+        """What the kernel has at hand."""
         try:
-            text = part = os.read(descriptor, _PART_BYTES)
-            while part:
-                part = os.read(descriptor, _PART_BYTES)
-                text += part
-            return text
+            return read_file(f"{self.root}/{name}")
         except OSError:  # the process has ended since
             return None
-        finally:
-            os.close(descriptor)
 
 
 def _names(folder: str) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+        return names_in(folder)
     except OSError:
         return []

@@ -88,6 +88,11 @@ class Accounts(Protocol):
 
 
 _KEEP_NS = 1_000_000
+_LONG_NS = 250_000_000  # by then there is something new to settle
+# The settling thread enters what was noted every second; where it does not come to that it is helped.
+_STARVED_NS = 1_500_000_000
+_STARVED_EVENTS = 512
+_HELP_SECONDS = 0.0005
 
 # An action and its arguments. A tuple, because one is held for each call and the garbage collector visits it.
 _Event = tuple[Any, ...]
@@ -119,6 +124,7 @@ class Books:
         self._wall_clock = WallClock(clock_ns=clock_ns, unix_clock_ns=unix_clock_ns)
         self._intake_lock = threading.RLock()
         self._intake: list[_Event] = []
+        self._entered_ns = clock_ns()
         self._ledger_lock = threading.RLock()
         self._in_ledger = False
         self._claims: dict[Entry, Claim] = {}
@@ -166,6 +172,11 @@ class Books:
             ended_ns = self._clock_ns()
             self._closed += 1
             self._intake.append((Books._close, self, claim, ended_ns, report))
+            starved = ended_ns - self._entered_ns > _STARVED_NS and len(self._intake) > _STARVED_EVENTS
+        if starved:
+            # An app that lets go of the interpreter time and again, for less than it takes a thread to wake up, keeps
+            # all others from it, for seconds; what is held would grow until the app's threads must wait for all of it.
+            time.sleep(_HELP_SECONDS)
 
     # From the meters' threads
 
@@ -312,7 +323,7 @@ class Books:
 
     def _enter(self) -> int:
         with self._intake_lock:
-            now_ns = self._clock_ns()
+            now_ns = self._entered_ns = self._clock_ns()
             events, self._intake = self._intake, []
         self._wall_clock.look()
         for action, *arguments in events:
@@ -389,15 +400,17 @@ class Books:
 class _GivingWay:
     """Lets other threads have the interpreter every millisecond.
 
-    Kept for the usual 5 ms, it would delay whatever else the app does. Given away after every little step, the app
-    would keep it for 5 ms each time, and settling would fall behind.
+    Kept for the usual 5 ms, it would delay whatever else the app does. Given away after every little step, an app that
+    computes all the time would keep it for 5 ms each time, and settling would fall behind: what takes long in spite of
+    this gives way no more than any other thread.
     """
 
     def __init__(self) -> None:
-        self._since_ns = time.perf_counter_ns()
+        self._began_ns = self._since_ns = time.perf_counter_ns()
 
     def __call__(self) -> None:
-        if time.perf_counter_ns() - self._since_ns > _KEEP_NS:
+        now_ns = time.perf_counter_ns()
+        if now_ns - self._since_ns > _KEEP_NS and now_ns - self._began_ns < _LONG_NS:
             time.sleep(0)
             self._since_ns = time.perf_counter_ns()
 
