@@ -490,10 +490,14 @@ class ServerWatch:
         self._looked_out_for.append((host, port))
 
     def find_those_looked_out_for(self) -> None:
-        """Put those that are there on the list; of one that is not, which may be started later, nothing can be said."""
+        """Put those that are there on the list.
+
+        Of one that is not, which may be started later, nothing can be said; nor of one behind a relay, which is
+        connected to it only while there are calls.
+        """
         while self._looked_out_for:
             address = self._looked_out_for.pop()
-            if address not in self._keys and self._resolve(*address).pid is not None:
+            if address not in self._keys and self._resolve(*address).reason is None:
                 self.key(*address)
 
     def found(self) -> Mapping[str, Server]:

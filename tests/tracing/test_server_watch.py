@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
 from otel_llm_energy.ledger.ledger import Ledger
@@ -82,9 +83,10 @@ def test_server_that_is_looked_out_for_is_known_before_its_first_call() -> None:
     assert watched.watch.found() == {"localhost:80": OLLAMA}
 
 
-def test_nothing_is_said_of_a_server_that_is_looked_out_for_and_started_later() -> None:
-    """It is found at its first call, as any other."""
-    watched = Watched({80: NOBODY})
+@pytest.mark.parametrize("now", [NOBODY, NGINX, BEHIND_NGINX])
+def test_nothing_is_said_of_a_server_that_is_looked_out_for_and_not_certain(now: Server) -> None:
+    """It is found at its first call, as any other: it may be started until then, or be another behind the relay."""
+    watched = Watched({80: now})
     watched.watch.look_out_for("localhost", 80)
     watched.watch.find_those_looked_out_for()
     watched.watch.sample()
