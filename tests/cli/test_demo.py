@@ -144,6 +144,7 @@ def test_nothing_is_left_when_the_demo_is_broken_off_by_ctrl_c(without_meter: di
     assert not server.is_running()
 
 
+@pytest.mark.e2e
 def test_error_names_the_meter_when_the_one_that_was_named_cannot_be_read(
     without_meter: dict[str, str], llama_server: LlamaServerFactory
 ) -> None:

@@ -138,6 +138,7 @@ def test_forked_child_is_a_member_of_its_own(workers: Crew) -> None:
     assert_adds_up(both)
 
 
+@pytest.mark.e2e
 def test_processes_of_different_settings_say_so(workers: Crew) -> None:
     """Each measures alone, neither sees the other's calls, and the bills of both are degraded for it."""
     holder = workers.hire()

@@ -47,6 +47,7 @@ def test_bare_http_calls_get_their_joules_when_no_client_library_makes_them(apps
     assert all(joules(call) > 0 for call in calls)
 
 
+@pytest.mark.e2e
 def test_first_call_is_noticed_at_the_latest_when_the_set_up_cannot_be_seen(apps: Apps) -> None:
     """From then on every ancestor has its total, and no call is without its joules."""
     apps.run("tracing_by_name.py")
@@ -74,6 +75,7 @@ def test_calls_are_exported_when_the_app_has_no_tracing_at_all(protocol: str, ap
     assert consumption == pytest.approx(joules(call), abs=0.001)
 
 
+@pytest.mark.e2e
 def test_own_tracing_follows_the_standard_variables(apps: Apps) -> None:
     """Here: to the console, and no metrics."""
     printed = apps.run("no_tracing.py", OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="none")
@@ -117,6 +119,7 @@ def test_async_calls_of_a_web_app_are_metered_when_it_sets_up_tracing_at_its_sta
     assert subtree_joules(apps.span("middleware")) == total
 
 
+@pytest.mark.e2e
 def test_calls_are_metered_when_logfire_is_configured_again(apps: Apps) -> None:
     """Its second configuration makes a new pipeline under the same provider."""
     apps.run("logfire_twice.py", LOGFIRE_IGNORE_NO_CONFIG="1")

@@ -70,6 +70,7 @@ def problem(url: str, ca_file: Path | None) -> MeterError:
     return caught.value
 
 
+@pytest.mark.e2e
 def test_counters_are_read_when_the_authority_and_the_password_are_right(
     secured: str, certificates: Certified, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,6 +50,7 @@ def _planned_ids(plan: Plan) -> list[str]:
     return [call.id for call in calls_of(jobs(plan, read_prompts(plan.prompts)))]
 
 
+@pytest.mark.e2e
 def test_each_call_is_a_row_with_its_joules_when_a_meter_is_there(
     tmp_path: Path, llama_server: LlamaServerFactory, powercap: PowercapTree
 ) -> None:
