@@ -1,8 +1,9 @@
 """System calls that keep the interpreter lock, for what the kernel answers from memory in a microsecond.
 
 Python's own functions let go of the lock around each call, `os.listdir` around each name. Beside a thread that computes
-whoever does so has the lock again only after 5 ms: to find out who listens at a port took 8 s in a busy app, and a
-counter read at a call's edge held the call up. Nothing that may wait belongs here: it would hold up the whole app.
+whoever does so has the lock again only after 5 ms or more: to find out who listens at a port took seconds in a busy
+app, and a counter read at a call's edge held the call up. Nothing that may wait belongs here: it would hold up the
+whole app.
 
 Where the C library is of another kind these are Python's own functions.
 """
@@ -115,4 +116,4 @@ def _size(result: int, path: str | None = None) -> int:
 
 def _error(path: str | None) -> OSError:
     number = ctypes.get_errno()
-    return OSError(number, os.strerror(number)) if path is None else OSError(number, os.strerror(number), path)
+    return OSError(number, os.strerror(number), path)

@@ -7,8 +7,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _URL_VARIABLES: Final = ("OPENAI_BASE_URL", "OPENAI_API_BASE")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_OLLAMA_PORT: Final = 11434
+URL_PORTS: Final = {"http": 80, "https": 443}
+"""Where a URL names none."""
+OLLAMA_PORT: Final = 11434
+"""Ollama's own."""
 
 
 def announced(environ: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -20,7 +22,7 @@ def announced(environ: Mapping[str, str]) -> Iterator[tuple[str, int]]:
         yield from _server(environ.get(variable, ""), None)
     ollama = environ.get("OLLAMA_HOST", "").strip()
     if ollama:
-        yield from _server(ollama, None) if "://" in ollama else _server(f"http://{ollama}", _OLLAMA_PORT)
+        yield from _server(ollama, None) if "://" in ollama else _server(f"http://{ollama}", OLLAMA_PORT)
 
 
 def _server(url: str, default_port: int | None) -> Iterator[tuple[str, int]]:
@@ -29,5 +31,5 @@ def _server(url: str, default_port: int | None) -> Iterator[tuple[str, int]]:
         host, port = parts.hostname, parts.port
     except ValueError:
         return
-    if parts.scheme in _DEFAULT_PORTS and parts.netloc:
-        yield host or "127.0.0.1", port or default_port or _DEFAULT_PORTS[parts.scheme]
+    if parts.scheme in URL_PORTS and parts.netloc:
+        yield host or "127.0.0.1", port or default_port or URL_PORTS[parts.scheme]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from otel_llm_energy.servers.announced import OLLAMA_PORT
 from otel_llm_energy.servers.sockets import is_local_address
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.station import Station
 
 _HOSTS_FILE: Final = Path("/etc/hosts")
-_DEFAULT_PORTS = {"ollama": 11434}
+_DEFAULT_PORTS = {"ollama": OLLAMA_PORT}
 
 
 class Metered(NamedTuple):

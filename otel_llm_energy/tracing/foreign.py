@@ -15,6 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy import conventions
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.servers.announced import URL_PORTS
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.books import ServerReport
 from otel_llm_energy.tracing.claims import CallFacts, Claim
@@ -22,7 +23,6 @@ from otel_llm_energy.tracing.gate import Gate
 
 _Attributes = Mapping[str, AttributeValue]
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _MOST_OPEN: Final = 4096  # spans that never end must not fill the memory
 _MOST_TOLD: Final = 256
 _CLOCKS_APART_NS: Final = 1_000_000
@@ -157,7 +157,7 @@ def _server(attributes: _Attributes) -> tuple[str | None, int | None]:
         return None, None
     try:
         parts = urlsplit(url)
-        return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+        return parts.hostname, parts.port or URL_PORTS.get(parts.scheme)
     except ValueError:
         return None, None
 

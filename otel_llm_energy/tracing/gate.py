@@ -127,9 +127,9 @@ class Gate:
     - ``max-hold``: held for ``max_hold_seconds`` since its end; with 0 no span is ever held (``not-held``);
     - ``hold-limit``: more than ``max_held`` are held, the oldest leaves; the forwarder sees to it, and whoever ends
       one more span helps once there are half as many again;
-    - ``queue-full``: twice as many wait for the next processor, which is too slow. The thread that ends one more span
-      hands it on itself, as it would without us: nothing is lost and memory stays bounded, at the price of the wait
-      that the next processor causes;
+    - ``queue-full``: twice ``max_held`` wait for the next processor, which is too slow. The thread that ends one more
+      span hands it on itself, as it would without us: nothing is lost and memory stays bounded, at the price of the
+      wait that the next processor causes;
     - ``flush``, ``shutdown``.
 
     An ancestor waits for the calls below it whose spans ended before its own, never for open ones.

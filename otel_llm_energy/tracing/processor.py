@@ -51,7 +51,7 @@ class EnergySpanProcessor(SpanProcessor):
         desk: what settles the calls; ``None`` to set ``gate.desk`` later.
         style: how much the spans say.
         max_hold_seconds: a span waits at most so long for its energy, seconds; 0 never holds.
-        max_held: at most so many spans wait.
+        max_held: when more spans wait than that, the oldest leaves (`Gate`).
 
     Attributes:
         gate: binds spans to calls, and listens to the desk.

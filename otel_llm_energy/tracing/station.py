@@ -525,7 +525,7 @@ class ServerWatch:
         for key, port, server in found:
             for name in _NAMES_OF_THIS_MACHINE:
                 if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
-                    self._keys.setdefault((name, port), key)
+                    self._keys[name, port] = key
 
     def _find_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
