@@ -29,8 +29,10 @@ class Pace:
         idle_seconds: between two background readings while no call is open.
         open_seconds: the same while calls are open.
         at_edges: a reading is so cheap (some 10 us) that it is also taken in the caller's thread at a call's
-            start, first chunk and end, at most one per `edge_gap_seconds`.
+            start, first chunk and end, at most one per `edge_gap_seconds` and, in the long run, `edges_per_second`.
         edge_gap_seconds: see ``at_edges``.
+        edges_per_second: see ``at_edges``. Each reading also costs a bucket to be shared out; where there are more
+            edges than this, calls are shorter than activity can tell apart.
         delay_seconds: how old the newest reading may be when it is found, since somebody else takes them.
     """
 
@@ -38,6 +40,7 @@ class Pace:
     open_seconds: float
     at_edges: bool = False
     edge_gap_seconds: float = 0.005
+    edges_per_second: float = 100.0
     delay_seconds: float = 0.0
 
     @property

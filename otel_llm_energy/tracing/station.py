@@ -23,6 +23,7 @@ from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
+from otel_llm_energy.tracing.edges import EdgeAllowance
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.seat import Metering, Seat
 from otel_llm_energy.tracing.troubles import Troubles
@@ -374,7 +375,7 @@ class MeterReader:
         self._allowed = allowed
         self._wanted = frozenset(channel.id for channel in open_meter.channels)
         pace = open_meter.meter.pace
-        self._edge_gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND) if pace.at_edges else None
+        self._edges = EdgeAllowance(pace) if pace.at_edges else None
         self._poller = Poller(open_meter.meter.name, self._poll)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
@@ -403,13 +404,14 @@ class MeterReader:
 
     def read_edge(self) -> None:
         """A reading in the caller's thread, unless there was one just now."""
-        if self._edge_gap_ns is None or self.problem is not None:
+        if self._edges is None or self.problem is not None:
             return
-        if self.last_reading_ns is None or self._clock_ns() - self.last_reading_ns >= self._edge_gap_ns:
-            try:
-                self._read()
-            except MeterError as error:
-                self.problem = error
+        if not self._edges.take(self._clock_ns(), self.last_reading_ns):
+            return
+        try:
+            self._read()
+        except MeterError as error:
+            self.problem = error
 
     def _poll(self) -> float:
         pace = self.open_meter.meter.pace

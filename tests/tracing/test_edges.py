@@ -1,0 +1,59 @@
+"""Which of the calls' edges are read."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_llm_energy.meters.base import Pace
+from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.tracing.edges import EdgeAllowance
+
+PACE = Pace(idle_seconds=1.0, open_seconds=0.05, at_edges=True, edge_gap_seconds=0.005, edges_per_second=100.0)
+MS = NS_PER_SECOND // 1000
+
+
+def taken(edges_ns: list[int], pace: Pace = PACE) -> list[int]:
+    """Those of the edges that are read, where nobody else reads."""
+    allowance = EdgeAllowance(pace)
+    read: list[int] = []
+    for edge_ns in edges_ns:
+        if allowance.take(edge_ns, read[-1] if read else None):
+            read.append(edge_ns)
+    return read
+
+
+def test_every_edge_of_a_hundred_a_second_is_read_without_end() -> None:
+    """As many as ever tell calls apart."""
+    edges_ns = [number * 10 * MS for number in range(6000)]
+    assert taken(edges_ns) == edges_ns
+
+
+def test_edges_5_ms_apart_are_all_read_as_long_as_there_are_few() -> None:
+    """Eight calls that begin and end one after the other."""
+    edges_ns = [number * 5 * MS for number in range(16)]
+    assert taken(edges_ns) == edges_ns
+
+
+def test_calls_without_a_pause_are_read_a_hundred_times_a_second() -> None:
+    """A thousand edges a second for a minute; what was saved up before is spent in the first second."""
+    read = taken([number * MS for number in range(60_000)])
+    assert 60 * 100 <= len(read) <= 60 * 100 + 32
+
+
+def test_an_edge_soon_after_a_poll_is_not_read() -> None:
+    """The meter's own thread reads, too."""
+    allowance = EdgeAllowance(PACE)
+    assert not allowance.take(104 * MS, 100 * MS)
+    assert allowance.take(105 * MS, 100 * MS)
+
+
+@given(gaps_ns=st.lists(st.integers(0, 30 * MS), max_size=300))
+def test_never_more_than_the_rate_and_what_was_saved_up(gaps_ns: list[int]) -> None:
+    """In any stretch of time, and never two within the gap."""
+    edges_ns = [sum(gaps_ns[: index + 1]) for index in range(len(gaps_ns))]
+    read = taken(edges_ns)
+    assert all(later - earlier >= 5 * MS for earlier, later in zip(read, read[1:], strict=False))
+    for first, start_ns in enumerate(read):
+        for last in range(first, len(read)):
+            assert last - first + 1 <= 32 + (read[last] - start_ns) * 100 / NS_PER_SECOND + 1
