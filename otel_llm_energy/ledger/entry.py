@@ -31,6 +31,7 @@ class Entry:
         charged: the stretches of time in which the timeline counts it, and its weight there, once it is closed. They
             are the windows unless some of them was swept before it was known.
         work_ns, charged_ns: lengths of the windows and of ``charged``.
+        within_ns: for how much of its windows the call is charged.
         caution: a reason that its server is not what it seems, e.g. ``"relay"``.
         bill: what it was billed, once it was.
     """
@@ -46,6 +47,7 @@ class Entry:
         "route",
         "server",
         "windows",
+        "within_ns",
         "work_ns",
     )
 
@@ -57,7 +59,7 @@ class Entry:
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[Charged, ...] = ()
-        self.work_ns = self.charged_ns = 0
+        self.work_ns = self.charged_ns = self.within_ns = 0
         self.caution: str | None = None
         self.bill: Bill | None = None
 
@@ -73,6 +75,8 @@ class Entry:
         self.charged = charged
         self.work_ns = sum([end_ns - start_ns for start_ns, end_ns, _, _ in windows])
         self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in charged])
+        parts = self._charged_windows()
+        self.within_ns = self.work_ns if parts is windows else sum([part.end_ns - part.start_ns for part in parts])
 
     @property
     def start_ns(self) -> int:
@@ -90,26 +94,24 @@ class Entry:
 
         Not kept: whatever a call keeps until it is billed, Python's garbage collection looks at time and again.
         """
+        parts = self._charged_windows()
+        if not parts:
+            return ()
+        start_ns, end_ns = parts[0].start_ns, parts[-1].end_ns
+        if end_ns - start_ns == self.within_ns:
+            return (Stretch(start_ns, end_ns, parts),)
         adjoining: list[list[Window]] = []
-        end_ns = None
-        for part in self._charged_windows():
-            if part.start_ns == end_ns:
+        for part in parts:
+            if adjoining and adjoining[-1][-1].end_ns == part.start_ns:
                 adjoining[-1].append(part)
             else:
                 adjoining.append([part])
-            end_ns = part.end_ns
-        return [Stretch(parts[0].start_ns, parts[-1].end_ns, parts) for parts in adjoining]
+        return [Stretch(each[0].start_ns, each[-1].end_ns, each) for each in adjoining]
 
     @property
     def charged_exactly(self) -> bool:
         """The call is charged for its windows and for nothing else."""
         return self.charged_ns == self.work_ns == self.within_ns
-
-    @property
-    def within_ns(self) -> int:
-        """For how much of its windows the call is charged."""
-        windows = self._charged_windows()
-        return self.work_ns if windows is self.windows else sum([window.end_ns - window.start_ns for window in windows])
 
     def _charged_windows(self) -> Sequence[Window]:
         """The parts of the windows for which the call is charged, in order."""

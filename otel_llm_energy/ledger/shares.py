@@ -45,15 +45,18 @@ class Sums:
 
 
 class ServerChannel:
-    """What the calls of one server are given on one channel."""
+    """What the calls of one server are given on one channel, as long as nothing more is swept."""
 
-    __slots__ = ("clocks", "id", "server", "sweep")
+    __slots__ = ("_component", "_recent", "_scale_error", "clocks", "id", "server", "sweep")
 
     def __init__(self, server: str, sweep: Sweep) -> None:
         self.id = sweep.channel.id
         self.server = server
         self.sweep = sweep
         self.clocks = sweep.clocks(server)
+        self._component = sweep.channel.component
+        self._scale_error = sweep.channel.scale_error
+        self._recent: ServerBucket | None = None  # calls come in the order of their ends
 
     def covered_ns(self, stretches: Sequence[Stretch]) -> int:
         """How much of these stretches lies in buckets."""
@@ -61,10 +64,10 @@ class ServerChannel:
 
     def has_edge(self, time_ns: int, within_ns: float) -> bool:
         """There is a bucket's edge no further away than that."""
-        swept = self.sweep.bucket_at(time_ns)
-        if swept is None:
+        bucket = self._bucket_at(time_ns)
+        if bucket is None:
             return False
-        return time_ns - swept.bucket.start_ns <= within_ns or swept.bucket.end_ns - time_ns <= within_ns
+        return time_ns - bucket.start_ns <= within_ns or bucket.end_ns - time_ns <= within_ns
 
     def add(self, sums: Sums, stretches: Sequence[Stretch]) -> int:
         """What this channel adds to the sums, nJ."""
@@ -77,8 +80,7 @@ class ServerChannel:
                     total_nj += self._add_weighed(sums, window)
             else:
                 total_nj += self._add(sums, stretch, 0)
-        component = self.sweep.channel.component
-        sums.components_nj[component] = sums.components_nj.get(component, 0) + total_nj
+        sums.components_nj[self._component] = sums.components_nj.get(self._component, 0) + total_nj
         return total_nj
 
     def _add_weighed(self, sums: Sums, window: Window) -> int:
@@ -90,7 +92,8 @@ class ServerChannel:
     def _add(self, sums: Sums, stretch: Stretch, weight: int) -> int:
         """The same of a stretch of one weight."""
         start_ns, end_ns, windows = stretch
-        first, last = self._bucket_at(start_ns + 1), self._bucket_at(end_ns)
+        first = self._bucket_at(start_ns + 1)
+        last = first if first is not None and end_ns <= first.end_ns else self._bucket_at(end_ns)
         begin = (first or self.clocks).given(start_ns, weight)
         end = (last or self.clocks).given(end_ns, weight)
         idle_nj, dyn_nj = end[1] - begin[1], end[2] - begin[2]
@@ -114,8 +117,12 @@ class ServerChannel:
             before_nj = idle_nj + dyn_nj
 
     def _bucket_at(self, time_ns: int) -> ServerBucket | None:
+        recent = self._recent
+        if recent is not None and recent.start_ns < time_ns <= recent.end_ns:
+            return recent
         swept = self.sweep.bucket_at(time_ns)
-        return None if swept is None else swept.of(self.server, self.clocks)
+        self._recent = None if swept is None else swept.of(self.server, self.clocks)
+        return self._recent
 
     def _add_bounds(
         self, sums: Sums, first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int
@@ -132,7 +139,7 @@ class ServerChannel:
         idle_nj = idle_end_nj - idle_start_nj
         share_nj = idle_nj + dyn_end_nj - dyn_start_nj
         lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
-        scale = self.sweep.channel.scale_error
+        scale = self._scale_error
         if first.hides_server or last.hides_server:
             sums.unknown_nj += self._unknown_nj(first, last, begin, end, weight)
         sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)

@@ -159,8 +159,7 @@ class ServerBucket:
         self._busy_ns = swept.busy.busy_ns
         self._clocks = clocks
         self._part = part
-        # Into how many parts the server's energy is divided, where that is the same throughout.
-        self._parts = part.steps[0].calls if len(part.steps) == 1 and not part.steps[0].weight else None
+        self._parts = _divided_alike(part.steps)
         self._length_ns = bucket.end_ns - bucket.start_ns
         self._idle_nj = bucket.energy_nj - dyn_nj
         self._watts = baseline.watts or 0.0
@@ -297,3 +296,14 @@ class ServerBucket:
             idle_weight * floor_nj + least_placed(least_nj, self._room_watts, divisions),
             idle_weight * idle_nj + most_placed(most_nj, self._room_watts, divisions),
         )
+
+
+def _divided_alike(steps: Sequence[Step]) -> int | None:
+    """Into how many equal parts a server's energy is divided while it is at work, if that is always the same."""
+    if not steps:
+        return None
+    calls = steps[0].calls
+    for step in steps:
+        if step.calls != calls or step.weight:
+            return None
+    return calls

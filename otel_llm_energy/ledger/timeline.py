@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from otel_llm_energy.ledger.tracks import Track
+from otel_llm_energy.ledger.tracks import Growth, Track
 
 
 class Step(NamedTuple):
@@ -89,6 +89,8 @@ class Timeline:
     def freeze(self, until_ns: int) -> None:
         """Make the function final up to ``until_ns``."""
         edges = self._edges
+        busy: list[Growth] = []
+        load: list[Growth] = []
         while edges and edges[0][0] <= until_ns:
             time_ns = edges[0][0]
             self._extend(time_ns)
@@ -103,23 +105,26 @@ class Timeline:
                     self._weight += calls * weight
             weight = self._weight if self._weighed == count > 1 else 0
             if count != self._counts[-1] or weight != self._weights[-1]:
-                self._integrate()
+                self._integrate(busy, load)
                 self._set_count(time_ns, count, weight)
         self._extend(until_ns)
-        self._integrate()
+        self._integrate(busy, load)
+        for track, growths in ((self.busy, busy), (self.load, load)):
+            track.follow(growths)
+            track.advance(self.frozen_ns, 0)
 
     def _extend(self, to_ns: int) -> None:
         if to_ns - self.frozen_ns >= _SLOT_OVERLAP_NS:
             self.peak = max(self.peak, self._windows)
         self.frozen_ns = max(self.frozen_ns, to_ns)
 
-    def _integrate(self) -> None:
+    def _integrate(self, busy: list[Growth], load: list[Growth]) -> None:
         """Up to `frozen_ns`; the calls at work have not changed since the last time."""
         start_ns, end_ns, count = self._integrated_ns, self.frozen_ns, self._counts[-1]
-        if end_ns > start_ns:
-            self.busy.grow(start_ns, end_ns, end_ns - start_ns if count else 0)
-            self.load.grow(start_ns, end_ns, (end_ns - start_ns) * count)
-            self._integrated_ns = end_ns
+        if count and end_ns > start_ns:
+            busy.append((start_ns, end_ns, end_ns - start_ns))
+            load.append((start_ns, end_ns, (end_ns - start_ns) * count))
+        self._integrated_ns = end_ns
 
     def _set_count(self, time_ns: int, count: int, weight: int) -> None:
         if self._times_ns[-1] == time_ns:

@@ -14,7 +14,7 @@ _LOADED_ALREADY_NS = 100_000_000
 _WEIGHTS_PER_TOKEN = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as `Bill`
 class CallTimes:
     """When a call began, gave its first chunk and ended, and how long the server says it worked, all in ns.
 
