@@ -202,6 +202,7 @@ class CallMeter:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._claims: dict[int, Claim] = {}  # by id of the call, which lives until it has ended
+        self._facts = CallFacts()  # of the last call; most are of calls like the one before
 
     def call_started(self, call: CallView) -> None:
         self._runtime.call_started()
@@ -236,15 +237,7 @@ class CallMeter:
             return
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.cached_input_tokens = call.cached_input_tokens
-        claim.facts = CallFacts(
-            call.operation,
-            call.provider,
-            call.request_model,
-            call.response_model,
-            call.server_address,
-            call.server_port,
-            call.error_type,
-        )
+        claim.facts = self._facts_of(call)
         claim.reached_server = call.reached_server
         claim.response_id, claim.ended_ns = call.response_id, call.ended_ns
         self._runtime.desk.close(claim, call.timings)
@@ -253,6 +246,22 @@ class CallMeter:
             outer.resume()
         if call.ended_ns is not None:
             self._runtime.unobserved.tell(claim)
+
+    def _facts_of(self, call: CallView) -> CallFacts:
+        facts = CallFacts(
+            call.operation,
+            call.provider,
+            call.request_model,
+            call.response_model,
+            call.server_address,
+            call.server_port,
+            call.error_type,
+        )
+        last = self._facts  # once: other threads' calls end, too
+        if facts == last:
+            return last
+        self._facts = facts
+        return facts
 
     # What the gates tell of spans
 

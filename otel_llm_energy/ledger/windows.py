@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from otel_llm_energy.ledger.bill import Window
@@ -54,7 +53,7 @@ def work_windows(times: CallTimes) -> tuple[Window, ...]:
     if times.end_ns <= times.start_ns:
         return ()
     if times.reported:
-        return _loading(times) + _reported(times)
+        return _reported(times)
     first = times.first_chunk_ns
     if first is None or not times.start_ns < first < times.end_ns:
         return (Window(times.start_ns, times.end_ns),)
@@ -66,14 +65,16 @@ def work_windows(times: CallTimes) -> tuple[Window, ...]:
 
 def _reported(times: CallTimes) -> tuple[Window, ...]:
     prefill_ns, decode_ns = times.prefill_ns or 0, times.decode_ns or 0
-    end_ns = min(_ends(times))
+    load_end_ns = _load_end(times)
+    end_ns = _end(times, prefill_ns, decode_ns)
     turn_ns = max(end_ns - decode_ns, times.start_ns)
-    start_ns = max(turn_ns - prefill_ns, _load_end(times))
+    start_ns = max(turn_ns - prefill_ns, load_end_ns)
     windows = (
+        Window(times.start_ns, load_end_ns, "load"),
         Window(start_ns, turn_ns, "prefill", _weight(times.prefill_tokens, prefill_ns)),
         Window(max(turn_ns, start_ns), end_ns, "decode", _weight(times.decode_tokens, decode_ns)),
     )
-    return tuple(window for window in windows if window.end_ns > window.start_ns)
+    return tuple([window for window in windows if window.end_ns > window.start_ns])
 
 
 def _weight(tokens: int | None, length_ns: int) -> int:
@@ -83,22 +84,16 @@ def _weight(tokens: int | None, length_ns: int) -> int:
     return max(tokens * _WEIGHTS_PER_TOKEN * NS_PER_SECOND // length_ns, 1)
 
 
-def _ends(times: CallTimes) -> Sequence[int]:
-    """Candidates for the end of the work; one that leaves the work no room is not believed."""
-    work_ns = (times.prefill_ns or 0) + (times.decode_ns or 0)
-    ends = [times.end_ns]
+def _end(times: CallTimes, prefill_ns: int, decode_ns: int) -> int:
+    """The earliest end that is known of the work; one that leaves the work no room is not believed."""
+    end_ns = times.end_ns
     if times.first_chunk_ns is not None:
-        ends.append(max(times.first_chunk_ns, times.start_ns) + (times.decode_ns or 0))
-    if times.server_end_ns is not None and times.server_end_ns >= times.start_ns + work_ns:
-        ends.append(times.server_end_ns)
-    return ends
+        end_ns = min(end_ns, max(times.first_chunk_ns, times.start_ns) + decode_ns)
+    if times.server_end_ns is not None and times.server_end_ns >= times.start_ns + prefill_ns + decode_ns:
+        end_ns = min(end_ns, times.server_end_ns)
+    return end_ns
 
 
 def _load_end(times: CallTimes) -> int:
     load_ns = times.load_ns or 0
     return min(times.start_ns + (load_ns if load_ns >= _LOADED_ALREADY_NS else 0), times.end_ns)
-
-
-def _loading(times: CallTimes) -> tuple[Window, ...]:
-    end_ns = _load_end(times)
-    return (Window(times.start_ns, end_ns, "load"),) if end_ns > times.start_ns else ()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from otel_llm_energy.ledger.bill import Window, unavailable
@@ -91,11 +92,11 @@ _KEEP_NS = 1_000_000
 _LONG_NS = 250_000_000  # by then there is something new to settle
 # The settling thread enters what was noted every second; where it does not come to that it is helped.
 _STARVED_NS = 1_500_000_000
-_STARVED_EVENTS = 512
+_STARVED_CALLS = 256
 _HELP_SECONDS = 0.0005
 
-# An action and its arguments. A tuple, because one is held for each call and the garbage collector visits it.
-_Event = tuple[Any, ...]
+_Told = Iterator[Any]
+"""What was noted, from the arguments of an event on: its action takes as many as it needs."""
 
 
 class Books:
@@ -123,8 +124,11 @@ class Books:
         self._clock_ns = clock_ns
         self._wall_clock = WallClock(clock_ns=clock_ns, unix_clock_ns=unix_clock_ns)
         self._intake_lock = threading.RLock()
-        self._intake: list[_Event] = []
+        # Actions, each followed by its arguments. No event has an object of its own: whatever waits to be entered, and
+        # refers to other things, Python's garbage collection looks at time and again.
+        self._intake: list[Any] = []
         self._entered_ns = clock_ns()
+        self._closed_entered = 0
         self._ledger_lock = threading.RLock()
         self._in_ledger = False
         self._claims: dict[Entry, Claim] = {}
@@ -164,16 +168,22 @@ class Books:
             now_ns = self._clock_ns()
             claim.opened_ns = now_ns if since_ns is None else min(since_ns, now_ns)
             self._opened += 1
-            self._intake.append((Books._open, self, claim, server, route, reports))
+            event = (Books._open, claim, server, route, reports)
+            self._intake.extend(event)
 
     def close(self, claim: Claim, report: ServerReport | None) -> None:
         """The call of an open claim has ended."""
+        prefill_seconds = decode_seconds = load_seconds = end_unix_ns = None
+        if report is not None:
+            prefill_seconds, decode_seconds = report.prefill_seconds, report.decode_seconds
+            load_seconds, end_unix_ns = report.load_seconds, report.end_unix_ns
         with self._intake_lock:
             ended_ns = self._clock_ns()
             self._closed += 1
-            self._intake.append((Books._close, self, claim, ended_ns, report))
-            starved = ended_ns - self._entered_ns > _STARVED_NS and len(self._intake) > _STARVED_EVENTS
-        if starved:
+            event = (Books._close, claim, ended_ns, prefill_seconds, decode_seconds, load_seconds, end_unix_ns)
+            self._intake.extend(event)
+            waiting = self._closed - self._closed_entered
+        if waiting > _STARVED_CALLS and ended_ns - self._entered_ns > _STARVED_NS:
             # An app that lets go of the interpreter time and again, for less than it takes a thread to wake up, keeps
             # all others from it, for seconds; what is held would grow until the app's threads must wait for all of it.
             time.sleep(_HELP_SECONDS)
@@ -186,9 +196,8 @@ class Books:
         """From now on there are readings of these channels; of some, idle power is known from an earlier run."""
         self._reason = None
         known = remembered or {}
-        self._note(
-            *[(Books._to_ledger, self, "add_channel", channel, known.get(channel.id, ())) for channel in channels]
-        )
+        for channel in channels:
+            self._note(Books._to_ledger, "add_channel", (channel, known.get(channel.id, ())))
 
     @property
     def ledger(self) -> Accounts:
@@ -210,23 +219,26 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
-        self._note(*[(Books._read, self, reading) for reading in readings])
+        with self._intake_lock:
+            for reading in readings:
+                self._note(Books._read, reading)
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""
-        self._note((Books._sample, self, sample, final))
+        self._note(Books._sample, sample, final)
 
     def interrupt(self, reason: str) -> None:
         """Time jumped: see `Ledger.interrupt`."""
-        self._note((Books._to_ledger, self, "interrupt", reason))
+        self._note(Books._to_ledger, "interrupt", (reason,))
 
     def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
         """More has become known of a server. ``caution`` is a reason that its bills are degraded, empty for none."""
-        self._note((Books._add_server, self, server, slots, caution))
+        self._note(Books._add_server, server, slots, caution)
 
-    def _note(self, *events: _Event) -> None:
+    def _note(self, action: Callable[[Books, _Told], None], *arguments: object) -> None:
+        event = (action, *arguments)  # made before the list is looked up: garbage collection may settle, and change it
         with self._intake_lock:
-            self._intake.extend(events)
+            self._intake.extend(event)
 
     # From the settling thread
 
@@ -319,70 +331,60 @@ class Books:
 
     def forget_idle(self) -> None:
         """Learn idle power anew."""
-        self._note((Books._to_ledger, self, "forget_idle"))
+        self._note(Books._to_ledger, "forget_idle", ())
 
     def _enter(self) -> int:
         with self._intake_lock:
             now_ns = self._entered_ns = self._clock_ns()
-            events, self._intake = self._intake, []
+            self._closed_entered = self._closed
+            told, self._intake = iter(self._intake), []
         self._wall_clock.look()
-        for action, *arguments in events:
-            action(*arguments)
+        for action in told:
+            action(self, told)
         return now_ns
 
-    def _to_ledger(self, method: str, *arguments: object) -> None:
+    def _to_ledger(self, told: _Told) -> None:
         # By name, since the ledger may be another one by the time that the event is entered.
+        method, arguments = islice(told, 2)
         getattr(self._ledger, method)(*arguments)
 
-    def _read(self, reading: Reading) -> None:
-        self._ledger.read(reading)
+    def _read(self, told: _Told) -> None:
+        self._ledger.read(next(told))
 
-    def _sample(self, sample: ActivitySample, final: bool) -> None:
+    def _sample(self, told: _Told) -> None:
+        sample, final = islice(told, 2)
         self._ledger.sample(sample, final=final)
 
-    def _add_server(self, server: str, slots: int | None, caution: str | None) -> None:
+    def _add_server(self, told: _Told) -> None:
+        server, slots, caution = islice(told, 3)
         self._ledger.add_server(server, slots=slots, caution=caution)
 
-    def _open(self, claim: Claim, server: str, route: str, reports: bool | None) -> None:
+    def _open(self, told: _Told) -> None:
+        claim, server, route, reports = islice(told, 4)
         self._ledger.add_server(server, reports=reports)
         claim.entry = self._ledger.open(server, claim.opened_ns, route)
 
-    def _close(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> None:
+    def _close(self, told: _Told) -> None:
+        claim, ended_ns, prefill_seconds, decode_seconds, load_seconds, end_unix_ns = islice(told, 6)
         entry = claim.entry
         if entry is None:
             return
-        times = self._times(claim, ended_ns, report)
         if claim.bill is None:
             self._claims[entry] = claim
         else:  # it was forced while it was open
             self._settled += 1
+        times = CallTimes(
+            claim.opened_ns,
+            ended_ns,
+            claim.first_chunk_ns,
+            _ns(prefill_seconds),
+            _ns(decode_seconds),
+            _ns(load_seconds),
+            None if end_unix_ns is None else self._wall_clock.place(end_unix_ns, claim.opened_ns),
+            *(_phase_tokens(claim) if self._ledger.by_weight else ()),
+        )
         windows = work_windows(times) if claim.reached_server else ()
         self._ledger.close(entry, windows, reported=times.reported)
-
-    def _times(self, claim: Claim, ended_ns: int, report: ServerReport | None) -> CallTimes:
-        prefill_tokens, decode_tokens = _phase_tokens(claim) if self._ledger.by_weight else (None, None)
-        if report is None:
-            return CallTimes(
-                claim.opened_ns,
-                ended_ns,
-                claim.first_chunk_ns,
-                prefill_tokens=prefill_tokens,
-                decode_tokens=decode_tokens,
-            )
-        server_end_ns = None
-        if report.end_unix_ns is not None:
-            server_end_ns = self._wall_clock.place(report.end_unix_ns, claim.opened_ns)
-        return CallTimes(
-            start_ns=claim.opened_ns,
-            end_ns=ended_ns,
-            first_chunk_ns=claim.first_chunk_ns,
-            prefill_ns=_ns(report.prefill_seconds),
-            decode_ns=_ns(report.decode_seconds),
-            load_ns=_ns(report.load_seconds),
-            server_end_ns=server_end_ns,
-            prefill_tokens=prefill_tokens,
-            decode_tokens=decode_tokens,
-        )
 
     def _billed(self, entries: Iterable[Entry]) -> list[Claim]:
         done = []

@@ -248,7 +248,7 @@ class Gate:
             return False
         # At once, since the span may end before the mailbox comes to it.
         self._tree.mark(node)
-        self._note(self._tree.bind, node, claim, own is not None)
+        self._note(SpanTree.bind, self._tree, node, claim, own is not None)
         return own is not None and not own.left
 
     def settled(self, claims: Iterable[Claim]) -> None:
@@ -315,7 +315,7 @@ class Gate:
         if self._exit_hook is None:
             self._mailbox.post(self._hook_exit)
         self._forwarder.start()
-        self._note(self._ended, node, span, self._clock_ns())
+        self._note(Gate._ended, self, node, span, self._clock_ns())
         if len(self._errands) > self._max_held // 2:  # our threads do not keep up
             self._run_errands()
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,7 +55,7 @@ def test_never_more_than_the_rate_and_what_was_saved_up(gaps_ns: list[int]) -> N
     """In any stretch of time, and never two within the gap."""
     edges_ns = [sum(gaps_ns[: index + 1]) for index in range(len(gaps_ns))]
     read = taken(edges_ns)
-    assert all(later - earlier >= 5 * MS for earlier, later in zip(read, read[1:], strict=False))
+    assert all(later - earlier >= 5 * MS for earlier, later in pairwise(read))
     for first, start_ns in enumerate(read):
         for last in range(first, len(read)):
             assert last - first + 1 <= 32 + (read[last] - start_ns) * 100 / NS_PER_SECOND + 1
