@@ -1,7 +1,7 @@
 """How many claims a second does the ledger settle on one core, and does its memory stay flat?
 
 Calls to one server that reports its timings, so that each work window comes at the call's end, two channels, a reading
-of each every 5 ms (as with RAPL files at the edges of many calls) and a sample of activity every 250 ms. A claim's cost
+of each every 10 ms (as with RAPL files at the edges of many calls) and a sample of activity every 250 ms. A claim's cost
 is all of it: opening, closing, its part of the sweep, its bill.
 """
 
@@ -29,7 +29,7 @@ _CHANNELS = (
     Channel("package-0", "cpu", "rapl", idle_watts=20),
     Channel("package-0/dram", "memory", "rapl", idle_watts=2),
 )
-_READING_NS = 5_000_000
+_READING_NS = 10_000_000
 _SAMPLE_NS = 250_000_000
 _SETTLE_NS = 250_000_000
 _TARGET_CLAIMS = 50_000

@@ -47,7 +47,7 @@ class Sums:
 class ServerChannel:
     """What the calls of one server are given on one channel, as long as nothing more is swept."""
 
-    __slots__ = ("_component", "_recent", "_scale_error", "clocks", "id", "server", "sweep")
+    __slots__ = ("_component", "_edge", "_first", "_last", "_scale_error", "clocks", "id", "server", "sweep")
 
     def __init__(self, server: str, sweep: Sweep) -> None:
         self.id = sweep.channel.id
@@ -56,7 +56,11 @@ class ServerChannel:
         self.clocks = sweep.clocks(server)
         self._component = sweep.channel.component
         self._scale_error = sweep.channel.scale_error
-        self._recent: ServerBucket | None = None  # calls come in the order of their ends
+        # The buckets in which the last call began, ended and went from one phase to the next: calls come in the order
+        # of their ends, and many lie in the same ones.
+        self._first: ServerBucket | None = None
+        self._last: ServerBucket | None = None
+        self._edge: ServerBucket | None = None
 
     def covered_ns(self, stretches: Sequence[Stretch]) -> int:
         """How much of these stretches lies in buckets."""
@@ -64,7 +68,7 @@ class ServerChannel:
 
     def has_edge(self, time_ns: int, within_ns: float) -> bool:
         """There is a bucket's edge no further away than that."""
-        bucket = self._bucket_at(time_ns)
+        bucket = self._edge = self._bucket_at(time_ns, self._edge)
         if bucket is None:
             return False
         return time_ns - bucket.start_ns <= within_ns or bucket.end_ns - time_ns <= within_ns
@@ -92,8 +96,8 @@ class ServerChannel:
     def _add(self, sums: Sums, stretch: Stretch, weight: int) -> int:
         """The same of a stretch of one weight."""
         start_ns, end_ns, windows = stretch
-        first = self._bucket_at(start_ns + 1)
-        last = first if first is not None and end_ns <= first.end_ns else self._bucket_at(end_ns)
+        first = self._first = self._bucket_at(start_ns + 1, self._first)
+        last = self._last = self._bucket_at(end_ns, self._last)
         begin = (first or self.clocks).given(start_ns, weight)
         end = (last or self.clocks).given(end_ns, weight)
         idle_nj, dyn_nj = end[1] - begin[1], end[2] - begin[2]
@@ -116,13 +120,11 @@ class ServerChannel:
             phases_nj[phase] = phases_nj.get(phase, 0) + idle_nj + dyn_nj - before_nj
             before_nj = idle_nj + dyn_nj
 
-    def _bucket_at(self, time_ns: int) -> ServerBucket | None:
-        recent = self._recent
-        if recent is not None and recent.start_ns < time_ns <= recent.end_ns:
-            return recent
+    def _bucket_at(self, time_ns: int, guess: ServerBucket | None = None) -> ServerBucket | None:
+        if guess is not None and guess.start_ns < time_ns <= guess.end_ns:
+            return guess
         swept = self.sweep.bucket_at(time_ns)
-        self._recent = None if swept is None else swept.of(self.server, self.clocks)
-        return self._recent
+        return None if swept is None else swept.of(self.server, self.clocks)
 
     def _add_bounds(
         self, sums: Sums, first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int
