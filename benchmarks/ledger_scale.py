@@ -1,8 +1,8 @@
 """How many claims a second does the ledger settle on one core, and does its memory stay flat?
 
 Calls to one server that reports its timings, so that each work window comes at the call's end, two channels, a reading
-of each every 10 ms (as with RAPL files at the edges of many calls) and a sample of activity every 250 ms. A claim's cost
-is all of it: opening, closing, its part of the sweep, its bill.
+of each every 10 ms (as with RAPL files at the edges of many calls) and a sample of activity every 250 ms. A claim's
+cost is all of it: opening, closing, its part of the sweep, its bill.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
 speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A
-median of calls hides what our own threads take now and then; mean and p99 do not.
+median of calls hides what our own threads take now and then; mean and p99 do not. "CPU added" is CPU time, of the
+thread that calls and of all together: the first is what a call waits for where there is an interpreter to spare.
 
 Calls come without a pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an
 app that waits for its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a
@@ -93,7 +94,7 @@ def _turn(child: subprocess.Popen[str]) -> _Figures:
 def _print(turns: list[dict[str, _Figures]]) -> None:
     print(
         f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'quiet added':>12} {'mean added':>11}"
-        f" {'p99 added':>10} {'CPU added':>10} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
+        f" {'p99 added':>10} {'CPU added':>10} {'of all':>8} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
     )
     for name in turns[0]:
         if not turns[0][name]:
@@ -106,7 +107,8 @@ def _print(turns: list[dict[str, _Figures]]) -> None:
         quiet = {key: _quiet(turns, name, key) - _quiet(turns, "none", key) for key in ("call", "stream")}
         print(
             f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {quiet['call']:12.1f}"
-            f" {middle['mean']:11.1f} {middle['p99']:10.0f} {middle['cpu']:10.1f} {statistics.median(chunk):11.2f}"
+            f" {middle['mean']:11.1f} {middle['p99']:10.0f} {middle['thread']:10.1f} {middle['cpu']:8.1f}"
+            f" {statistics.median(chunk):11.2f}"
             f" {_quartiles(chunk):>12} {(quiet['stream'] - quiet['call']) / _CHUNKS:12.2f}"
         )
 
@@ -150,8 +152,8 @@ def _child(name: str, options: argparse.Namespace) -> int:
 
 
 def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, float]:
-    """Wall time of a call, its median, mean and 99th percentile, and mean CPU time of the whole process, in us."""
-    walls, cpu_ns = [], time.process_time_ns()
+    """Wall time of a call, its median, mean and 99th percentile, and mean CPU time of this thread and of all, in us."""
+    walls, cpu_ns, thread_ns = [], time.process_time_ns(), time.thread_time_ns()
     for _ in range(times):
         start_ns = time.perf_counter_ns()
         what()
@@ -162,6 +164,7 @@ def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, fl
         "call": statistics.median(walls) / 1e3,
         "mean": statistics.fmean(walls) / 1e3,
         "p99": sorted(walls)[int(0.99 * (times - 1))] / 1e3,
+        "thread": (time.thread_time_ns() - thread_ns) / times / 1e3,
         "cpu": (time.process_time_ns() - cpu_ns) / times / 1e3,
     }
 
