@@ -13,6 +13,7 @@ NAMES = (
     "queue",
     "shapley",
     "overhead",
+    "instructions",
     "bare_http",
     "throughput",
     "memory",

@@ -22,13 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 CANDIDATES = ("none", "bare-span", "ours", "ours-no-energy")
 PEERS = ("genai-openai", "openllmetry", "openinference")
-_CHUNKS = 100
+CHUNKS = 100
 _Figures = dict[str, float]
 _ANSWER = {
     "id": "chatcmpl-1",
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--calls", type=int, default=100, help="calls a turn")
-    parser.add_argument("--streams", type=int, default=15, help=f"streams of {_CHUNKS} chunks a turn")
+    parser.add_argument("--streams", type=int, default=15, help=f"streams of {CHUNKS} chunks a turn")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="between calls; not between chunks")
     parser.add_argument("--peers", action="store_true", help=f"also {', '.join(PEERS)}, where they are installed")
     parser.add_argument("--child", choices=(*CANDIDATES, *PEERS), help=argparse.SUPPRESS)
@@ -103,13 +103,13 @@ def _print(turns: list[dict[str, _Figures]]) -> None:
         call_us = statistics.median(turn[name]["call"] for turn in turns)
         added = {key: sorted(turn[name][key] - turn["none"][key] for turn in turns) for key in turns[0][name]}
         middle = {key: statistics.median(differences) for key, differences in added.items()}
-        chunk = sorted((stream - middle["call"]) / _CHUNKS for stream in added["stream"])
+        chunk = sorted((stream - middle["call"]) / CHUNKS for stream in added["stream"])
         quiet = {key: _quiet(turns, name, key) - _quiet(turns, "none", key) for key in ("call", "stream")}
         print(
             f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {quiet['call']:12.1f}"
             f" {middle['mean']:11.1f} {middle['p99']:10.0f} {middle['thread']:10.1f} {middle['cpu']:8.1f}"
             f" {statistics.median(chunk):11.2f}"
-            f" {_quartiles(chunk):>12} {(quiet['stream'] - quiet['call']) / _CHUNKS:12.2f}"
+            f" {_quartiles(chunk):>12} {(quiet['stream'] - quiet['call']) / CHUNKS:12.2f}"
         )
 
 
@@ -127,12 +127,12 @@ def _quartiles(differences: list[float]) -> str:
 def _child(name: str, options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         try:
-            wrap = _set_up(name, stack)
+            wrap = set_up(name, stack)
         except ImportError:
             return 0
         # Something listens at the address, so that the server is found and its activity sampled.
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        client = _client(listener.getsockname()[1])
+        client = make_client(listener.getsockname()[1])
         message = [{"role": "user", "content": "Hello"}]
 
         def call() -> None:
@@ -169,7 +169,7 @@ def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, fl
     }
 
 
-def _client(port: int) -> Any:
+def make_client(port: int) -> Any:
     """An OpenAI client whose transport answers at once, from memory, in the name of a server of this machine."""
     import httpx2
     from openai import OpenAI
@@ -178,7 +178,7 @@ def _client(port: int) -> Any:
     chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     delta = {**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
     last = {**chunk, "choices": [], "usage": _ANSWER["usage"], "timings": _ANSWER["timings"]}
-    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * (_CHUNKS - 1), last]]
+    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * (CHUNKS - 1), last]]
     sse = b"".join([*events, b"data: [DONE]\n\n"])
 
     def answer(request: Any) -> Any:
@@ -190,10 +190,8 @@ def _client(port: int) -> Any:
     return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=http)
 
 
-def _set_up(name: str, stack: ExitStack) -> Callable[[], Any]:
-    """Instrument as ``name`` does; what each call is wrapped in."""
-    from contextlib import nullcontext
-
+def tracer_provider() -> Any:
+    """One whose spans are thrown away as they end."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
@@ -201,10 +199,16 @@ def _set_up(name: str, stack: ExitStack) -> Callable[[], Any]:
         def export(self, spans: Any) -> SpanExportResult:
             return SpanExportResult.SUCCESS
 
-    if name == "none":
-        return nullcontext
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(Nowhere()))
+    return provider
+
+
+def set_up(name: str, stack: ExitStack) -> Callable[[], AbstractContextManager[Any]]:
+    """Instrument as ``name`` does; what each call is wrapped in. Raises `ImportError` where that is not installed."""
+    if name == "none":
+        return nullcontext
+    provider = tracer_provider()
     if name == "bare-span":
         tracer = provider.get_tracer("bench")
         return lambda: tracer.start_as_current_span("chat m")
