@@ -1,8 +1,9 @@
 """How many instructions does a call cost more with energy on? Beside other instrumentations, and the same on any day.
 
 Where a machine's speed changes from second to second, time tells candidates apart only after hours. This counts what
-the processor executes instead (valgrind's cachegrind, which must be installed: ``apt install valgrind``): it differs by
-some tenths of a percent between runs. It says nothing of caches, of the kernel, or of threads that wait for each other.
+the processor executes instead (valgrind's cachegrind, which must be installed: ``apt install valgrind``), which differs
+by half a percent of a whole call between runs. It says nothing of caches, of the kernel, or of threads that wait for
+each other.
 
 Ours comes in two rows: what the thread executes that makes the call, and with all that our other threads do for it. As
 valgrind makes a program some fifty times slower, clocks would give these the work of fifty calls for each; they are
@@ -16,7 +17,6 @@ import argparse
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.overhead import CHUNKS, PEERS, make_client, set_up, tracer_provider
+from benchmarks.overhead import CHUNKS, PEERS, askers, set_up, tracer_provider
 
 _OURS, _ALL = "ours, caller", "ours, all"
 _CANDIDATES = ("none", "bare-span", _OURS, _ALL, "ours-no-energy", *PEERS)
@@ -79,7 +79,9 @@ def _count(name: str, calls: int, streams: int) -> int | None:
     child = [sys.executable, "-m", "benchmarks", "instructions", "--child", name]
     child += ["--calls", str(calls), "--streams", str(streams)]
     settings = {"PYTHONHASHSEED": "0", "OTEL_LLM_ENERGY_BOARD": "off", "OTEL_LLM_ENERGY_IDLE_CACHE": "off"}
-    done = subprocess.run([*_COMMAND, *child], env=os.environ | settings, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:  # a child leaves its own files behind
+        env = os.environ | settings | {"TMPDIR": folder}
+        done = subprocess.run([*_COMMAND, *child], env=env, capture_output=True, text=True, check=False)
     if done.returncode == _NOT_INSTALLED:
         return None
     found = re.search(r"I +refs: +([\d,]+)", done.stderr)
@@ -95,16 +97,9 @@ def _child(name: str, calls: int, streams: int) -> int:
             wrap = set_up(name, stack) if after is None else nullcontext
         except ImportError:
             return _NOT_INSTALLED
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        client = make_client(listener.getsockname()[1])
-        message = [{"role": "user", "content": "Hello"}]
-        for number in range(_WARM_UP + calls + 1 + streams):
-            with wrap():
-                if number < _WARM_UP + calls:
-                    client.chat.completions.create(model="m", messages=message)
-                else:
-                    for _ in client.chat.completions.create(model="m", messages=message, stream=True):
-                        pass
+        call, stream = askers(stack, wrap)
+        for number, ask in enumerate([*[call] * (_WARM_UP + calls), *[stream] * (1 + streams)]):
+            ask()
             if after is not None:
                 after(number)
     return 0

@@ -130,20 +130,7 @@ def _child(name: str, options: argparse.Namespace) -> int:
             wrap = set_up(name, stack)
         except ImportError:
             return 0
-        # Something listens at the address, so that the server is found and its activity sampled.
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        client = make_client(listener.getsockname()[1])
-        message = [{"role": "user", "content": "Hello"}]
-
-        def call() -> None:
-            with wrap():
-                client.chat.completions.create(model="m", messages=message)
-
-        def stream() -> None:
-            with wrap():
-                for _ in client.chat.completions.create(model="m", messages=message, stream=True):
-                    pass
-
+        call, stream = askers(stack, wrap)
         for _ in sys.stdin:
             figures = _time(call, options.calls, options.pause_ms)
             figures["stream"] = _time(stream, options.streams, options.pause_ms)["call"]
@@ -169,7 +156,28 @@ def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, fl
     }
 
 
-def make_client(port: int) -> Any:
+def askers(
+    stack: ExitStack, wrap: Callable[[], AbstractContextManager[Any]]
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What makes a call, and what makes a streamed one and reads it to its end, each inside ``wrap``."""
+    # Something listens at the address, so that the server is found and its activity sampled.
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    client = _client(listener.getsockname()[1])
+    message = [{"role": "user", "content": "Hello"}]
+
+    def call() -> None:
+        with wrap():
+            client.chat.completions.create(model="m", messages=message)
+
+    def stream() -> None:
+        with wrap():
+            for _ in client.chat.completions.create(model="m", messages=message, stream=True):
+                pass
+
+    return call, stream
+
+
+def _client(port: int) -> Any:
     """An OpenAI client whose transport answers at once, from memory, in the name of a server of this machine."""
     import httpx2
     from openai import OpenAI

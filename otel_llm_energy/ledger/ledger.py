@@ -24,6 +24,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, I
 
 _ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
 _KEEP_FREE_NS = 2 * NS_PER_SECOND
+_BILLS_AT_ONCE = 8
 _FORGET_EACH_NS = NS_PER_SECOND // 2
 # A counter that said nothing new for so long, while others of its meter did, is waited for no more.
 _SILENT_NS = 5 * NS_PER_SECOND
@@ -234,7 +235,7 @@ class Ledger:
     def settle(self, now_ns: int, breathe: Callable[[], None] = lambda: None) -> list[Entry]:
         """Sweep all that is complete; the entries that have a bill now and had none before.
 
-        ``breathe`` is called between two pieces of work of some 50 us, or of eight bills.
+        ``breathe`` is called between two pieces of work of some 50 us, or of a few bills.
         """
         self._freeze(now_ns)
         self._find_silent()
@@ -244,7 +245,7 @@ class Ledger:
         settled: list[Entry] = []
         for entry in self._due():
             settled.append(entry)
-            if not len(settled) % 8:
+            if not len(settled) % _BILLS_AT_ONCE:
                 breathe()
         self._forget()
         return settled

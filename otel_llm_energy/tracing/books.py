@@ -125,7 +125,8 @@ class Books:
         self._wall_clock = WallClock(clock_ns=clock_ns, unix_clock_ns=unix_clock_ns)
         self._intake_lock = threading.RLock()
         # Actions, each followed by its arguments. No event has an object of its own: whatever waits to be entered, and
-        # refers to other things, Python's garbage collection looks at time and again.
+        # refers to other things, Python's garbage collection looks at time and again. An event is made before the list
+        # is looked up: a collection while it is made may settle, and put another list there.
         self._intake: list[Any] = []
         self._entered_ns = clock_ns()
         self._closed_entered = 0
@@ -236,7 +237,7 @@ class Books:
         self._note(Books._add_server, server, slots, caution)
 
     def _note(self, action: Callable[[Books, _Told], None], *arguments: object) -> None:
-        event = (action, *arguments)  # made before the list is looked up: garbage collection may settle, and change it
+        event = (action, *arguments)
         with self._intake_lock:
             self._intake.extend(event)
 

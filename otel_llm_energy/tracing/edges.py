@@ -5,7 +5,7 @@ from __future__ import annotations
 from otel_llm_energy.meters.base import Pace
 from otel_llm_energy.quantities import NS_PER_SECOND
 
-_BURST = 32
+_BURST = 32  # a handful of streams at once, each with a start, a first chunk and an end, and then their successors
 
 
 class EdgeAllowance:
