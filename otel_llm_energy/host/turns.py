@@ -34,12 +34,15 @@ class Turn:
 
     @property
     def is_over(self) -> bool:
-        """Somebody has taken the next turn meanwhile, or removed the files of this one."""
-        if self._lock < 0:
+        """Somebody has taken the next turn meanwhile, or removed the files of this one; or it has ended."""
+        lock = self._lock
+        if lock < 0 or self._folder.has(f"{turn_name(self._board, self.number + 1)}.lock"):
             return True
-        if self._folder.has(f"{turn_name(self._board, self.number + 1)}.lock"):
+        try:
+            removed = os.fstat(lock).st_nlink == 0
+        except OSError:  # another thread has just ended it
             return True
-        return os.fstat(self._lock).st_nlink == 0
+        return removed or self._lock < 0
 
     def clear_earlier(self) -> None:
         """Remove what earlier turns have left behind."""

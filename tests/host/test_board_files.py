@@ -116,6 +116,29 @@ def test_turn_is_over_when_its_files_were_removed(folder: Folder) -> None:
     assert turn.is_over
 
 
+@pytest.mark.parametrize("reused", [False, True])
+def test_turn_is_over_when_another_thread_ends_it_meanwhile(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, reused: bool
+) -> None:
+    """The descriptor of its lock may be another file's by then."""
+    turn = succeed(folder, "local")
+    assert turn is not None
+    others = []
+
+    def has(_: str) -> bool:
+        turn.end()
+        if reused:
+            others.append(os.open(__file__, os.O_RDONLY))
+        return False
+
+    monkeypatch.setattr(folder, "has", has)
+    try:
+        assert turn.is_over
+    finally:
+        for other in others:
+            os.close(other)
+
+
 def test_journal_says_what_was_entered_when_it_is_read(folder: Folder) -> None:
     """In order: first what was so at its beginning."""
     journal = Journal(folder, "local.1", RULES, lambda: [("start", 5)])
