@@ -14,7 +14,7 @@ from typing import Protocol
 import psutil
 
 _ROOT_CGROUP_V1 = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
-_LOOK_FOR_NEW_PROCESSES_NS = 20_000_000
+_LOOK_SECONDS = 0.02
 
 
 class BusyClock(Protocol):
@@ -45,11 +45,15 @@ class ProcessSumClock:
     """The sum over some processes: exact, but for what one did between our last look at it and its end.
 
     Args:
-        pids: which ones; asked again every 20 ms.
+        pids: which ones.
+        look_seconds: how often that is asked again; what a new one did before is counted then.
     """
 
-    def __init__(self, pids: Callable[[], Iterable[int]] = psutil.pids) -> None:
+    def __init__(
+        self, pids: Callable[[], Iterable[int]] = psutil.pids, *, look_seconds: float = _LOOK_SECONDS
+    ) -> None:
         self._pids = pids
+        self._look_ns = int(look_seconds * 1e9)
         self._known_ns: dict[int, int] = {}
         self._ended_ns = 0
         self._looked_ns = 0
@@ -57,7 +61,7 @@ class ProcessSumClock:
 
     def read_ns(self) -> int:
         now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns >= _LOOK_FOR_NEW_PROCESSES_NS:
+        if now_ns - self._looked_ns >= self._look_ns:
             self._look_for_new_processes()
         for pid, before_ns in list(self._known_ns.items()):
             after_ns = process_cpu_ns(pid)
