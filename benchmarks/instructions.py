@@ -2,8 +2,8 @@
 
 Where a machine's speed changes from second to second, time tells candidates apart only after hours. This counts what
 the processor executes instead (valgrind's cachegrind, which must be installed: ``apt install valgrind``), which differs
-by half a percent of a whole call between runs. It says nothing of caches, of the kernel, or of threads that wait for
-each other.
+by a third of a percent of a whole call between runs. It says nothing of caches, of the kernel, of threads that wait for
+each other, or of garbage collections that go through what was there before.
 
 Ours comes in two rows: what the thread executes that makes the call, and with all that our other threads do for it. As
 valgrind makes a program some fifty times slower, clocks would give these the work of fifty calls for each; they are
@@ -14,6 +14,7 @@ read 100 times, and a sample and a settling after every hundred calls.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import shutil
@@ -99,6 +100,10 @@ def _child(name: str, calls: int, streams: int) -> int:
             return _NOT_INSTALLED
         call, stream = askers(stack, wrap)
         for number, ask in enumerate([*[call] * (_WARM_UP + calls), *[stream] * (1 + streams)]):
+            if number == _WARM_UP:
+                # A collection that goes through all the modules costs as much as dozens of calls, and comes by chance.
+                gc.collect()
+                gc.freeze()
             ask()
             if after is not None:
                 after(number)
