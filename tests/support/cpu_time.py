@@ -49,9 +49,7 @@ class ProcessSumClock:
         look_seconds: how often that is asked again; what a new one did before is counted then.
     """
 
-    def __init__(
-        self, pids: Callable[[], Iterable[int]] = psutil.pids, *, look_seconds: float = _LOOK_SECONDS
-    ) -> None:
+    def __init__(self, pids: Callable[[], Iterable[int]] = psutil.pids, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self._pids = pids
         self._look_ns = int(look_seconds * 1e9)
         self._known_ns: dict[int, int] = {}
