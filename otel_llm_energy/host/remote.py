@@ -100,9 +100,9 @@ class RemoteLedger:
         self._asked = True
 
     def billed(self, call: int, bill: Bill) -> None:
-        """A bill has come."""
+        """A bill has come. Of two the first stands: a new holder may have billed the call before it is said again."""
         with self._lock:
-            self._bills[call] = bill
+            self._bills.setdefault(call, bill)
             self._lock.notify_all()
 
     # The books' side

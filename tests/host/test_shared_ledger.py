@@ -6,9 +6,10 @@ from pathlib import Path
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Entered, Journal, read_journal
+from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
 from otel_llm_energy.host.shared import Call, Register, SharedLedger
-from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, channel_to_json
+from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, bill_from_json, channel_to_json
 from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
@@ -33,6 +34,7 @@ class Board:
     def __init__(self, members: str) -> None:
         self.now_ns = 0
         self.told: dict[tuple[str, int], str | None] = {}
+        self.bills: list[Billed] = []
         register = Register(Ledger, Ledger(0), 0)
         self.ledger = SharedLedger(register, "holder", Rounds(), self._send, lambda: self.now_ns)
         self.ledger.add_channel(PACKAGE)
@@ -41,6 +43,7 @@ class Board:
 
     def _send(self, member: str, message: Message) -> None:
         if isinstance(message, Billed):
+            self.bills.append(message)
             self.told[member, message.call] = message.bill["reason"]
 
     def says(self, member: str, until_ms: int, *messages: Message) -> None:
@@ -79,6 +82,32 @@ def test_calls_are_waited_for_when_a_later_one_of_another_process_was_entered_fi
     for now_ms in (290, 400):
         board.settle(now_ms)
     assert board.told == {("a", 1): None, ("b", 1): None}
+
+
+def test_first_bill_stands_when_a_call_is_said_again_just_as_it_is_billed() -> None:
+    """A new holder knows calls from the journal and may bill one before its member, that has come back, says it again.
+
+    What is said again then comes late, for nothing that is not billed already.
+    """
+    member = RemoteLedger(clock_ns=lambda: 0)
+    call = member.open(SERVER, 100 * MS, "chat")
+    member.close(call, [Window(100 * MS, 200 * MS, "decode")], reported=True)
+    board = Board("a")
+    board.settle(0)
+    board.says("a", 400, *member.said(1))
+    for now_ms in (200, 400):
+        board.settle(now_ms)
+    billed_nj = board.ledger.balance()[PACKAGE.id].billed_nj
+    board.says("a", 600, *member.said(1))
+    board.settle(600)
+    first, second = board.bills
+    assert second.bill["reason"] == "no-reading"
+    assert board.ledger.balance()[PACKAGE.id].billed_nj == billed_nj
+    for each in (first, second):
+        member.billed(each.call, bill_from_json(each.bill))
+    assert member.settle(600 * MS) == [call]
+    assert call.bill == bill_from_json(first.bill)
+    assert call.bill.energy_nj == billed_nj > 0
 
 
 class Turns:
