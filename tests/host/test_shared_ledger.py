@@ -33,8 +33,7 @@ class Board:
 
     def __init__(self, members: str) -> None:
         self.now_ns = 0
-        self.told: dict[tuple[str, int], str | None] = {}
-        self.bills: list[Billed] = []
+        self.bills: list[tuple[str, Billed]] = []
         register = Register(Ledger, Ledger(0), 0)
         self.ledger = SharedLedger(register, "holder", Rounds(), self._send, lambda: self.now_ns)
         self.ledger.add_channel(PACKAGE)
@@ -43,8 +42,12 @@ class Board:
 
     def _send(self, member: str, message: Message) -> None:
         if isinstance(message, Billed):
-            self.bills.append(message)
-            self.told[member, message.call] = message.bill["reason"]
+            self.bills.append((member, message))
+
+    @property
+    def told(self) -> dict[tuple[str, int], str | None]:
+        """The reason on the last bill of each call."""
+        return {(member, billed.call): billed.bill["reason"] for member, billed in self.bills}
 
     def says(self, member: str, until_ms: int, *messages: Message) -> None:
         """One member's answer."""
@@ -100,7 +103,7 @@ def test_first_bill_stands_when_a_call_is_said_again_just_as_it_is_billed() -> N
     billed_nj = board.ledger.balance()[PACKAGE.id].billed_nj
     board.says("a", 600, *member.said(1))
     board.settle(600)
-    first, second = board.bills
+    first, second = (billed for _, billed in board.bills)
     assert second.bill["reason"] == "no-reading"
     assert board.ledger.balance()[PACKAGE.id].billed_nj == billed_nj
     for each in (first, second):

@@ -28,7 +28,7 @@ from tests.support.cpu_time import BusyClock, ProcessSumClock, busy_clock, proce
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree, PowerModel
 
 _STEP_SECONDS = 0.002
-_STEPS_BETWEEN_LOOKS = 50
+_STEPS_AT_ONCE = 50  # before it looks whether to stop
 # To look for new processes of a model server every 20 ms took 4 % of a CPU.
 _LOOK_SECONDS = 0.25
 _STOP_SECONDS = 5
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         while not select.select([0], [], [], 0)[0]:
-            for _ in range(_STEPS_BETWEEN_LOOKS):
+            for _ in range(_STEPS_AT_ONCE):
                 time.sleep(asked.step_seconds)
                 feeder.step()
 
