@@ -25,8 +25,11 @@ help:
 demo: $(VENV)/demo.stamp
 	@$(BIN)/otel-llm-energy demo $(ARGS)
 
+# Four workers at most, however many cores: some tests start a model server or several processes of their own.
+IN_PARALLEL := -n logical --maxprocesses 4
+
 test: fetch
-	$(RUN) pytest -m "not e2e and not suite" $(ARGS)
+	$(RUN) pytest $(IN_PARALLEL) -m "not e2e and not suite" $(ARGS)
 
 # Away from the checkout, whose Python files would be imported instead.
 compiled: $(VENV)/dev.stamp
@@ -35,7 +38,7 @@ compiled: $(VENV)/dev.stamp
 	  --wheel-dir build/compiled .
 	cp -r tests benchmarks tools pyproject.toml build/compiled
 	cd build/compiled && $(abspath $(BIN))/python -m zipfile -e otel_llm_energy-*.whl . \
-	  && OTEL_LLM_ENERGY_COMPILE=1 $(abspath $(BIN))/python -m pytest tests/ledger tests/tracing $(ARGS)
+	  && OTEL_LLM_ENERGY_COMPILE=1 $(abspath $(BIN))/python -m pytest $(IN_PARALLEL) tests/ledger tests/tracing $(ARGS)
 
 versions: fetch
 	$(RUN) tools.versions $(ARGS)
