@@ -268,31 +268,36 @@ def deployments(rows: pl.LazyFrame, basis: Basis) -> list[Deployment]:
     import polars as pl
 
     failures = dict(collected(rows.group_by("deployment").agg(pl.col("error_type").is_not_null().sum())).iter_rows())
-    good = usable(rows, basis)
+    good = usable(rows, basis).with_columns(
+        prefill_tokens=pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0)
+    )
     means = collected(
         good.group_by("deployment").agg(
             pl.col("machine").drop_nulls().first(),
             calls=pl.len(),
-            whole=pl.col("joules").sum(),
-            tokens=pl.col("output_tokens").sum(),
             mean_output_tokens=pl.col("output_tokens").mean(),
             seconds=pl.col("seconds").mean(),
-            decode_seconds=pl.col("decode_seconds").filter(pl.col("output_tokens").is_not_null()).sum(),
-            timed_tokens=pl.col("output_tokens").filter(pl.col("decode_seconds").is_not_null()).sum(),
             prefill=pl.col("prefill_joules").mean(),
             decode=pl.col("decode_joules").mean(),
-            prefill_sum=pl.col("prefill_joules").sum(),
-            decode_sum=pl.col("decode_joules").sum(),
-            prefill_tokens=(pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0))
-            .filter(pl.col("prefill_joules").is_not_null())
-            .sum(),
-            decode_tokens=pl.col("output_tokens").filter(pl.col("decode_joules").is_not_null()).sum(),
             load=pl.col("load_joules").sum(),
+            whole_per_token=_ratio("joules", "output_tokens"),
+            tokens_per_second=_ratio("output_tokens", "decode_seconds"),
+            per_input_token=_ratio("prefill_joules", "prefill_tokens"),
+            per_decode_token=_ratio("decode_joules", "output_tokens"),
         )
     )
     sums = _sums(good, ["deployment"])
     made = [_deployment(row, sums, failures.get(row["deployment"], 0)) for row in means.iter_rows(named=True)]
     return sorted(made, key=lambda each: each.per_token.value if each.per_token else float("inf"))
+
+
+def _ratio(above: str, below: str) -> pl.Expr:
+    """Sum over sum, both over the calls that have both; nothing if either sum is 0."""
+    import polars as pl
+
+    both = pl.col(above).is_not_null() & pl.col(below).is_not_null()
+    upper, lower = pl.col(above).filter(both).sum(), pl.col(below).filter(both).sum()
+    return pl.when((upper != 0) & (lower != 0)).then(upper / lower)
 
 
 def _sums(good: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -329,13 +334,13 @@ def _deployment(row: dict[str, Any], sums: pl.DataFrame, failed: int) -> Deploym
         failed=failed,
         per_token=ratio_interval(mine["token_energy"].to_numpy(), mine["tokens"].to_numpy()),
         per_call=ratio_interval(mine["energy"].to_numpy(), mine["calls"].to_numpy()) or Interval(0.0),
-        whole_per_token=_quotient(row["whole"], row["tokens"]),
+        whole_per_token=row["whole_per_token"],
         seconds=row["seconds"],
-        tokens_per_second=_quotient(row["timed_tokens"], row["decode_seconds"]),
+        tokens_per_second=row["tokens_per_second"],
         mean_output_tokens=row["mean_output_tokens"],
         phases=(row["prefill"], row["decode"]) if phased else None,
-        per_input_token=_quotient(row["prefill_sum"], row["prefill_tokens"]),
-        per_decode_token=_quotient(row["decode_sum"], row["decode_tokens"]),
+        per_input_token=row["per_input_token"],
+        per_decode_token=row["per_decode_token"],
         load_joules=row["load"],
         score=ratio_interval(mine["scores"].to_numpy(), mine["scored"].to_numpy()),
     )

@@ -45,6 +45,32 @@ def test_joules_per_token_are_sum_over_sum_when_they_are_compared(study: Path, r
         assert each.per_token.low < truth < each.per_token.high
 
 
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"),
+        ("llm.energy.joules",),
+        ("llm.energy.prefill_joules", "llm.energy.decode_joules"),
+    ],
+    ids=["tokens", "joules", "phases"],
+)
+def test_joules_per_token_are_of_calls_that_have_both_when_a_call_lacks_one(
+    tmp_path: Path, lacking: tuple[str, ...]
+) -> None:
+    """Two calls of 10 J and 10 tokens, of which one lacks its tokens, or its joules: a token takes 1 J all the same."""
+    energies = ("joules", "above_idle_joules", "prefill_joules", "decode_joules")
+    tokens = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    frame = dataset(2, prompts=2, machines=MACHINES[:1]).with_columns(
+        *(pl.lit(10.0).alias(f"llm.energy.{name}") for name in energies), *(pl.lit(10).alias(name) for name in tokens)
+    )
+    first_call = pl.int_range(pl.len()) == 0
+    frame = frame.with_columns(pl.when(first_call).then(name).alias(name) for name in lacking)
+    (found,) = analysis.deployments(short_rows([write(tmp_path / "s", frame)]), "above_idle_joules")
+    assert found.per_token is not None
+    assert found.per_token.value == 1.0
+    assert (found.whole_per_token, found.per_input_token, found.per_decode_token) == (1.0, 1.0, 1.0)
+
+
 def test_interval_is_as_wide_as_prompts_make_it_when_each_was_repeated() -> None:
     """A hundred repeats of ten prompts are ten pieces of evidence: repeating each a hundred times narrows nothing."""
     drawn = np.random.default_rng(1)
