@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import polars as pl
+
 from tests.study.physics import dataset, write
 
 _CHUNK_ROWS = 250_000
@@ -39,8 +41,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _generate(folder: Path, rows: int, prompts: int) -> Path:
-    import polars as pl
-
     parts = []
     for number, start in enumerate(range(0, rows, _CHUNK_ROWS)):
         part = dataset(min(_CHUNK_ROWS, rows - start), prompts=prompts, seed=number)

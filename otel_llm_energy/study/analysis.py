@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import polars as pl
 
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.columns import Basis
 
 if TYPE_CHECKING:
-    import polars as pl
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -218,8 +218,6 @@ def collected(frame: pl.LazyFrame) -> pl.DataFrame:
 
 def choose_basis(rows: pl.LazyFrame) -> Basis:
     """Above idle, unless some deployment's rows have no such part (imported ones, or ones without a baseline)."""
-    import polars as pl
-
     known = collected(
         rows.filter(pl.col("joules").is_not_null())
         .group_by("deployment")
@@ -232,16 +230,12 @@ def choose_basis(rows: pl.LazyFrame) -> Basis:
 
 def usable(rows: pl.LazyFrame, basis: Basis) -> pl.LazyFrame:
     """Answered calls with energy on this basis, as ``energy``."""
-    import polars as pl
-
     good = pl.col(basis).is_not_null() & pl.col("error_type").is_null()
     return rows.filter(good).with_columns(energy=pl.col(basis))
 
 
 def overview(rows: pl.LazyFrame) -> Overview:
     """Counts and sums over all rows, failures included."""
-    import polars as pl
-
     facts = collected(
         rows.select(
             calls=pl.len(),
@@ -265,8 +259,6 @@ def overview(rows: pl.LazyFrame) -> Overview:
 
 def deployments(rows: pl.LazyFrame, basis: Basis) -> list[Deployment]:
     """Every deployment that has energy, the one with the least per output token first."""
-    import polars as pl
-
     failures = dict(collected(rows.group_by("deployment").agg(pl.col("error_type").is_not_null().sum())).iter_rows())
     good = usable(rows, basis).with_columns(
         prefill_tokens=pl.col("input_tokens") - pl.col("cached_tokens").fill_null(0)
@@ -293,8 +285,6 @@ def deployments(rows: pl.LazyFrame, basis: Basis) -> list[Deployment]:
 
 def _ratio(above: str, below: str) -> pl.Expr:
     """Sum over sum, both over the calls that have both; nothing if either sum is 0."""
-    import polars as pl
-
     both = pl.col(above).is_not_null() & pl.col(below).is_not_null()
     upper, lower = pl.col(above).filter(both).sum(), pl.col(below).filter(both).sum()
     return pl.when((upper != 0) & (lower != 0)).then(upper / lower)
@@ -302,8 +292,6 @@ def _ratio(above: str, below: str) -> pl.Expr:
 
 def _sums(good: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
     """Sums by group and bucket of prompts: all that a bootstrap over prompts needs."""
-    import polars as pl
-
     prompts = int(collected(good.select(pl.col("prompt_sha256").approx_n_unique())).item())
     named = pl.col("prompt_sha256").hash(0)
     bucket = named if prompts < _MOST_GROUPS // 2 else named % _MOST_GROUPS
@@ -323,8 +311,6 @@ def _sums(good: pl.LazyFrame, by: Sequence[str]) -> pl.DataFrame:
 
 
 def _deployment(row: dict[str, Any], sums: pl.DataFrame, failed: int) -> Deployment:
-    import polars as pl
-
     mine = sums.filter(pl.col("deployment") == row["deployment"])
     phased = row["prefill"] is not None and row["decode"] is not None
     return Deployment(
@@ -382,7 +368,6 @@ def _bootstrapped(value: float, samples: Sequence[Floats], statistic: Callable[.
 
 def comparisons(rows: pl.LazyFrame, basis: Basis, ranked: Sequence[Deployment]) -> list[Comparison]:
     """Each deployment against the cheapest, over the prompts that both were asked."""
-    import polars as pl
     from scipy import stats
 
     with_tokens = [each for each in ranked if each.per_token is not None]
@@ -412,7 +397,6 @@ def comparisons(rows: pl.LazyFrame, basis: Basis, ranked: Sequence[Deployment]) 
 
 def _paired_p_value(pairs: pl.DataFrame) -> float | None:
     """Wilcoxon's signed-rank test of the logarithms of joules per token, prompt by prompt."""
-    import polars as pl
     from scipy import stats
 
     positive = pairs.filter((pl.col("token_energy") > 0) & (pl.col("token_energy_least") > 0))
@@ -446,8 +430,6 @@ def _paired_ratio(pairs: pl.DataFrame) -> Interval | None:
 
 def sample(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
     """At most about so many rows, always the same ones."""
-    import polars as pl
-
     count = int(collected(rows.select(pl.len())).item())
     if count > most:
         rows = rows.filter(pl.col("call_id").hash(1) % 1_000_000 < int(1_000_000 * most / count))
@@ -456,8 +438,6 @@ def sample(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
 
 def correlations(rows: pl.LazyFrame, basis: Basis) -> Correlations:
     """Pearson and Spearman over pairs of columns, each pair over the rows that have both."""
-    import polars as pl
-
     drawn = sample(usable(rows, basis).select("call_id", *CORRELATED), _CORRELATED_ROWS)
     varied = [name for name in CORRELATED if (drawn[name].n_unique() - (drawn[name].null_count() > 0)) > 1]
     size = len(varied)
@@ -473,16 +453,12 @@ def correlations(rows: pl.LazyFrame, basis: Basis) -> Correlations:
 
 
 def _corr(both: pl.DataFrame, method: Any) -> float:
-    import polars as pl
-
     value = both.select(pl.corr(*both.columns, method=method)).item()
     return float("nan") if value is None else float(value)
 
 
 def lines(rows: pl.LazyFrame, basis: Basis) -> dict[str, Line]:
     """Energy against output tokens, by deployment, over all rows."""
-    import polars as pl
-
     x, y = pl.col("output_tokens").cast(pl.Float64), pl.col("energy")
     sums = collected(
         usable(rows, basis)
@@ -522,16 +498,12 @@ def _line(row: dict[str, Any]) -> Line:
 
 def points(rows: pl.LazyFrame, basis: Basis) -> pl.DataFrame:
     """Deployment, output tokens and energy of some calls, to draw."""
-    import polars as pl
-
     wanted = usable(rows, basis).filter(pl.col("output_tokens").is_not_null())
     return sample(wanted.select("call_id", "deployment", "output_tokens", "energy"), _DRAWN_POINTS)
 
 
 def by_type(rows: pl.LazyFrame, basis: Basis) -> list[Group]:
     """Calls by type of task and deployment; nothing if no prompt has a type."""
-    import polars as pl
-
     typed = usable(rows, basis).filter(pl.col("type").fill_null("") != "")
     sums = _sums(typed, ["type", "deployment"])
     parts = sums.partition_by("type", "deployment", as_dict=True)
@@ -554,8 +526,6 @@ def _group(name: str, deployment: str, mine: pl.DataFrame) -> Group:
 
 def conversations(rows: pl.LazyFrame, basis: Basis) -> list[Conversation]:
     """The conversations that take the most energy."""
-    import polars as pl
-
     talks = usable(rows, basis).filter(pl.col("conversation").fill_null("") != "")
     runs = talks.group_by("conversation", "deployment", "repeat", "max_tokens").agg(
         turns=pl.len(),
@@ -587,8 +557,6 @@ def outliers(rows: pl.LazyFrame, basis: Basis) -> Outliers:
 
     Deviations are relative to what the plane says: meters' errors grow with what they measure.
     """
-    import polars as pl
-
     counted = usable(rows, basis).filter(pl.col("output_tokens").is_not_null() & pl.col("input_tokens").is_not_null())
     planes = _planes(counted)
     if planes.is_empty():
@@ -627,8 +595,6 @@ def outliers(rows: pl.LazyFrame, basis: Basis) -> Outliers:
 
 def _planes(counted: pl.LazyFrame) -> pl.DataFrame:
     """Energy as ``a + b input_tokens + c output_tokens``, by deployment, by least squares over all rows."""
-    import polars as pl
-
     x1, x2, y = pl.col("input_tokens").cast(pl.Float64), pl.col("output_tokens").cast(pl.Float64), pl.col("energy")
     sums = collected(
         counted.group_by("deployment").agg(

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import polars as pl
 
 from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.charts import number
 from otel_llm_energy.study.forecast import Forecast, Target, When, fit, fit_line, folds, with_lengths
 
 if TYPE_CHECKING:
-    import polars as pl
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -76,8 +77,6 @@ def evaluate(rows: pl.DataFrame, target: Target, seed: int = 0) -> list[Error]:
 def _judge(
     rows: pl.DataFrame, held: NDArray[np.bool_], target: Target, split: str, seed: int, *, by_type: bool
 ) -> list[Error]:
-    import polars as pl
-
     learned, unseen = rows.filter(pl.Series(~held)), rows.filter(pl.Series(held))
     forecast = fit(learned, target, seed)
     stages: tuple[When, ...] = ("before",) if forecast.after is None else ("before", "after")
@@ -113,8 +112,6 @@ def _errors(
 
 
 def _mean_of_model(known: pl.DataFrame, target: Target) -> Callable[[pl.DataFrame], Floats]:
-    import polars as pl
-
     means = dict(known.group_by("deployment").agg(pl.col(target).mean()).iter_rows())
     overall = float(known[target].mean() or 0.0)  # type: ignore[arg-type]
     return lambda rows: np.array([means.get(name, overall) for name in rows["deployment"].to_list()])
@@ -152,8 +149,6 @@ def table(errors: Sequence[Error]) -> str:
 
 
 def _cells(each: Error) -> tuple[str, ...]:
-    from otel_llm_energy.study.charts import number
-
     return (
         f"{each.split}, {each.type}" if each.type else each.split,
         f"{each.when} the call",

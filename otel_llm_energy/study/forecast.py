@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import polars as pl
 
 from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.analysis import sample
 from otel_llm_energy.study.features import FEATURES, prompt_features
 from otel_llm_energy.version import __version__
 
 if TYPE_CHECKING:
     import lightgbm
-    import polars as pl
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -121,8 +122,6 @@ def _least_squares(design: Floats, energy: Floats) -> tuple[tuple[float, ...], f
 
 
 def _design(rows: pl.DataFrame, when: When) -> Floats:
-    import polars as pl
-
     length = pl.coalesce(pl.col("prompt_tokens").cast(pl.Float64), pl.col("prompt_words") * _TOKENS_PER_WORD)
     first, second = _LINEAR[when]
     columns = rows.with_columns(prompt_length=length).select(
@@ -207,8 +206,6 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
     Raises:
         StudyError: too few prompts.
     """
-    import polars as pl
-
     prompts = rows["prompt_sha256"].n_unique()
     if prompts < _LEAST_PROMPTS:
         raise StudyError(
@@ -233,8 +230,6 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
 
 def with_lengths(rows: pl.DataFrame) -> pl.DataFrame:
     """Those of which a forecast after the call can be made."""
-    import polars as pl
-
     return rows.filter(pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null())
 
 
@@ -244,10 +239,6 @@ def training_rows(rows: pl.LazyFrame, target: Target) -> pl.DataFrame:
     Raises:
         StudyError: there are none.
     """
-    import polars as pl
-
-    from otel_llm_energy.study.analysis import sample
-
     good = rows.filter(pl.col(target).is_not_null() & (pl.col(target) > 0) & pl.col("error_type").is_null())
     found = sample(good, _MOST_ROWS)
     if found.is_empty():
@@ -319,8 +310,6 @@ def _times(line_joules: Floats, booster: lightgbm.Booster, matrix: Floats, trees
 
 def _matrix(rows: pl.DataFrame, numbers: Sequence[str], categories: Mapping[str, Sequence[str]]) -> Floats:
     """Numbers, then names as their places among the known ones; what is not known is NaN, which trees understand."""
-    import polars as pl
-
     columns = [rows[name].cast(pl.Float64).to_numpy().astype(np.float64) for name in numbers]
     for name, known in categories.items():
         place = {value: float(index) for index, value in enumerate(known)}
@@ -329,8 +318,6 @@ def _matrix(rows: pl.DataFrame, numbers: Sequence[str], categories: Mapping[str,
 
 
 def _where(rows: pl.DataFrame, mask: NDArray[np.bool_]) -> pl.DataFrame:
-    import polars as pl
-
     return rows.filter(pl.Series(mask))
 
 
@@ -465,8 +452,6 @@ def rows_to_predict(
         max_tokens: limit of the answers.
         output_tokens: length of the answers, for a forecast after the call; input tokens are taken from the words.
     """
-    import polars as pl
-
     looked_at = [(prompt, prompt_features(prompt.text)) for prompt in prompts]
     rows = [
         {

@@ -10,7 +10,9 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import polars as pl
 
 from otel_llm_energy import conventions
 from otel_llm_energy.study import StudyError
@@ -20,9 +22,6 @@ from otel_llm_energy.study.journal import Journal, replacing
 from otel_llm_energy.study.prompts import sha256_of
 from otel_llm_energy.study.rows import schema
 from otel_llm_instrumentation import semconv
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _JOULES_PER_KWH: Final = 3_600_000.0
 _NS_PER_SECOND: Final = 1e9
@@ -55,8 +54,6 @@ def import_melodi(files: Sequence[Path], folder: Path, machine: str) -> int:
     Raises:
         StudyError: a file is not MELODI's, the folder holds a study already, or it cannot be written.
     """
-    import polars as pl
-
     with Journal(folder) as journal:
         if (folder / TABLE).exists() or journal.path.stat().st_size:
             raise StudyError(f"{folder}: there is a study in it. Choose another folder with --out.")
@@ -70,8 +67,6 @@ def import_melodi(files: Sequence[Path], folder: Path, machine: str) -> int:
 
 
 def _rows(path: Path, machine: str) -> pl.DataFrame:
-    import polars as pl
-
     table = _read(path)
     missing = [name for name in _NEEDED if name not in table.columns]
     if missing or not any(name in table.columns for name in (*_TOTAL, _GPU, _CPU)):
@@ -91,8 +86,6 @@ def _rows(path: Path, machine: str) -> pl.DataFrame:
 
 def _columns(table: pl.DataFrame, machine: str, file: str) -> dict[str, pl.Expr]:
     """The columns that are not there by the same name; ``file`` names the file in the calls' ids."""
-    import polars as pl
-
     joules = _joules()
     return {
         "call_id": pl.format("melodi-{}-{}", pl.lit(file), pl.col("line")),
@@ -126,8 +119,6 @@ def _columns(table: pl.DataFrame, machine: str, file: str) -> dict[str, pl.Expr]
 
 
 def _read(path: Path) -> pl.DataFrame:
-    import polars as pl
-
     try:
         return pl.read_csv(io.BytesIO(path.read_bytes()), infer_schema=False)
     except OSError as error:
@@ -137,15 +128,11 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _number(table: pl.DataFrame, name: str) -> pl.Expr:
-    import polars as pl
-
     return pl.col(name).cast(pl.Float64, strict=False).alias(name)
 
 
 def _joules() -> pl.Expr:
     """The total; where a file has none, the sum of what it has."""
-    import polars as pl
-
     parts = pl.sum_horizontal(_GPU, _CPU)
     known = pl.any_horizontal(pl.col(_GPU).is_not_null(), pl.col(_CPU).is_not_null())
     return pl.coalesce(*_TOTAL, pl.when(known).then(parts)) * _JOULES_PER_KWH
@@ -153,8 +140,6 @@ def _joules() -> pl.Expr:
 
 def _started(table: pl.DataFrame) -> pl.Expr:
     """Unix time in s, where the file has a time that reads as one."""
-    import polars as pl
-
     for name in ("start_time", "created_at"):
         if name in table.columns:
             read = pl.col(name).str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
@@ -164,7 +149,5 @@ def _started(table: pl.DataFrame) -> pl.Expr:
 
 def _prompt_columns(prompts: Sequence[str]) -> pl.DataFrame:
     """Hash and features of each prompt; a prompt that comes often is looked at once."""
-    import polars as pl
-
     known = {text: {"prompt_sha256": sha256_of(text), **prompt_features(text)} for text in set(prompts)}
     return pl.DataFrame([known[text] for text in prompts], infer_schema_length=None)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import polars as pl
 
 from otel_llm_energy.study import analysis, html
 from otel_llm_energy.study.analysis import Deployment, Group, Interval
@@ -17,9 +18,6 @@ from otel_llm_energy.study.columns import Basis, short_rows
 from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.sessions import Metered, metered
 from otel_llm_energy.version import __version__
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _KWH_JOULES: Final = 3_600_000.0
 _DRAWN_DEPLOYMENTS: Final = 8
@@ -337,8 +335,6 @@ def _phases(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterat
 
 def _power(folders: Sequence[Path], shown: Sequence[Deployment]) -> Iterator[str]:
     """The longest call of each deployment of which the power was kept."""
-    import polars as pl
-
     kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
     wanted = ["deployment", "prompt_id", "seconds", "llm.server.decode_seconds", "llm.server.prefill_seconds"]
     calls = analysis.collected(
