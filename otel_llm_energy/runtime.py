@@ -55,6 +55,7 @@ from otel_llm_energy.tracing.seat import Metering, Rules, Seat, SeatStatus
 from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
 from otel_llm_energy.version import __version__
 
+LAST_READING_SECONDS = 12.0  # so long a command that has made its calls waits for the reading that covers the last
 _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
 _MAX_HOLD_SECONDS = 30.0

@@ -19,17 +19,21 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
-from otel_llm_energy.cli.metering import baseline_known, missing, status_once_discovered, wait_until
+from otel_llm_energy.cli.metering import (
+    MOST_BASELINE_SECONDS,
+    learn_baseline,
+    missing,
+    status_once_discovered,
+    wait_until,
+)
 from otel_llm_energy.cli.model import ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
-from otel_llm_energy.cli.progress import count_up, say
+from otel_llm_energy.cli.progress import say
 from otel_llm_energy.cli.questions import CALLS, ROOT_SPAN, Questioner
 from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
+from otel_llm_energy.runtime import LAST_READING_SECONDS
 
 _SLOTS = 2  # four calls at once then both share the server and queue for it
-_LEAST_BASELINE_SECONDS = 4.0
-_MOST_BASELINE_SECONDS = 15.0
-_LAST_READING_SECONDS = 12.0
 _EXPORT_SECONDS = 5
 _GRPC_PORT = 4317
 
@@ -153,17 +157,11 @@ def _wait_for_baseline(energy: otel_llm_energy.Instrumentation) -> None:
     """The meters learn idle power in the background, from the time before the first call."""
     if not energy.status().channels:
         return
-    known = count_up(
-        "Idle baseline",
-        lambda: baseline_known(energy.status().channels),
-        at_least_seconds=_LEAST_BASELINE_SECONDS,
-        at_most_seconds=_MOST_BASELINE_SECONDS,
-    )
-    if known:
+    if learn_baseline(energy):
         watts = ", ".join(f"{each.channel.id} {each.idle_watts or 0:.3g} W" for each in energy.status().channels)
         say(f"Idle baseline: {watts}.")
     else:
-        say(f"The idle baseline was not learned in {_MOST_BASELINE_SECONDS:.0f} s: early calls will lack above idle.")
+        say(f"The idle baseline was not learned in {MOST_BASELINE_SECONDS:.0f} s: early calls will lack above idle.")
 
 
 def _finished_tree(
@@ -174,7 +172,7 @@ def _finished_tree(
     def tree() -> Node | None:
         return tree_of(spans.get_finished_spans(), ROOT_SPAN, questioner.asked)
 
-    if not wait_until(lambda: tree() is not None, _LAST_READING_SECONDS):
+    if not wait_until(lambda: tree() is not None, LAST_READING_SECONDS):
         energy.force_flush()
     found = tree()
     if found is None:

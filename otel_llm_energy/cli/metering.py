@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from otel_llm_energy.cli.progress import count_up
+from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.meters.discovery import LeftOut
 from otel_llm_energy.runtime import ChannelStatus, Status
 
+MOST_BASELINE_SECONDS = 15.0
+_LEAST_BASELINE_SECONDS = 4.0
 _LOOK_SECONDS = 0.1
 _DISCOVERY_SECONDS = 20.0
 _SETTLED_SECONDS = 3.0
@@ -39,6 +43,16 @@ def measured(status: Status) -> bool:
 def baseline_known(channels: Sequence[ChannelStatus]) -> bool:
     """Whether the idle power of every channel is known."""
     return bool(channels) and all(each.idle_watts is not None for each in channels)
+
+
+def learn_baseline(energy: Instrumentation) -> bool:
+    """Show the seconds while the meters learn their idle power; whether it is known then."""
+    return count_up(
+        "Idle baseline",
+        lambda: baseline_known(energy.status().channels),
+        at_least_seconds=_LEAST_BASELINE_SECONDS,
+        at_most_seconds=MOST_BASELINE_SECONDS,
+    )
 
 
 def missing(status: Status) -> Sequence[LeftOut]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_llm_energy.cli import CommandError
-from otel_llm_energy.cli.metering import baseline_known, missing, status_once_discovered
+from otel_llm_energy.cli.metering import learn_baseline, missing, status_once_discovered
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
-from otel_llm_energy.cli.progress import count_up, say
+from otel_llm_energy.cli.progress import say
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.study import StudyError
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from otel_llm_energy.study.collect import Progress
     from otel_llm_energy.study.plan import Plan
 
-_LEAST_BASELINE_SECONDS = 4.0
-_MOST_BASELINE_SECONDS = 15.0
 _SAY_SECONDS = 10.0
 
 
@@ -147,12 +145,7 @@ def _wait_for_baseline(energy: Instrumentation) -> None:
         return
     if all(each.channel.estimated for each in status.channels):
         say("No power meter can be read: joules are estimates from CPU time, and say so.")
-    count_up(
-        "Idle baseline",
-        lambda: baseline_known(energy.status().channels),
-        at_least_seconds=_LEAST_BASELINE_SECONDS,
-        at_most_seconds=_MOST_BASELINE_SECONDS,
-    )
+    learn_baseline(energy)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
 from otel_llm_energy.instrument import Instrumentation, instrument
+from otel_llm_energy.runtime import LAST_READING_SECONDS
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
@@ -30,7 +31,6 @@ from otel_llm_energy.study.sessions import Session
 from otel_llm_energy.study.sink import RowSink
 
 _LOOK_SECONDS: Final = 0.2
-_LAST_READING_SECONDS: Final = 12.0
 _INTERRUPTED_SECONDS: Final = 2.0
 _ERROR_CHARACTERS: Final = 500
 
@@ -234,7 +234,7 @@ class _Run:
     def until_done(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Make all calls; the last state. Raises `StudyError` if they cannot be."""
         workers = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self._plan.concurrency)]
-        answer_seconds, row_seconds = self._plan.timeout_seconds, _LAST_READING_SECONDS
+        answer_seconds, row_seconds = self._plan.timeout_seconds, LAST_READING_SECONDS
         try:
             self._warm_up()
             self._started = time.monotonic()
