@@ -53,12 +53,12 @@ def _generate(folder: Path, rows: int, prompts: int) -> Path:
 
 def _measured(*words: str) -> tuple[float, int]:
     """Seconds and most resident memory, in bytes, of a command of ours."""
-    started = time.monotonic()
+    started_seconds = time.monotonic()
     child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "otel_llm_energy.cli", *words])
     _, status, usage = os.wait4(child, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit("The report was not made; its words are above.")
-    return time.monotonic() - started, usage.ru_maxrss * 1024
+    return time.monotonic() - started_seconds, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ _SETTLED_SECONDS = 3.0
 
 def wait_until(done: Callable[[], bool], timeout_seconds: float) -> bool:
     """Look again and again until ``done()``; False if the timeout passed first."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline_seconds = time.monotonic() + timeout_seconds
     while not done():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline_seconds:
             return False
         time.sleep(_LOOK_SECONDS)
     return True

@@ -21,13 +21,13 @@ def count_up(what: str, done: Callable[[], bool], at_least_seconds: float, at_mo
         whether it was done in time.
     """
     live = sys.stderr.isatty()
-    started = time.monotonic()
+    started_seconds = time.monotonic()
     if not live:
         say(f"{what} ...")
-    while (passed := time.monotonic() - started) < at_most_seconds:
+    while (passed_seconds := time.monotonic() - started_seconds) < at_most_seconds:
         if live:
-            print(f"\r{what}: {passed:.0f} s ", end="", file=sys.stderr, flush=True)
-        if passed >= at_least_seconds and done():
+            print(f"\r{what}: {passed_seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+        if passed_seconds >= at_least_seconds and done():
             break
         time.sleep(_LOOK_SECONDS)
     if live:

@@ -64,19 +64,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class ChannelBalance:
-    """Where the energy of one counter went since `instrument()`; all in joules.
+    """Where the energy of one counter went since `instrument()`.
 
-    ``metered = attributed + pending + sum(unattributed)``.
+    ``metered_joules = attributed_joules + pending_joules + sum(unattributed_joules)``.
     """
 
     channel: str
     component: str
     meter: str
     estimated: bool
-    metered: float
-    attributed: float
-    pending: float
-    unattributed: Mapping[str, float]
+    metered_joules: float
+    attributed_joules: float
+    pending_joules: float
+    unattributed_joules: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,10 @@ def _channel_balance(each: ChannelStatus) -> ChannelBalance:
         channel.component,
         channel.meter,
         channel.estimated,
-        metered=balance.metered_nj / NJ_PER_JOULE,
-        attributed=balance.billed_nj / NJ_PER_JOULE,
-        pending=balance.pending_nj / NJ_PER_JOULE,
-        unattributed={reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in balance.unattributed_nj.items()},
+        metered_joules=balance.metered_nj / NJ_PER_JOULE,
+        attributed_joules=balance.billed_nj / NJ_PER_JOULE,
+        pending_joules=balance.pending_nj / NJ_PER_JOULE,
+        unattributed_joules={reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in balance.unattributed_nj.items()},
     )
 
 
@@ -174,10 +174,10 @@ def _balance_json(one: ChannelBalance) -> dict[str, Any]:
         "component": one.component,
         "meter": one.meter,
         "estimated": one.estimated,
-        "metered_joules": one.metered,
-        "attributed_joules": one.attributed,
-        "pending_joules": one.pending,
-        "unattributed_joules": dict(one.unattributed),
+        "metered_joules": one.metered_joules,
+        "attributed_joules": one.attributed_joules,
+        "pending_joules": one.pending_joules,
+        "unattributed_joules": dict(one.unattributed_joules),
     }
 
 

@@ -155,18 +155,18 @@ def _legend(results: Results, wide: bool) -> Iterator[str]:
 
 
 def _balance_table(balance: Sequence[ChannelBalance], estimated: bool) -> Table:
-    digits = _digits(max(one.metered for one in balance))
+    digits = _digits(max(one.metered_joules for one in balance))
     reasons = [reason for reason in UNATTRIBUTED if any(_shows(one, reason, digits) for one in balance)]
-    pending = any(round(one.pending, digits) for one in balance)
+    pending = any(round(one.pending_joules, digits) for one in balance)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("where the energy went, J")
     columns = ["estimated" if estimated else "metered", "= calls", *(["+ pending"] if pending else [])]
     for header in (*columns, *(f"+ {reason}" for reason in reasons)):
         table.add_column(header, justify="right")
     for label, rows in _balance_rows(balance):
-        parts = [sum(one.metered for one in rows), sum(one.attributed for one in rows)]
-        parts += [sum(one.pending for one in rows)] if pending else []
-        parts += [sum(one.unattributed.get(reason, 0.0) for one in rows) for reason in reasons]
+        parts = [sum(one.metered_joules for one in rows), sum(one.attributed_joules for one in rows)]
+        parts += [sum(one.pending_joules for one in rows)] if pending else []
+        parts += [sum(one.unattributed_joules.get(reason, 0.0) for one in rows) for reason in reasons]
         table.add_row(label, *(f"{part:.{digits}f}" for part in parts), style="bold" if len(rows) > 1 else "")
     return table
 
@@ -179,14 +179,14 @@ def _balance_rows(balance: Sequence[ChannelBalance]) -> Iterator[tuple[str, Sequ
 
 
 def _balance_legend(balance: Sequence[ChannelBalance]) -> Iterator[str]:
-    digits = _digits(max(one.metered for one in balance))
+    digits = _digits(max(one.metered_joules for one in balance))
     for reason, meaning in UNATTRIBUTED.items():
         if any(_shows(one, reason, digits) for one in balance):
             yield f"{reason}: {meaning}."
 
 
 def _shows(one: ChannelBalance, reason: str, digits: int) -> bool:
-    return round(one.unattributed.get(reason, 0.0), digits) != 0
+    return round(one.unattributed_joules.get(reason, 0.0), digits) != 0
 
 
 def _digits(joules: float) -> int:

@@ -229,7 +229,7 @@ class _Run:
         self._stop = threading.Event()
         self._gone: StudyError | None = None
         self._broken: BaseException | None = None
-        self._started = time.monotonic()
+        self._started_seconds = time.monotonic()
 
     def until_done(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Make all calls; the last state. Raises `StudyError` if they cannot be."""
@@ -237,7 +237,7 @@ class _Run:
         answer_seconds, row_seconds = self._plan.timeout_seconds, LAST_READING_SECONDS
         try:
             self._warm_up()
-            self._started = time.monotonic()
+            self._started_seconds = time.monotonic()
             for worker in workers:
                 worker.start()
             while any(worker.is_alive() for worker in workers):
@@ -270,7 +270,7 @@ class _Run:
             done_now,
             written["failed"],
             self._sink.joules,
-            time.monotonic() - self._started,
+            time.monotonic() - self._started_seconds,
         )
 
     def _watch(self, on_progress: Callable[[Progress], None]) -> None:
@@ -282,8 +282,8 @@ class _Run:
 
     def _wait_for_rows(self, on_progress: Callable[[Progress], None], at_most_seconds: float) -> None:
         """The reading that covers the last call comes a moment after it."""
-        deadline = time.monotonic() + at_most_seconds
-        while self._sink.waiting and time.monotonic() < deadline:
+        deadline_seconds = time.monotonic() + at_most_seconds
+        while self._sink.waiting and time.monotonic() < deadline_seconds:
             self._watch(on_progress)
         if self._sink.waiting:
             self._energy.force_flush()
@@ -374,9 +374,9 @@ class _Run:
 
     def _see_whether_gone(self, asker: Asker) -> None:
         """A server that does not come back would only make a row of failure of every call that is left."""
-        deadline = time.monotonic() + self._options.patience_seconds
+        deadline_seconds = time.monotonic() + self._options.patience_seconds
         while not asker.alive():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline_seconds:
                 self._gone = StudyError(
                     f"{asker.server.base_url}: the server is gone. All rows so far are kept. Start it and run the same "
                     "command again; with --retry-failed the failed calls are asked again, too."

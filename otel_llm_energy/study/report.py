@@ -455,7 +455,7 @@ def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Itera
     if not counters:
         return
     yield html.heading("Idle and loading")
-    reasons = sorted({reason for each in counters for reason in each.unattributed})
+    reasons = sorted({reason for each in counters for reason in each.unattributed_joules})
     yield html.table(
         ["counter", "idle, W", "s", "metered, J", "calls, J", *(f"{reason}, J" for reason in reasons)],
         [
@@ -463,18 +463,20 @@ def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Itera
                 f"{each.meter} {each.channel}" if each.meter != each.channel else each.channel,
                 _maybe(each.idle_watts),
                 number(each.seconds),
-                number(each.metered, 4),
-                number(each.attributed, 4),
-                *(number(each.unattributed.get(reason, 0.0), 4) for reason in reasons),
+                number(each.metered_joules, 4),
+                number(each.attributed_joules, 4),
+                *(number(each.unattributed_joules.get(reason, 0.0), 4) for reason in reasons),
             )
             for each in counters
         ],
     )
-    total, calls = sum(each.metered for each in counters), sum(each.attributed for each in counters)
-    if total > 0:
+    metered_joules = sum(each.metered_joules for each in counters)
+    attributed_joules = sum(each.attributed_joules for each in counters)
+    if metered_joules > 0:
         yield html.paragraph(
-            f"Of what the meters counted in that time {calls / total:.0%} went to calls, warm-up included, with "
-            "their part of the idle power. idle: drawn while no call was at work. other: above idle, by other programs."
+            f"Of what the meters counted in that time {attributed_joules / metered_joules:.0%} went to calls, "
+            "warm-up included, with their part of the idle power. idle: drawn while no call was at work. "
+            "other: above idle, by other programs."
         )
     loads = [(each.name, number(each.load_joules)) for each in ranked if each.load_joules]
     if loads:

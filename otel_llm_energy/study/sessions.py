@@ -24,23 +24,23 @@ class Session:
     """What the meters counted in one run, rewritten now and then so that it outlives a kill."""
 
     def __init__(self, folder: Path, energy: Instrumentation) -> None:
-        self._started_at = time.time()
-        self._path = folder / f"{self._started_at:.0f}-{os.getpid()}.json"
+        self._started_unix_s = time.time()
+        self._path = folder / f"{self._started_unix_s:.0f}-{os.getpid()}.json"
         self._energy = energy
-        self._written = time.monotonic()
+        self._written_seconds = time.monotonic()
         folder.mkdir(exist_ok=True)
 
     def write_now_and_then(self) -> None:
-        if time.monotonic() - self._written >= _REWRITTEN_SECONDS:
-            self._written = time.monotonic()
+        if time.monotonic() - self._written_seconds >= _REWRITTEN_SECONDS:
+            self._written_seconds = time.monotonic()
             self.write()
 
     def write(self, *, ended: bool = False) -> None:
-        now = time.time()
+        now_unix_s = time.time()
         status = self._energy.status()
         content = {
-            "started_at": self._started_at,
-            "seconds": now - self._started_at,
+            "started_at": self._started_unix_s,
+            "seconds": now_unix_s - self._started_unix_s,
             "ended": ended,
             "meters": [
                 {
@@ -64,9 +64,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """One counter over all runs of a study; joules.
+    """One counter over all runs of a study.
 
-    ``metered = attributed + sum(unattributed)``, but for calls that had no bill yet when a run was killed.
+    ``metered_joules = attributed_joules + sum(unattributed_joules)``, but for calls that had no bill yet when a run was
+    killed.
 
     Attributes:
         idle_watts: as last learned; ``None`` if never.
@@ -77,9 +78,9 @@ class Metered:
     channel: str
     idle_watts: float | None
     seconds: float
-    metered: float
-    attributed: float
-    unattributed: dict[str, float]
+    metered_joules: float
+    attributed_joules: float
+    unattributed_joules: dict[str, float]
 
 
 def metered(folders: Sequence[Path]) -> list[Metered]:
@@ -101,15 +102,15 @@ def metered(folders: Sequence[Path]) -> list[Metered]:
 
 
 def _added(before: Metered | None, each: dict[str, object], seconds: float) -> Metered:
-    unattributed = Counter[str]() if before is None else Counter(before.unattributed)
-    unattributed.update(each["unattributed_joules"])  # type: ignore[call-overload]
+    unattributed_joules = Counter[str]() if before is None else Counter(before.unattributed_joules)
+    unattributed_joules.update(each["unattributed_joules"])  # type: ignore[call-overload]
     idle_watts = each["idle_watts"]
     return Metered(
         str(each["meter"]),
         str(each["channel"]),
         float(idle_watts) if isinstance(idle_watts, (int, float)) else (before.idle_watts if before else None),
         seconds + (before.seconds if before else 0.0),
-        float(each["metered_joules"]) + (before.metered if before else 0.0),  # type: ignore[arg-type]
-        float(each["attributed_joules"]) + (before.attributed if before else 0.0),  # type: ignore[arg-type]
-        dict(unattributed),
+        float(each["metered_joules"]) + (before.metered_joules if before else 0.0),  # type: ignore[arg-type]
+        float(each["attributed_joules"]) + (before.attributed_joules if before else 0.0),  # type: ignore[arg-type]
+        dict(unattributed_joules),
     )

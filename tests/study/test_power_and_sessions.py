@@ -81,8 +81,8 @@ def test_counters_add_up_when_a_study_was_taken_up_again(tmp_path: Path) -> None
     _session(tmp_path, "1", 100.0, 20.0)
     _session(tmp_path, "2", 50.0, None)
     (found,) = metered([tmp_path])
-    assert (found.metered, found.attributed, found.seconds, found.idle_watts) == (150.0, 75.0, 20.0, 20.0)
-    assert found.unattributed == {"idle": 75.0}
+    assert (found.metered_joules, found.attributed_joules, found.seconds, found.idle_watts) == (150.0, 75.0, 20.0, 20.0)
+    assert found.unattributed_joules == {"idle": 75.0}
 
 
 def test_error_names_the_file_when_a_session_is_broken(tmp_path: Path) -> None:
