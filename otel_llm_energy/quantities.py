@@ -15,6 +15,7 @@ Component = Literal["cpu", "memory", "gpu", "host"]
 NJ_PER_UJ = 1_000
 NJ_PER_JOULE = 1_000_000_000
 NS_PER_SECOND = 1_000_000_000
+JOULES_PER_KWH = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy import conventions
 from otel_llm_energy.cli.metering import measured, missing
-from otel_llm_energy.quantities import NJ_PER_JOULE
+from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
 from otel_llm_energy.runtime import ChannelStatus, Status
 
 _ENERGY_PREFIX: Final = "llm.energy."
@@ -163,7 +163,7 @@ def _call_json(node: Node) -> dict[str, Any]:
         facts |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     facts |= {name: node.attributes.get(key) for name, key in _OTHER_FACTS.items()}
     start_ns, end_ns = node.span.start_time or 0, node.span.end_time or 0
-    facts["seconds"] = (end_ns - start_ns) / 1e9
+    facts["seconds"] = (end_ns - start_ns) / NS_PER_SECOND
     facts |= {one.key.removeprefix(_ENERGY_PREFIX): node.attributes.get(one.key) for one in conventions.ATTRIBUTES}
     return facts
 

@@ -15,6 +15,7 @@ from typing import Final
 import polars as pl
 
 from otel_llm_energy import conventions
+from otel_llm_energy.quantities import JOULES_PER_KWH, NS_PER_SECOND
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import TABLE
 from otel_llm_energy.study.features import prompt_features
@@ -23,8 +24,6 @@ from otel_llm_energy.study.prompts import sha256_of
 from otel_llm_energy.study.rows import schema
 from otel_llm_instrumentation import semconv
 
-_JOULES_PER_KWH: Final = 3_600_000.0
-_NS_PER_SECOND: Final = 1e9
 _TOTAL: Final = ("energy_consumption_llm_total", "energy_consumption_llm")  # the later name for the same
 _GPU: Final = "energy_consumption_llm_gpu"
 _CPU: Final = "energy_consumption_llm_cpu"
@@ -103,15 +102,15 @@ def _columns(table: pl.DataFrame, machine: str, file: str) -> dict[str, pl.Expr]
         "repeat": pl.lit(0),
         "turn": pl.lit(0),
         "started_at": _started(table),
-        "seconds": pl.coalesce("total_duration", "clock_duration") / _NS_PER_SECOND,
+        "seconds": pl.coalesce("total_duration", "clock_duration") / NS_PER_SECOND,
         conventions.JOULES: joules,
         conventions.QUALITY: pl.when(joules.is_null()).then(pl.lit("unavailable")).otherwise(pl.lit("measured")),
         conventions.METER: pl.lit("melodi"),
-        conventions.CPU_JOULES: pl.col(_CPU) * _JOULES_PER_KWH,
-        conventions.GPU_JOULES: pl.col(_GPU) * _JOULES_PER_KWH,
-        conventions.SERVER_LOAD_SECONDS: pl.col("load_duration") / _NS_PER_SECOND,
-        conventions.SERVER_PREFILL_SECONDS: pl.col("prompt_duration") / _NS_PER_SECOND,
-        conventions.SERVER_DECODE_SECONDS: pl.col("response_duration") / _NS_PER_SECOND,
+        conventions.CPU_JOULES: pl.col(_CPU) * JOULES_PER_KWH,
+        conventions.GPU_JOULES: pl.col(_GPU) * JOULES_PER_KWH,
+        conventions.SERVER_LOAD_SECONDS: pl.col("load_duration") / NS_PER_SECOND,
+        conventions.SERVER_PREFILL_SECONDS: pl.col("prompt_duration") / NS_PER_SECOND,
+        conventions.SERVER_DECODE_SECONDS: pl.col("response_duration") / NS_PER_SECOND,
         semconv.REQUEST_MODEL: pl.col("model_name"),
         semconv.USAGE_INPUT_TOKENS: pl.col("prompt_token_length"),
         semconv.USAGE_OUTPUT_TOKENS: pl.col("response_token_length"),
@@ -135,7 +134,7 @@ def _joules() -> pl.Expr:
     """The total; where a file has none, the sum of what it has."""
     parts = pl.sum_horizontal(_GPU, _CPU)
     known = pl.any_horizontal(pl.col(_GPU).is_not_null(), pl.col(_CPU).is_not_null())
-    return pl.coalesce(*_TOTAL, pl.when(known).then(parts)) * _JOULES_PER_KWH
+    return pl.coalesce(*_TOTAL, pl.when(known).then(parts)) * JOULES_PER_KWH
 
 
 def _started(table: pl.DataFrame) -> pl.Expr:

@@ -11,6 +11,8 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from otel_llm_energy import conventions
+from otel_llm_energy.quantities import JOULES_PER_KWH
 from otel_llm_energy.study import analysis, html
 from otel_llm_energy.study.analysis import Deployment, Group, Interval
 from otel_llm_energy.study.charts import COLOURS, Axis, Bar, Plot, bars, mark, number
@@ -19,7 +21,6 @@ from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.sessions import Metered, metered
 from otel_llm_energy.version import __version__
 
-_KWH_JOULES: Final = 3_600_000.0
 _DRAWN_DEPLOYMENTS: Final = 8
 _DRAWN_TYPES: Final = 24
 _DRAWN_POWER: Final = 4
@@ -90,7 +91,7 @@ def _overview(found: analysis.Overview) -> Iterator[str]:
             ("prompts", f"{found.prompts:,}"),
             ("output tokens", f"{found.output_tokens:,}"),
             ("energy, J", number(found.joules, 4)),
-            ("energy, kWh", number(found.joules / _KWH_JOULES, 4)),
+            ("energy, kWh", number(found.joules / JOULES_PER_KWH, 4)),
         ]
     )
 
@@ -336,7 +337,8 @@ def _phases(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterat
 def _power(folders: Sequence[Path], shown: Sequence[Deployment]) -> Iterator[str]:
     """The longest call of each deployment of which the power was kept."""
     kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
-    wanted = ["deployment", "prompt_id", "seconds", "llm.server.decode_seconds", "llm.server.prefill_seconds"]
+    phases = (conventions.SERVER_DECODE_SECONDS, conventions.SERVER_PREFILL_SECONDS)
+    wanted = ["deployment", "prompt_id", "seconds", *phases]
     calls = analysis.collected(
         kept.select(*wanted, "power_seconds", "power_watts")
         .sort("seconds", descending=True)
@@ -358,7 +360,7 @@ def _power_figure(row: dict[str, Any]) -> str:
         Axis.over("W, all counters", watts),
         "Power over time of a call",
     )
-    decode, prefill = row["llm.server.decode_seconds"], row["llm.server.prefill_seconds"]
+    decode, prefill = row[conventions.SERVER_DECODE_SECONDS], row[conventions.SERVER_PREFILL_SECONDS]
     until = row["seconds"]
     for length, series, name in ((decode, 1, "decode"), (prefill, 0, "prefill")):
         if length:

@@ -15,14 +15,13 @@ from opentelemetry.util.types import AttributeValue
 from otel_llm_energy import conventions
 from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope
-from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
+from otel_llm_energy.quantities import JOULES_PER_KWH, NJ_PER_JOULE, NS_PER_SECOND
 from otel_llm_energy.tracing.claims import Claim
 
 Value = str | bool | int | float
 _Key = TypeVar("_Key", bound=str)
 
 _NJ_PER_MJ: Final = 1_000_000
-_JOULES_PER_KWH: Final = 3_600_000
 _PHASE_KEYS: Final[Mapping[Phase, str]] = {
     "prefill": conventions.PREFILL_JOULES,
     "decode": conventions.DECODE_JOULES,
@@ -144,7 +143,7 @@ def _add_full(values: dict[str, Value], bill: Bill, joules: float, tokens: Token
         values[conventions.MEAN_WATTS] = rounded(joules * NS_PER_SECOND / bill.work_ns)
     values[conventions.QUEUE_SECONDS] = rounded(bill.queue_ns / NS_PER_SECOND)
     if style.grid_grams_per_kwh is not None:
-        values[conventions.CO2E_GRAMS] = rounded(joules / _JOULES_PER_KWH * style.grid_grams_per_kwh)
+        values[conventions.CO2E_GRAMS] = rounded(joules / JOULES_PER_KWH * style.grid_grams_per_kwh)
 
 
 def total_attributes(total: Total, style: Style) -> dict[str, Value]:
