@@ -143,13 +143,17 @@ def _arguments(options: ServerOptions) -> list[str]:
 
 
 def _parse(arguments: list[str] | None) -> ServerOptions:
-    parser = argparse.ArgumentParser(prog="otel_llm_energy.cli.model_server", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="otel_llm_energy.cli.model_server",
+        description=__doc__,
+        argument_default=argparse.SUPPRESS,  # the defaults are those of ServerOptions
+    )
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
-    parser.add_argument("--slots", type=int, default=1, help="requests worked on at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of decode")
+    parser.add_argument("--slots", type=int, help="requests worked on at a time")
+    parser.add_argument("--threads", type=int, help="threads of decode")
     parser.add_argument("--batch-threads", type=int, help="threads of prefill; as many as of decode if left out")
-    parser.add_argument("--context-tokens", type=int, default=2048, help="of each slot")
-    parser.add_argument("--port", type=int, default=0, help="0 for a free one")
+    parser.add_argument("--context-tokens", type=int, help="of each slot")
+    parser.add_argument("--port", type=int, help="0 for a free one")
     parser.add_argument("--embeddings", action="store_true", help="answer /v1/embeddings too")
     return ServerOptions(**vars(parser.parse_args(arguments)))
 

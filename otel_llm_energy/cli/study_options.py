@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from otel_llm_energy.study.plan import APIS, ORDERS
+
 Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
 
 
@@ -39,7 +41,7 @@ def _add_collect(commands: Commands[argparse.ArgumentParser]) -> None:
         "--base-url", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1, or Ollama"
     )
     parser.add_argument("--model", metavar="M", nargs="+", help="models of that server")
-    parser.add_argument("--api", choices=("auto", "openai", "ollama"), default="auto", help="what the server speaks")
+    parser.add_argument("--api", choices=APIS, default="auto", help="what the server speaks")
     parser.add_argument("--out", metavar="DIR", help="folder of the rows; study-PROMPTS if left out")
     parser.add_argument("--repeats", type=int, metavar="N", help="ask each prompt so often (1)")
     parser.add_argument("--max-tokens", type=int, nargs="+", metavar="N", help="limits of an answer's length (256)")
@@ -49,7 +51,7 @@ def _add_collect(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--concurrency", type=int, metavar="N", help="calls at a time (1)")
     parser.add_argument("--rest", type=float, dest="rest_seconds", metavar="S", help="pause after each call, s (0.5)")
     parser.add_argument("--timeout", type=float, dest="timeout_seconds", metavar="S", help="of a call, s (300)")
-    parser.add_argument("--order", choices=("random", "by-model"), help="by-model where loading a model takes long")
+    parser.add_argument("--order", choices=ORDERS, help="by-model where loading a model takes long")
     parser.add_argument("--no-stream", dest="stream", action="store_const", const=False, help="take answers as a whole")
     parser.add_argument(
         "--no-tokenize", dest="tokenize", action="store_const", const=False, help="do not ask the server's tokenizer"
