@@ -68,19 +68,17 @@ def number(value: float, digits: int = 3) -> str:
 class Plot:
     """A plot with two axes, to which shapes are added; `svg` is the whole."""
 
-    def __init__(self, x: Axis, y: Axis, title: str, height: int = HEIGHT, left: int = _LEFT) -> None:
+    def __init__(self, x: Axis, y: Axis, title: str) -> None:
         self.x, self.y = x, y
         self._title = title
-        self._height = height
-        self._left = left
         self._shapes: list[str] = []
 
     def at_x(self, value: float) -> float:
-        return self._left + (value - self.x.low) / (self.x.high - self.x.low) * (WIDTH - self._left - _RIGHT)
+        return _LEFT + (value - self.x.low) / (self.x.high - self.x.low) * (WIDTH - _LEFT - _RIGHT)
 
     def at_y(self, value: float) -> float:
-        span = self._height - _TOP - _BOTTOM
-        return self._height - _BOTTOM - (value - self.y.low) / (self.y.high - self.y.low) * span
+        span = HEIGHT - _TOP - _BOTTOM
+        return HEIGHT - _BOTTOM - (value - self.y.low) / (self.y.high - self.y.low) * span
 
     def mark(self, x: float, y: float, series: int, *, size: float = 3.0, opacity: float = 0.75, tip: str = "") -> None:
         """A mark in the colour and shape of a series."""
@@ -99,34 +97,34 @@ class Plot:
         where = " ".join(f"{self.at_x(x):.1f},{self.at_y(y):.1f}" for x, y in (*lower, *reversed(upper)))
         self._shapes.append(f'<polygon points="{where}" fill="{colour}" opacity="0.18"/>')
 
-    def text(self, x: float, y: float, words: str, *, anchor: str = "middle", dy: float = 0) -> None:
+    def text(self, x: float, y: float, words: str, *, dy: float = 0) -> None:
         """Words at a place."""
         self._shapes.append(
-            f'<text x="{self.at_x(x):.1f}" y="{self.at_y(y) + dy:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+            f'<text x="{self.at_x(x):.1f}" y="{self.at_y(y) + dy:.1f}" text-anchor="middle">{escape(words)}</text>'
         )
 
     def svg(self) -> str:
         """The whole chart."""
-        return svg(self._title, self._height, [*self._grid(), *self._shapes, *self._labels()])
+        return svg(self._title, HEIGHT, [*self._grid(), *self._shapes, *self._labels()])
 
     def _grid(self) -> list[str]:
-        right, bottom = WIDTH - _RIGHT, self._height - _BOTTOM
+        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
         shapes = []
         for value, words in self.y.ticks():
             y = self.at_y(value)
-            shapes.append(f'<line x1="{self._left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" class="grid"/>')
-            shapes.append(f'<text x="{self._left - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
+            shapes.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" class="grid"/>')
+            shapes.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
         for value, words in self.x.ticks():
             x = self.at_x(value)
             shapes.append(f'<line x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{bottom + 4}" class="axis"/>')
             shapes.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{words}</text>')
-        shapes.append(f'<line x1="{self._left}" y1="{bottom}" x2="{right}" y2="{bottom}" class="axis"/>')
+        shapes.append(f'<line x1="{_LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}" class="axis"/>')
         return shapes
 
     def _labels(self) -> list[str]:
-        middle = (self._left + WIDTH - _RIGHT) / 2
-        half = (_TOP + self._height - _BOTTOM) / 2
-        bottom = self._height - 6
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        half = (_TOP + HEIGHT - _BOTTOM) / 2
+        bottom = HEIGHT - 6
         return [
             f'<text x="{middle:.1f}" y="{bottom}" text-anchor="middle" class="label">{escape(self.x.label)}</text>',
             f'<text transform="translate(13 {half:.1f}) rotate(-90)" text-anchor="middle" class="label">'

@@ -163,8 +163,8 @@ def _cell(interval: Interval | None) -> str | tuple[str, str]:
     return number(interval.value), f"{number(interval.low)}..{number(interval.high)}"
 
 
-def _maybe(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else number(value, digits)
+def _maybe(value: float | None) -> str:
+    return "-" if value is None else number(value)
 
 
 def _score_words(each: Deployment) -> str:
