@@ -176,23 +176,18 @@ def _score_words(each: Deployment) -> str:
 
 def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterator[str]:
     yield html.heading("Models and deployments")
+    yield _energy_bars(shown)
+    yield _deployment_table(ranked)
+
+
+def _energy_bars(shown: Sequence[Deployment]) -> str:
     per_token = [
-        Bar(
-            each.name,
-            [each.per_token.value],
-            each.per_token.low,
-            each.per_token.high,
-            number(each.per_token.value),
-            index,
-        )
+        _interval_bar(each.name, each.per_token, index)
         for index, each in enumerate(shown)
         if each.per_token is not None
     ]
-    per_call = [
-        Bar(each.name, [each.per_call.value], each.per_call.low, each.per_call.high, number(each.per_call.value), index)
-        for index, each in enumerate(shown)
-    ]
-    yield html.figures(
+    per_call = [_interval_bar(each.name, each.per_call, index) for index, each in enumerate(shown)]
+    return html.figures(
         html.figure(
             bars("Joules per output token", "J per output token", per_token), "Sum of joules over sum of tokens."
         ),
@@ -201,6 +196,13 @@ def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> I
             "Mean of the calls: with short answers tell calls, not tokens.",
         ),
     )
+
+
+def _interval_bar(name: str, joules: Interval, series: int) -> Bar:
+    return Bar(name, [joules.value], joules.low, joules.high, number(joules.value), series)
+
+
+def _deployment_table(ranked: Sequence[Deployment]) -> str:
     headers = [
         "deployment",
         "calls",
@@ -213,7 +215,7 @@ def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> I
         "tokens/call",
         "score",
     ]
-    yield html.table(
+    return html.table(
         headers,
         [
             (
@@ -389,13 +391,8 @@ def _types(groups: Sequence[Group], shown: Sequence[Deployment]) -> Iterator[str
     several = len({group.deployment for group in groups}) > 1
     known = [group for group in groups if group.deployment in order][:_DRAWN_TYPES]
     rows = [
-        Bar(
-            f"{group.name}, {group.deployment}" if several else group.name,
-            [group.per_call.value],
-            group.per_call.low,
-            group.per_call.high,
-            number(group.per_call.value),
-            order[group.deployment],
+        _interval_bar(
+            f"{group.name}, {group.deployment}" if several else group.name, group.per_call, order[group.deployment]
         )
         for group in known
     ]
