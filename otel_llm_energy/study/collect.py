@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
@@ -19,20 +19,19 @@ from otel_llm_energy.runtime import LAST_READING_SECONDS
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
+from otel_llm_energy.study.call_columns import CallColumns, error_words
 from otel_llm_energy.study.dataset import SESSIONS, compact, scan
-from otel_llm_energy.study.features import prompt_features
 from otel_llm_energy.study.journal import Journal
-from otel_llm_energy.study.manifest import check_same_study, client_facts, write_manifest
+from otel_llm_energy.study.manifest import check_same_study, write_manifest
 from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, calls_of, jobs
 from otel_llm_energy.study.power import PowerLog, recorded_meters
-from otel_llm_energy.study.prompts import Prompt, read_prompts, sha256_of
-from otel_llm_energy.study.scores import Score, scorer
+from otel_llm_energy.study.prompts import read_prompts
+from otel_llm_energy.study.scores import scorer
 from otel_llm_energy.study.sessions import Session
 from otel_llm_energy.study.sink import RowSink
 
 _LOOK_SECONDS: Final = 0.2
 _INTERRUPTED_SECONDS: Final = 2.0
-_ERROR_CHARACTERS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +119,10 @@ def collect(
             return Progress(work.planned, work.done, 0, 0, 0.0, 0.0)
         askers = {server.name: make_asker(_listening(server, options), plan) for server in plan.servers}
         write_manifest(folder, plan, prompts, askers, content=options.content)
-        log = PowerLog()
-        with _measuring(plan, options, log) as (tracer, energy, sink_to):
-            sink = RowSink(journal, log, content=options.content)
-            sink_to(sink)
-            before_calls(energy)
-            run = _Run(plan, options, work, askers, score, tracer, energy, sink, folder)
+        with _measuring(plan, options, journal) as pipeline:
+            before_calls(pipeline.energy)
+            columns = CallColumns(plan, askers, score, content=options.content)
+            run = _Run(plan, options, work, askers, columns, pipeline, folder)
             progress = run.until_done(on_progress)
         compact(folder, journal)
     return progress
@@ -171,12 +168,21 @@ def _earlier_rows(folder: Path) -> dict[str, _Earlier]:
 # Measuring
 
 
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """The measured way of a call: its root span comes from the tracer, its row goes to the sink."""
+
+    tracer: Tracer
+    energy: Instrumentation
+    sink: RowSink
+
+
 @contextmanager
-def _measuring(
-    plan: Plan, options: Options, log: PowerLog
-) -> Iterator[tuple[Tracer, Instrumentation, Callable[[SpanProcessor], None]]]:
+def _measuring(plan: Plan, options: Options, journal: Journal) -> Iterator[_Pipeline]:
     """The one line, with a tracer provider of the study's own, and its end."""
     provider = TracerProvider(sampler=ALWAYS_ON)
+    log = PowerLog()
+    sink = RowSink(journal, log, content=options.content)
     remote = {server.address: server.meter for server in plan.servers if server.meter}
     given = {"detail": "full", **({"servers": remote} if remote else {}), **options.energy}
     try:
@@ -187,7 +193,8 @@ def _measuring(
     try:
         if not energy.active:
             raise StudyError("OTEL_SDK_DISABLED=true switches measuring off. Unset it.")
-        yield provider.get_tracer("otel-llm-energy study"), energy, provider.add_span_processor
+        provider.add_span_processor(sink)
+        yield _Pipeline(provider.get_tracer("otel-llm-energy study"), energy, sink)
     finally:
         energy.uninstrument()
         provider.shutdown()
@@ -205,25 +212,19 @@ class _Run:
         options: Options,
         work: _Work,
         askers: Mapping[str, Asker],
-        score: Score,
-        tracer: Tracer,
-        energy: Instrumentation,
-        sink: RowSink,
+        columns: CallColumns,
+        pipeline: _Pipeline,
         folder: Path,
     ) -> None:
         self._plan = plan
         self._options = options
         self._work = work
         self._askers = askers
-        self._score = score
-        self._tracer = tracer
-        self._energy = energy
-        self._sink = sink
-        self._session = Session(folder / SESSIONS, energy)
-        self._common = client_facts()
-        self._server_facts = {
-            (server.name, model): askers[server.name].facts(model) for server in plan.servers for model in server.models
-        }
+        self._columns = columns
+        self._tracer = pipeline.tracer
+        self._energy = pipeline.energy
+        self._sink = pipeline.sink
+        self._session = Session(folder / SESSIONS, pipeline.energy)
         self._queue = iter(work.jobs)
         self._queue_lock = threading.Lock()
         self._stop = threading.Event()
@@ -299,7 +300,7 @@ class _Run:
                     try:
                         self._askers[server.name].ask(request, [])
                     except Exception as error:
-                        raise StudyError(f"{server.base_url}: {model} does not answer: {_words(error)}") from error
+                        raise StudyError(f"{server.base_url}: {model} does not answer: {error_words(error)}") from error
 
     def _work_off(self) -> None:
         try:
@@ -333,22 +334,21 @@ class _Run:
     def _ask(self, call: PlannedCall, messages: Sequence[Message]) -> str:
         """Make a call and see to its row; the answer."""
         asker = self._askers[call.server.name]
-        row = self._planned_columns(call, asker)
+        row = self._columns.planned(call, self._work.attempt(call))
         if not call.prompt.text.strip():
             self._sink.write({**row, "error_type": "empty_prompt", "error": "The prompt is empty; it was not asked."})
             return ""
         answer: list[str] = []
+        failure: Exception | None = None
         with self._tracer.start_as_current_span("study call") as root:
             self._sink.expect(root.get_span_context().trace_id, row)
             try:
                 asker.ask(self._request(call.model, messages, call.max_tokens), answer)
             except Exception as error:  # noqa: BLE001 - every failure is a row
-                row["error_type"] = type(error).__qualname__
-                if self._options.content:  # a server may quote the prompt
-                    row["error"] = _words(error)
+                failure = error
             text = "".join(answer)
-            row |= self._answer_columns(call.prompt, text, failed=row["error_type"] is not None)
-        if row["error_type"] is not None:
+            row |= self._columns.answered(call.prompt, text, failure)
+        if failure is not None:
             self._see_whether_gone(asker)
         self._rest()
         return text
@@ -360,7 +360,7 @@ class _Run:
             self._askers[call.server.name].ask(self._request(call.model, messages, call.max_tokens), answer)
         except Exception as error:
             raise StudyError(
-                f"{call.server.base_url}: an earlier turn is not answered again: {_words(error)}"
+                f"{call.server.base_url}: an earlier turn is not answered again: {error_words(error)}"
             ) from error
         self._rest()
         return "".join(answer)
@@ -385,53 +385,6 @@ class _Run:
                 return
             if self._stop.wait(1.0):
                 return
-
-    def _planned_columns(self, call: PlannedCall, asker: Asker) -> dict[str, Any]:
-        prompt = call.prompt
-        row: dict[str, Any] = {
-            "call_id": call.id,
-            "attempt": self._work.attempt(call),
-            "source": "study",
-            "position": call.position,
-            "deployment": call.deployment,
-            "server": call.server.name,
-            "machine": call.server.machine or self._common["client_cpu"],
-            "model": call.model,
-            "prompt_id": prompt.id,
-            "prompt_sha256": prompt.sha256,
-            "type": prompt.type,
-            "conversation": prompt.conversation,
-            "turn": prompt.turn,
-            "repeat": call.repeat,
-            "error_type": None,
-            "max_tokens": call.max_tokens,
-            "temperature": self._plan.temperature,
-            "seed": self._plan.seed,
-            "planned_concurrency": self._plan.concurrency,
-            **prompt_features(prompt.text),
-            **self._common,
-            **self._server_facts[call.server.name, call.model],
-        }
-        if self._options.content:
-            row["prompt"] = prompt.text
-        if self._plan.tokenize:
-            row["prompt_tokens"] = asker.count_tokens(call.model, prompt.text)
-        return row
-
-    def _answer_columns(self, prompt: Prompt, answer: str, *, failed: bool) -> dict[str, Any]:
-        row: dict[str, Any] = {"response_sha256": sha256_of(answer), "response_characters": len(answer)}
-        if self._options.content:
-            row["response"] = answer
-        if not failed:
-            try:
-                row["score"] = self._score(prompt, answer)
-            except Exception as error:  # noqa: BLE001 - the user's function; the call's energy is known all the same
-                row["score_error"] = _words(error) if self._options.content else type(error).__qualname__
-        return row
-
-
-def _words(error: BaseException) -> str:
-    return str(error)[:_ERROR_CHARACTERS] or type(error).__qualname__
 
 
 @contextmanager
