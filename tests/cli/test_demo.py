@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.cli.model import MODEL_NAME
 from otel_llm_energy.cli.questions import CALLS
 from otel_llm_energy.cli.screen import significant
-from tests.support.children import free_port
+from tests.support.children import environment_without_settings, free_port
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
 
 if TYPE_CHECKING:
@@ -29,18 +28,10 @@ _DEMO_SECONDS = 90
 _ROUNDING = 1e-5  # attributes are rounded to six digits
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    """The process's own, without settings that would change what the demo does."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))}
-    caches = ("OTEL_LLM_ENERGY_CACHE", "OTEL_LLM_ENERGY_IDLE_CACHE", "OTEL_LLM_ENERGY_BOARD")
-    kept = {key: value for key, value in os.environ.items() if key in caches}
-    return {**own, **kept, **variables}
-
-
 def _run_demo(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*_DEMO, *arguments],
-        env=env or _environment(),
+        env=env or environment_without_settings(),
         capture_output=True,
         text=True,
         timeout=_DEMO_SECONDS,
@@ -51,7 +42,7 @@ def _run_demo(*arguments: str, env: Mapping[str, str] | None = None) -> subproce
 @pytest.fixture(scope="module")
 def without_meter() -> dict[str, str]:
     """An environment in which no power meter can be found, whatever this machine has."""
-    return _environment(
+    return environment_without_settings(
         OTEL_LLM_ENERGY_POWERCAP_ROOT="/nonexistent",
         OTEL_LLM_ENERGY_SCAPHANDRE_URL=f"http://127.0.0.1:{free_port()}/metrics",
     )

@@ -14,7 +14,7 @@ import pytest
 from otel_llm_energy.idle_memory import IdleMemory, machine_facts
 from otel_llm_energy.meters import OpenMeter, RaplMeter
 from otel_llm_energy.quantities import Channel, IdlePower
-from tests.support.children import free_port
+from tests.support.children import environment_without_settings, free_port
 from tests.support.powercap import PowercapTree
 
 if TYPE_CHECKING:
@@ -54,11 +54,10 @@ if __name__ == "__main__":
 
 
 def _command(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))}
     return subprocess.run(
         [*_COMMAND, *arguments],
         cwd=folder,
-        env={**own, "OTEL_LLM_ENERGY_IDLE_CACHE": "off", "OTEL_LLM_ENERGY_BOARD": "off", **variables},
+        env=environment_without_settings(**variables),
         capture_output=True,
         text=True,
         timeout=_SECONDS,

@@ -13,6 +13,15 @@ from pathlib import Path
 import requests
 
 _STOP_SECONDS = 5
+_PLACES = ("OTEL_LLM_ENERGY_CACHE", "OTEL_LLM_ENERGY_IDLE_CACHE", "OTEL_LLM_ENERGY_BOARD")
+
+
+def environment_without_settings(**variables: str) -> dict[str, str]:
+    """This process's own, without settings that change what a command does; what is kept stays where it is."""
+    kept = {
+        key: value for key, value in os.environ.items() if key in _PLACES or not key.startswith(("OTEL_", "OPENAI_"))
+    }
+    return kept | variables
 
 
 def free_port() -> int:
