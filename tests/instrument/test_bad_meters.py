@@ -56,9 +56,15 @@ BAD: dict[str, Answer] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def threads_before() -> set[threading.Thread]:
-    """The threads that were there before this file's first test: other tests' processors may still have theirs."""
-    return set(threading.enumerate())
+def _no_thread_of_ours_remains() -> Iterator[None]:
+    """Threads of ours are gone after these tests, also those that hung in a socket. Earlier tests' may be there yet."""
+    threads_before = set(threading.enumerate())
+    yield
+
+    def ours() -> list[threading.Thread]:
+        return [t for t in set(threading.enumerate()) - threads_before if t.name.startswith("otel-llm-energy")]
+
+    until(lambda: not ours(), 10)
 
 
 @contextmanager
@@ -172,12 +178,3 @@ def assert_quiet(caplog: pytest.LogCaptureFixture) -> None:
     ours = [record for record in caplog.records if record.name.startswith(("otel_llm", "opentelemetry"))]
     said = Counter((record.name, record.msg) for record in ours)
     assert all(times == 1 for times in said.values()), said
-
-
-def test_nothing_of_ours_remains_after_each_of_these(threads_before: set[threading.Thread]) -> None:
-    """Threads of ours are gone, also those that hung in a socket."""
-
-    def ours() -> list[threading.Thread]:
-        return [t for t in set(threading.enumerate()) - threads_before if t.name.startswith("otel-llm-energy")]
-
-    until(lambda: not ours(), 10)
