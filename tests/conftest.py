@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from otel_llm_energy.cli.model import ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
@@ -28,6 +29,10 @@ from tests.support.fake_nvml import VARIABLE, FakeDriver, built, loaded
 from tests.support.feeder import feeding
 from tests.support.powercap import PowercapTree
 from tools.backends import BackendError, obtain
+
+# No test asserts how long something takes: others run beside it.
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -72,7 +72,7 @@ def run(gpu: GpuMachine, *, sharing: str = "time") -> tuple[Ledger, dict[str, En
     return ledger, entries
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(gpu_machines())
 def test_bills_agree_with_the_reference_when_servers_come_to_a_gpu_and_leave_it(gpu: GpuMachine) -> None:
     """Idle energy, too, goes to those alone who hold a context."""
@@ -90,7 +90,7 @@ def test_bills_agree_with_the_reference_when_servers_come_to_a_gpu_and_leave_it(
     assert_conserved(ledger)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(gpu_machines(), st.sampled_from(["time", "activity", "none"]))
 def test_every_joule_of_a_gpu_is_accounted_for_however_idle_is_shared(gpu: GpuMachine, sharing: str) -> None:
     """To the last nanojoule, and bounds hold the share."""

@@ -48,7 +48,7 @@ def assert_conserved(ledger: Ledger) -> None:
         assert all(part >= 0 for part in parts), parts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(machines(), sharings)
 def test_bills_agree_with_the_reference_when_windows_are_known(machine: Machine, sharing: BatchSharing) -> None:
     """Each call gets what exact fractions give it, but for integers' rounding: of energy to nJ, of busy time to ns."""
@@ -70,7 +70,7 @@ def test_bills_agree_with_the_reference_when_windows_are_known(machine: Machine,
     assert_conserved(ledger)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(machines(), st.frozensets(st.integers(0, 60)), st.booleans(), sharings)
 def test_bills_do_not_depend_on_when_the_ledger_settles(
     machine: Machine, settle_at: frozenset[int], reported: bool, sharing: BatchSharing
@@ -83,7 +83,7 @@ def test_bills_do_not_depend_on_when_the_ledger_settles(
     assert_conserved(often)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(machines(), st.randoms(use_true_random=False), sharings)
 def test_bills_do_not_depend_on_the_order_of_equal_events(
     machine: Machine, random: object, sharing: BatchSharing
@@ -96,7 +96,7 @@ def test_bills_do_not_depend_on_the_order_of_equal_events(
     assert {name: entry.bill for name, entry in first.items()} == {name: e.bill for name, e in second.items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(machines(), st.data())
 def test_every_joule_is_accounted_for_when_calls_are_late_forced_or_never_end(
     machine: Machine, data: st.DataObject
@@ -132,7 +132,7 @@ def test_every_joule_is_accounted_for_when_calls_are_late_forced_or_never_end(
     assert all(balance.pending_nj == 0 for balance in ledger.balance().values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(machines(), st.integers(0, 250_000_000))
 def test_bills_are_the_same_when_the_counter_wraps(machine: Machine, before_wrap_uj: int) -> None:
     """A counter that goes back to zero at a known range gives the same bills as one that never does."""
@@ -145,7 +145,7 @@ def test_bills_are_the_same_when_the_counter_wraps(machine: Machine, before_wrap
     assert_conserved(wrapping)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(machines(), sharings)
 def test_bounds_hold_the_share_when_it_is_known(machine: Machine, sharing: BatchSharing) -> None:
     """lower <= energy <= upper, and the components add up to the energy."""

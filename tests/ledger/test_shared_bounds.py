@@ -96,7 +96,7 @@ def bills_of(trace: Trace, sharing: BatchSharing) -> list[Bill]:
     return [entry.bill for entry in entries if entry.bill is not None]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traces(), st.sampled_from(BATCH_SHARINGS))
 def test_truth_lies_within_the_bounds_when_calls_overlap(trace: Trace, sharing: BatchSharing) -> None:
     """However few readings there are, and however the power went between them."""

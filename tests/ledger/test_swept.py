@@ -13,7 +13,7 @@ from tests.ledger.test_ledger_properties import run
 sharings = st.sampled_from(IDLE_SHARINGS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(machines(), sharings, st.floats(0, 1))
 def test_a_bucket_says_what_the_clocks_say(machine: Machine, idle: IdleSharing, where: float) -> None:
     """At its edges and inside, whether or not the same calls were at work throughout."""

@@ -39,7 +39,7 @@ def _ids(folder: Path) -> list[str]:
     return scan([folder]).select("call_id").collect()["call_id"].to_list()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(0, 5), lost_bytes=st.integers(0, 400))
 def test_whole_rows_stay_when_the_file_ends_anywhere(
     tmp_path_factory: pytest.TempPathFactory, rows: int, lost_bytes: int

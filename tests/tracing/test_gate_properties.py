@@ -104,7 +104,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(STEPS)
 def test_all_leave_once_in_order_with_true_totals_when_spans_and_bills_come_in_any_order(
     steps: list[tuple[str, int, int | None]],
