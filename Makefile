@@ -14,7 +14,7 @@ help:
 	@echo "make test      all tests that need no compiled back end"
 	@echo "make compiled  a wheel with the ledger as machine code, and its tests, in build/compiled; benchmarks run there, too"
 	@echo "make versions  the tests of the client wrappers on the oldest and newest libraries and Pythons"
-	@echo "make e2e       the tests against Ollama, Collector, Jaeger and Tempo, which are built once into the cache"
+	@echo "make e2e       the tests against Ollama, Collector, Jaeger, Tempo and Prometheus, got once into the cache"
 	@echo "make peers     the tests beside other people's instrumentations, in environments of their own"
 	@echo "make docs      the documentation as a site, in build/site"
 	@echo "make lint      ruff, mypy, import-linter; make format puts right what ruff can"

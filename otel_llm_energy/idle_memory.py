@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from otel_llm_energy.machine import PROC, cpu_model
+from otel_llm_energy.machine import cpu_model
 from otel_llm_energy.meters.discovery import OpenMeter
 from otel_llm_energy.quantities import Channel, IdlePower
 
@@ -159,19 +159,19 @@ def default_path(facts: Mapping[str, str]) -> Path | None:
     return folder / f"{hashlib.sha256(which.encode()).hexdigest()[:16]}.json"
 
 
-def machine_facts(*, proc: Path = PROC, etc: Path = Path("/etc"), sysfs: Path = Path("/sys")) -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """What a figure of idle power depends on and what is cheap to know; an empty text where it is not.
 
     The machine's id is not to be told to others (machine-id(5)), so only a hash of it is kept.
     """
-    machine_id = _line(etc / "machine-id")
+    machine_id = _line(Path("/etc/machine-id"))
     hashed = hashlib.sha256(b"otel-llm-energy " + machine_id.encode()).hexdigest()[:16] if machine_id else ""
     return {
         "machine": hashed,
-        "board": _line(sysfs / "class" / "dmi" / "id" / "product_name"),
-        "cpu": f"{os.cpu_count()} x {cpu_model(proc)}",
+        "board": _line(Path("/sys/class/dmi/id/product_name")),
+        "cpu": f"{os.cpu_count()} x {cpu_model()}",
         "kernel": platform.release(),
-        "governor": _line(sysfs / "devices" / "system" / "cpu" / "cpu0" / "cpufreq" / "scaling_governor"),
+        "governor": _line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
     }
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -27,9 +27,8 @@ from otel_llm_energy.tracing.measurement import measurement_in
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.langchain import LangChainInstrumentor
+from otel_llm_instrumentation.semconv import CONVERSATION_ID
 from otel_llm_instrumentation.standing import sight
-
-_CONVERSATION: Final = "gen_ai.conversation.id"
 
 _logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class Instrumentation:
         """Calls are measured; not so after `uninstrument`, or with ``OTEL_SDK_DISABLED``."""
         return self._runtime is not None
 
-    def keeps(self, options: Settings, given: Iterable[str]) -> None:
-        """It was asked for again with these options: say which of those that are given are not heeded."""
+    def _warn_of_unheeded(self, options: Settings, given: Iterable[str]) -> None:
+        """It was asked for again with these options, and goes on as it is."""
         ignored = [name for name in given if getattr(options, name) != getattr(self._options, name)]
         if ignored:
             _logger.warning(
@@ -154,7 +153,9 @@ def instrument(
         # A repeat takes no new options; wrong ones are an error all the same, and variables have warned already.
         chosen = settings({} if _registry else None, **given, **options)
         if _registry:
-            _registry[0].keeps(chosen, [name for name, value in {**given, **options}.items() if value is not None])
+            _registry[0]._warn_of_unheeded(
+                chosen, [name for name, value in {**given, **options}.items() if value is not None]
+            )
             return _registry[0]
         disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
         runtime = None if disabled else Runtime(chosen, tracer_provider, meter_provider)
@@ -205,7 +206,7 @@ class CallMeter:
         self._facts = CallFacts()  # of the last call; most are of calls like the one before
 
     def call_started(self, call: CallView) -> None:
-        self._runtime.call_started()
+        self._runtime.hook_exit()
         span_context = call.span.get_span_context()
         stands_aside = not (call.owns_span or call.in_process)
         claim = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
@@ -270,8 +271,8 @@ class CallMeter:
             return
         LangChainInstrumentor().give_way_to(span.instrumentation_scope.name if span.instrumentation_scope else "")
         conversation = conversation_in(parent_context)
-        if conversation is not None and _CONVERSATION not in (span.attributes or {}):
-            span.set_attribute(_CONVERSATION, conversation)
+        if conversation is not None and CONVERSATION_ID not in (span.attributes or {}):
+            span.set_attribute(CONVERSATION_ID, conversation)
         self._runtime.unobserved.started(gate, span, parent_context)
 
     def ended(self, span: ReadableSpan) -> None:

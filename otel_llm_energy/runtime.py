@@ -10,8 +10,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -33,7 +33,7 @@ from otel_llm_energy.servers.announced import announced
 from otel_llm_energy.servers.figures import FigureActivity
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
-from otel_llm_energy.settings import Settings
+from otel_llm_energy.settings import OPTIONS, Settings
 from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
@@ -44,9 +44,9 @@ from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate, Health, SpanWatch
+from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.late import LateTracerProvider
-from otel_llm_energy.tracing.measuring import measure_idle
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
@@ -60,8 +60,6 @@ _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
 _MAX_HOLD_SECONDS = 30.0
 _LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
-# Options in which processes that share their metering may differ.
-_EACH_ITS_OWN = frozenset({"clients", "detail", "grid_intensity", "idle_cache", "board"})
 
 _logger = logging.getLogger(__name__)
 
@@ -251,14 +249,14 @@ class Runtime:
 
     def open_here(self, claim: Claim) -> None:
         """Work of this process begins."""
-        self.call_started()
+        self.hook_exit()
         self.desk.open_here(claim)
 
     def close_here(self, claim: Claim) -> None:
         """It has ended."""
         self.desk.close(claim)
 
-    def call_started(self) -> None:
+    def hook_exit(self) -> None:
         """At the first call, see that no call's energy is lost at the interpreter's exit.
 
         Registered so late, it runs before the meter provider's own hook, which exports for the last time.
@@ -517,13 +515,9 @@ def _idle_memory(options: Settings) -> IdleMemory:
 def _rules(options: Settings, board: str) -> Rules:
     """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
     folder = default_folder() if options.board == "auto" else Path(options.board)
-    decisive = {name: repr(value) for name, value in _values(options) if name not in _EACH_ITS_OWN}
+    decisive = {option.name: repr(getattr(options, option.name)) for option in OPTIONS if option.common}
     settings = _hashed(json.dumps([decisive, _network_namespace()]))
     return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
-
-
-def _values(options: Settings) -> Iterator[tuple[str, object]]:
-    return ((field.name, getattr(options, field.name)) for field in fields(options))
 
 
 def _hashed(text: str) -> str:
@@ -611,8 +605,8 @@ def _elsewhere(processes: Mapping[Address, str | None], host: str, port: int) ->
 
 
 def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:
-    if station.elsewhere is not None:
-        return [_channel_elsewhere(each) for each in station.elsewhere.channels]
+    if station.holder_state is not None:
+        return [_channel_of_holder(each) for each in station.holder_state.channels]
     baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
     statuses = []
@@ -631,7 +625,7 @@ def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatu
     return statuses
 
 
-def _channel_elsewhere(each: Mapping[str, Any]) -> ChannelStatus:
+def _channel_of_holder(each: Mapping[str, Any]) -> ChannelStatus:
     """As the process says that reads it; where its energy goes is known there alone."""
     return ChannelStatus(
         channel_from_json(each["channel"]),

@@ -17,6 +17,7 @@ from otel_llm_energy.meters.base import Meter
 from otel_llm_energy.meters.discovery import NAMES as METER_NAMES
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.servers.figures import Selector
+from otel_llm_energy.tracing.directory import Address
 
 METER_URLS: Final = (
     "http://... of a Scaphandre exporter, prometheus+http://... of a Prometheus that scrapes one, file:///... that "
@@ -66,6 +67,7 @@ class Option(Generic[_T]):
         meaning: what it does, with its unit.
         check: a value given as keyword -> the value to use; raises `ValueError`.
         read: the same for the text of a variable.
+        common: processes that share their metering must have the same value.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Option(Generic[_T]):
     meaning: str
     check: Callable[[Any], _T]
     read: Callable[[str], _T]
+    common: bool = True
 
     @property
     def variable(self) -> str:
@@ -82,22 +85,16 @@ class Option(Generic[_T]):
 
 def _meters(value: Any) -> Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-    if not given or not all(_names_meter(one) if isinstance(one, str) else _is_meter(one) for one in given):
+    if not given or not all(_names_meter(one) if isinstance(one, str) else isinstance(one, Meter) for one in given):
         raise ValueError(value)
     return given
 
 
 def _names_meter(text: str) -> bool:
-    return text in (*METER_NAMES, "auto") or ("://" in text and _is_meter(meter_at(text)))
-
-
-def _is_meter(value: object) -> bool:
-    return all(hasattr(value, name) for name in ("name", "pace", "open", "read", "close"))
+    return text in (*METER_NAMES, "auto") or ("://" in text and isinstance(meter_at(text), Meter))
 
 
 def _servers(value: Any) -> Mapping[str, str | Meter]:
-    from otel_llm_energy.tracing.directory import Address
-
     servers = dict(value)
     for address, meter in servers.items():
         Address.parse(address)
@@ -108,7 +105,7 @@ def _servers(value: Any) -> Mapping[str, str | Meter]:
 
 def _meters_server(value: object) -> bool:
     process = getattr(value, "process", None)
-    return _is_meter(value) and (process is None or bool(Selector.parse(process)))
+    return isinstance(value, Meter) and (process is None or bool(Selector.parse(process)))
 
 
 def _names_server(text: str) -> bool:
@@ -215,8 +212,17 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "Which client libraries are instrumented.",
         _clients,
         lambda text: _clients("auto" if text.strip() == "auto" else _list(text)),
+        common=False,
     ),
-    Option("detail", "standard", ", ".join(TIERS), "How many attributes a span gets.", _one_of(TIERS), _one_of(TIERS)),
+    Option(
+        "detail",
+        "standard",
+        ", ".join(TIERS),
+        "How many attributes a span gets.",
+        _one_of(TIERS),
+        _one_of(TIERS),
+        common=False,
+    ),
     Option(
         "idle",
         "time",
@@ -256,6 +262,7 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "Where learned idle power is kept, so that the next run has it from its first call.",
         _path_or_word,
         _path_or_word,
+        common=False,
     ),
     Option(
         "board",
@@ -264,6 +271,7 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "Where processes of this host share one metering; off: this is the only process that calls the servers.",
         _path_or_word,
         _path_or_word,
+        common=False,
     ),
     Option(
         "scaphandre_url",
@@ -288,6 +296,7 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "If given, spans of detail full carry llm.energy.co2e_grams.",
         _grams,
         _grams,
+        common=False,
     ),
 )
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import selectors
 import socket
-import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -18,7 +17,7 @@ from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, 
 _MOST_MEMBERS = 1024
 
 
-class Host(Protocol):
+class Holder(Protocol):
     """Who holds the board, told of its members by the thread that serves them."""
 
     def examine(self, hello: Hello) -> str | None:
@@ -49,14 +48,14 @@ class Hub:
     Args:
         folder: of the board.
         name: of the turn.
-        host: see there.
+        holder: who holds the board.
 
     Raises:
         BoardError: there can be no socket in the folder.
     """
 
-    def __init__(self, folder: Folder, name: str, host: Host) -> None:
-        self._host = host
+    def __init__(self, folder: Folder, name: str, holder: Holder) -> None:
+        self._holder = holder
         self._listener = _listening(folder, f"{name}.sock")
         self._waker = Waker()
         self._selector = selectors.DefaultSelector()
@@ -66,14 +65,13 @@ class Hub:
         self._members: dict[str, _Connection] = {}
         self._posts: deque[tuple[str, bytes]] = deque()
         self._going = True
-        self._lock = threading.Lock()
 
     def serve(self) -> None:
         """Serve the members until `stop`."""
         while self._going:
-            ready = self._selector.select(self._host.patience_seconds())
+            ready = self._selector.select(self._holder.patience_seconds())
             if not ready:
-                self._host.patience_ended()
+                self._holder.patience_ended()
             for key, events in ready:
                 if key.fileobj is self._waker:
                     self._waker.drain()
@@ -89,10 +87,8 @@ class Hub:
         self.wake()
 
     def wake(self) -> None:
-        """Look at the host's patience again."""
-        with self._lock:
-            if self._waker.fileno() >= 0:
-                self._waker.wake()
+        """Look at the holder's patience again."""
+        self._waker.wake()
 
     def ask(self, members: Iterable[str]) -> None:
         """Ask these members what has happened until now."""
@@ -114,12 +110,11 @@ class Hub:
         self._members.clear()
         self._listener.close()
         self._selector.close()
-        with self._lock:
-            self._waker.close()
+        self._waker.close()
 
     def close_in_child(self) -> None:
-        """`close` in a forked child, where another thread of the parent may hold the lock for ever."""
-        self._lock = threading.Lock()
+        """`close` in a forked child."""
+        self._waker.renew_lock()
         self.close()
 
     def _accept(self) -> None:
@@ -151,10 +146,10 @@ class Hub:
         elif isinstance(message, Ping):
             connection.lines.send(encode(Pong()))
         else:
-            self._host.said(connection.member, message)
+            self._holder.said(connection.member, message)
 
     def _greet(self, connection: _Connection, hello: Hello) -> None:
-        refusal = self._host.examine(hello)
+        refusal = self._holder.examine(hello)
         if refusal is not None:
             connection.is_stranger = hello.calls_servers
             connection.lines.send(encode(Refused(refusal)))
@@ -163,7 +158,7 @@ class Hub:
         connection.member = hello.member
         self._members[hello.member] = connection
         connection.lines.send(encode(Welcome(os.getpid())))
-        self._host.joined(hello)
+        self._holder.joined(hello)
 
     def _send_posts(self) -> None:
         flush: set[_Connection] = set()
@@ -192,10 +187,10 @@ class Hub:
             self._count_strangers()
         if connection.member is not None and self._members.get(connection.member) is connection:
             del self._members[connection.member]
-            self._host.left(connection.member)
+            self._holder.left(connection.member)
 
     def _count_strangers(self) -> None:
-        self._host.estranged(sum(connection.is_stranger for connection in self._connections))
+        self._holder.estranged(sum(connection.is_stranger for connection in self._connections))
 
 
 class _Connection:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from otel_llm_energy.host.folder import Folder
@@ -190,9 +189,9 @@ def _parsed(line: str) -> Entered | None:
     return tuple(values) if isinstance(values, list) and values else None
 
 
-def boot_id(proc: Path = PROC) -> str:
+def boot_id() -> str:
     """Names this start of the machine: the monotonic clock of another one is another clock."""
     try:
-        return (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""

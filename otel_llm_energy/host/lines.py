@@ -15,9 +15,10 @@ _MOST_WAITING_BYTES = 1 << 26
 
 
 class Waker:
-    """Wakes a thread that selects on it."""
+    """Wakes a thread that selects on it. `wake` and `close` are for any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # a descriptor that is closed may be another file's by the time of the write
         self._read_end, self._write_end = os.pipe()
         for end in (self._read_end, self._write_end):
             os.set_blocking(end, False)
@@ -26,9 +27,9 @@ class Waker:
         return self._read_end
 
     def wake(self) -> None:
-        """From any thread; never blocks."""
-        if self._write_end >= 0:
-            with contextlib.suppress(BlockingIOError):  # it is awake already
+        """Never blocks."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # it is awake already
+            if self._write_end >= 0:
                 os.write(self._write_end, b"\0")
 
     def drain(self) -> None:
@@ -37,10 +38,15 @@ class Waker:
             os.read(self._read_end, _PART_BYTES)
 
     def close(self) -> None:
-        ends, self._read_end, self._write_end = (self._read_end, self._write_end), -1, -1
+        with self._lock:
+            ends, self._read_end, self._write_end = (self._read_end, self._write_end), -1, -1
         for end in ends:
             if end >= 0:
                 os.close(end)
+
+    def renew_lock(self) -> None:
+        """In a forked child: another thread of the parent may hold the lock for ever."""
+        self._lock = threading.Lock()
 
 
 class LineSocket:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -41,7 +40,7 @@ class StuckError(LinkError):
     """There is one, but it does not answer."""
 
 
-class Guest(Protocol):
+class Member(Protocol):
     """Who is a member, told what the holder says by the thread that serves the link."""
 
     def welcomed(self, pid: int) -> None: ...
@@ -62,7 +61,7 @@ class Link:
     Args:
         folder: of the board.
         name: of the turn.
-        guest: see there.
+        member: who is told.
         is_over: whether somebody else has taken the next turn.
         patience_seconds: see `PATIENCE_SECONDS`.
 
@@ -74,12 +73,12 @@ class Link:
         self,
         folder: Folder,
         name: str,
-        guest: Guest,
+        member: Member,
         is_over: Callable[[], bool],
         *,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self._guest = guest
+        self._member = member
         self._is_over = is_over
         self._patience_ns = int(patience_seconds * NS_PER_SECOND)
         self._heard_ns = time.monotonic_ns()
@@ -87,7 +86,6 @@ class Link:
         self._welcomed = False
         self._going = True
         self._waker = Waker()
-        self._lock = threading.Lock()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(patience_seconds)
         try:
@@ -125,9 +123,7 @@ class Link:
 
     def wake(self) -> None:
         """Look again whether something is expected of the holder."""
-        with self._lock:
-            if self._waker.fileno() >= 0:
-                self._waker.wake()
+        self._waker.wake()
 
     def stop(self) -> None:
         """Have `serve` return."""
@@ -138,12 +134,11 @@ class Link:
         """Hang up."""
         self._going = False
         self._lines.close()
-        with self._lock:
-            self._waker.close()
+        self._waker.close()
 
     def close_in_child(self) -> None:
-        """`close` in a forked child, where another thread of the parent may hold the lock for ever."""
-        self._lock = threading.Lock()
+        """`close` in a forked child."""
+        self._waker.renew_lock()
         self.close()
 
     def _step(self) -> None:
@@ -176,18 +171,18 @@ class Link:
         self._heard_ns, self._pinged = time.monotonic_ns(), False
         if isinstance(message, Welcome):
             self._welcomed = True
-            self._guest.welcomed(message.pid)
+            self._member.welcomed(message.pid)
         elif isinstance(message, Refused):
             raise BoardError("board-mismatch", message.message)
         elif isinstance(message, State):
-            self._guest.informed(message)
+            self._member.informed(message)
         elif isinstance(message, Ask):
-            self._guest.asked()
+            self._member.asked()
         elif isinstance(message, Billed):
-            self._guest.billed(message)
+            self._member.billed(message)
 
     def _timeout_millis(self) -> int | None:
-        return int(_PING_SECONDS * 500) if self._pinged or self._guest.waits() else None
+        return int(_PING_SECONDS * 500) if self._pinged or self._member.waits() else None
 
     def _see_that_it_lives(self) -> None:
         if self._is_over():
@@ -195,7 +190,7 @@ class Link:
         silent_ns = time.monotonic_ns() - self._heard_ns
         if self._pinged and silent_ns > self._patience_ns:
             raise StuckError("The holder of the board does not answer.")
-        if not self._pinged and self._guest.waits() and silent_ns > _PING_SECONDS * NS_PER_SECOND:
+        if not self._pinged and self._member.waits() and silent_ns > _PING_SECONDS * NS_PER_SECOND:
             # A silence from before anything was expected counts for nothing.
             self._heard_ns, self._pinged = time.monotonic_ns(), True
             self._lines.send(encode(Ping()))

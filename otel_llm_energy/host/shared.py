@@ -38,6 +38,7 @@ from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.ledger import Balance, Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
+from otel_llm_energy.troubles import Troubles
 
 _logger = logging.getLogger(__name__)
 
@@ -249,6 +250,7 @@ class SharedLedger:
         self._own = own
         self._rounds = rounds
         self._rounds_lock = threading.Lock()
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._send = send
         self._clock_ns = clock_ns
         self._why_unmetered = why_unmetered
@@ -450,7 +452,9 @@ class SharedLedger:
             try:
                 bills += self._said(member, said)
             except (WireError, KeyError, TypeError, ValueError) as error:
-                _logger.warning("What process %s of the shared metering said cannot be entered: %r", member, error)
+                self._troubles.warn(
+                    "said", "What process %s of the shared metering said cannot be entered: %r", member, error
+                )
         return bills
 
     def _said(self, member: str, said: _Said) -> list[tuple[Call, Bill]]:

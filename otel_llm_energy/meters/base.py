@@ -49,6 +49,7 @@ class Pace:
         return self.open_seconds + self.delay_seconds
 
 
+@runtime_checkable
 class Meter(Protocol):
     """A source of cumulative energy readings of one machine. It knows nothing of calls.
 

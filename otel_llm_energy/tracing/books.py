@@ -198,7 +198,7 @@ class Books:
         self._reason = None
         known = remembered or {}
         for channel in channels:
-            self._note(Books._to_ledger, "add_channel", (channel, known.get(channel.id, ())))
+            self._note(Books._add_channel, channel, known.get(channel.id, ()))
 
     @property
     def ledger(self) -> Accounts:
@@ -230,7 +230,7 @@ class Books:
 
     def interrupt(self, reason: str) -> None:
         """Time jumped: see `Ledger.interrupt`."""
-        self._note(Books._to_ledger, "interrupt", (reason,))
+        self._note(Books._interrupt, reason)
 
     def set_server(self, server: str, *, slots: int | None, caution: str | None) -> None:
         """More has become known of a server. ``caution`` is a reason that its bills are degraded, empty for none."""
@@ -332,7 +332,7 @@ class Books:
 
     def forget_idle(self) -> None:
         """Learn idle power anew."""
-        self._note(Books._to_ledger, "forget_idle", ())
+        self._note(Books._forget_idle)
 
     def _enter(self) -> int:
         with self._intake_lock:
@@ -344,10 +344,16 @@ class Books:
             action(self, told)
         return now_ns
 
-    def _to_ledger(self, told: _Told) -> None:
-        # By name, since the ledger may be another one by the time that the event is entered.
-        method, arguments = islice(told, 2)
-        getattr(self._ledger, method)(*arguments)
+    # Each event looks for the ledger only when it is entered: it may be another one by then.
+
+    def _add_channel(self, told: _Told) -> None:
+        self._ledger.add_channel(*islice(told, 2))
+
+    def _interrupt(self, told: _Told) -> None:
+        self._ledger.interrupt(next(told))
+
+    def _forget_idle(self, told: _Told) -> None:
+        self._ledger.forget_idle()
 
     def _read(self, told: _Told) -> None:
         self._ledger.read(next(told))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,22 +67,15 @@ class Directory:
     Args:
         local: the station of this machine.
         named: stations of servers elsewhere, by address.
-        is_local: whether a host name or address is this machine's; must not block.
 
     Attributes:
         local: as given.
         stations: all of them, each once.
     """
 
-    def __init__(
-        self,
-        local: Station,
-        named: Mapping[Address, Station] | None = None,
-        is_local: Callable[[str], bool] | None = None,
-    ) -> None:
+    def __init__(self, local: Station, named: Mapping[Address, Station] | None = None) -> None:
         self.local = local
         self._named = dict(named or {})
-        self._is_local = is_local or is_this_machine
         self._known: dict[tuple[str, int], Metered | Unmetered] = {}
         self.stations = list(dict.fromkeys([local, *self._named.values()]))
 
@@ -101,7 +94,7 @@ class Directory:
         for address, station in self._named.items():
             if address.matches(host, port):
                 return Metered(station, host, port)
-        if is_unix_socket(host) or self._is_local(host):
+        if is_unix_socket(host) or is_this_machine(host):
             return Metered(self.local, host, port)
         return Unmetered("remote")
 

@@ -22,7 +22,7 @@ from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 from otel_llm_energy.tracing.mailbox import Mailbox
 from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
-from otel_llm_energy.tracing.troubles import Troubles
+from otel_llm_energy.troubles import Troubles
 
 DEFAULT_MAX_HOLD_SECONDS: Final = 30.0
 DEFAULT_MAX_HELD: Final = 4096

@@ -24,7 +24,7 @@ _INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 _OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 
 
-class Metering(Protocol):
+class MeasuringRuntime(Protocol):
     """What settles a measurement (`otel_llm_energy.runtime.Runtime`)."""
 
     @property
@@ -51,15 +51,15 @@ class Measurement:
     """
 
     def __init__(
-        self, name: str, attributes: Mapping[str, AttributeValue] | None, metering: Callable[[], Metering | None]
+        self, name: str, attributes: Mapping[str, AttributeValue] | None, runtime: Callable[[], MeasuringRuntime | None]
     ) -> None:
         self.span: trace.Span = trace.INVALID_SPAN
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
         self._name = name
         self._attributes = dict(attributes or {})
-        self._find_metering = metering
-        self._metering: Metering | None = None
+        self._find_runtime = runtime
+        self._runtime: MeasuringRuntime | None = None
         self._context = Context()
         self._outer: Measurement | None = None
         self._token: Any = None
@@ -69,8 +69,8 @@ class Measurement:
         self._parts = 0
 
     def __enter__(self) -> Measurement:
-        self._metering = self._find_metering()
-        tracer = trace.get_tracer("otel_llm_energy") if self._metering is None else self._metering.tracer
+        self._runtime = self._find_runtime()
+        tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
         outside = get_current()
         self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
         self._context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
@@ -133,25 +133,25 @@ class Measurement:
                 self._open()
 
     def _again(self) -> Measurement:
-        return Measurement(self._name, self._attributes, self._find_metering)
+        return Measurement(self._name, self._attributes, self._find_runtime)
 
     def _open(self) -> None:
-        if self._metering is None:
+        if self._runtime is None:
             return
         claim = self._claim = Claim(self.span.get_span_context())
         claim.own_attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
-        for gate in self._metering.gates:
+        for gate in self._runtime.gates:
             gate.bind(self.span, claim, self._context)
-        self._metering.open_here(claim)
+        self._runtime.open_here(claim)
 
     def _close(self, *, last: bool = False) -> None:
         claim, self._claim = self._claim, None
-        if claim is None or self._metering is None:
+        if claim is None or self._runtime is None:
             return
         self._parts += 1
         claim.partial = self._parts > 1 or not last
         claim.input_tokens, claim.output_tokens = (self.input_tokens, self.output_tokens) if last else (0, 0)
-        self._metering.close_here(claim)
+        self._runtime.close_here(claim)
 
     def _end_span(self, error: BaseException | None) -> None:
         if self.input_tokens is not None:

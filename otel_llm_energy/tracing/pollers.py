@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_llm_energy.tracing.troubles import Troubles
+from otel_llm_energy.troubles import Troubles
 
 _AFTER_ERROR_SECONDS = 5.0
 

@@ -44,7 +44,7 @@ from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing.books import Accounts, Books
-from otel_llm_energy.tracing.troubles import Troubles
+from otel_llm_energy.troubles import Troubles
 
 _RETRY_SECONDS = 0.02
 _ALONE_SECONDS = 30.0
@@ -148,7 +148,6 @@ class Seat:
         metering: what is shared.
         make_ledger: a new ledger that starts at a time of the monotonic clock.
         settle: have the books settled soon; for any thread.
-        patience_seconds: a holder that does not answer for so long is not waited for.
     """
 
     def __init__(
@@ -157,15 +156,12 @@ class Seat:
         metering: Metering,
         make_ledger: Callable[[int], Ledger],
         settle: Callable[[], None],
-        *,
-        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._rules = rules
         self._metering = metering
         self._books = metering.books
         self._make_ledger = make_ledger
         self._settle = settle
-        self._patience_seconds = patience_seconds
         self._own = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._folder: Folder | None = None
         self._turn: Turn | None = None
@@ -272,7 +268,7 @@ class Seat:
                     self._work_alone(error)
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
                     self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
-                    self._stopping.wait(self._patience_seconds)
+                    self._stopping.wait(PATIENCE_SECONDS)
         self._hand_over()
 
     def _sit(self) -> None:
@@ -302,7 +298,7 @@ class Seat:
         try:
             name = turn_name(self._rules.board, number)
             is_over = partial(self._folder.has, f"{turn_name(self._rules.board, number + 1)}.lock")
-            self._link = Link(self._folder, name, self, is_over, patience_seconds=self._patience_seconds)
+            self._link = Link(self._folder, name, self, is_over)
             self._link.serve(self._hello())
         except LinkError as broken:
             error = broken
@@ -319,7 +315,7 @@ class Seat:
 
     def _overtake_if_late(self, number: int) -> Turn | None:
         """A holder that has the lock but does not listen is just starting, unless that takes too long."""
-        if time.monotonic_ns() - self._searching_since_ns < self._patience_seconds * NS_PER_SECOND:
+        if time.monotonic_ns() - self._searching_since_ns < PATIENCE_SECONDS * NS_PER_SECOND:
             return None
         return self._overtake(number)
 
@@ -523,7 +519,7 @@ class Seat:
         if hello.version != rules.protocol:
             what = f"has version {hello.version!r} of otel-llm-energy, the one that reads the meters {rules.protocol!r}"
         elif hello.settings != rules.settings:
-            what = "has other settings for meters, servers, idle or max_hold than the one that reads the meters"
+            what = "has other options of metering, or another network namespace, than the one that reads the meters"
         elif abs(time.monotonic_ns() - hello.now_ns) > _SAME_CLOCK_NS:
             what = "has another clock than the one that reads the meters"
         else:

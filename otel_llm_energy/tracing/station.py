@@ -26,7 +26,7 @@ from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.edges import EdgeAllowance
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.seat import Metering, Seat
-from otel_llm_energy.tracing.troubles import Troubles
+from otel_llm_energy.troubles import Troubles
 
 THIS_PROCESS = "process"
 """Stands in an address for a host; the process's number stands for the port."""
@@ -70,7 +70,6 @@ class Station:
         activity: samples the machine's servers.
         resolve: finds the server at an address.
         on_reading: told after each round of readings, in a meter's thread.
-        gpus: samples the work of the machine's servers on its GPUs; ``None`` where that cannot be seen.
         idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
         edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
         seat: makes this process's part in sharing the meters with others of this host; ``None`` to share nothing.
@@ -85,7 +84,6 @@ class Station:
         resolve: Callable[[str, int], Server],
         on_reading: Callable[[], None],
         *,
-        gpus: GpuActivity | None = None,
         idle_memory: IdleMemory | None = None,
         edge_meters: Callable[[], Discovery] = lambda: Discovery((), ()),
         seat: Callable[[Metering], Seat] | None = None,
@@ -95,12 +93,12 @@ class Station:
         self.idle_memory = idle_memory or IdleMemory(None, {})
         self.left_out: Sequence[LeftOut] = ()
         self.meters: list[MeterReader] = []
-        self.elsewhere: State | None = None
+        self.holder_state: State | None = None
         self._discover = discover
         self._edge_meters = edge_meters
         self._on_reading = on_reading
         self._clock_ns = clock_ns
-        self._servers = ServerWatch(books, activity, resolve, clock_ns, gpus)
+        self._servers = ServerWatch(books, activity, resolve, clock_ns)
         self._sleep = SleepWatch()
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._lock = threading.Lock()
@@ -140,7 +138,8 @@ class Station:
         """Find the meters and servers and read them in background threads, from now on or ``not_before_ns``."""
         self.rest()
         with self._lock:
-            self.elsewhere = None
+            self.holder_state = None
+            self.left_out = ()
             self._not_before_ns = not_before_ns
             self._discovery = Poller("discovery", self._find_meters)
             self._look_up = Poller("servers", self._find_servers)
@@ -162,8 +161,9 @@ class Station:
 
     def follow(self, state: State) -> None:
         """Another process reads these meters; read what is cheap at calls' edges."""
-        known = None if self.elsewhere is None else _channel_ids(self.elsewhere)
-        self.elsewhere = state
+        known = None if self.holder_state is None else _channel_ids(self.holder_state)
+        self.holder_state = state
+        self.left_out = [LeftOut(*each) for each in state.left_out]
         if known != _channel_ids(state):
             self.rest()
             self.meters = list(self._edge_readers(_channel_ids(state)))
@@ -226,7 +226,7 @@ class Station:
             self._look_up.wake()
         if not was_busy:
             self._wake()
-            if self.elsewhere is not None:
+            if self.holder_state is not None:
                 self._on_reading()  # who reads the meters must know at once, to read them more often
 
     def open_here(self, claim: Claim) -> None:
@@ -268,15 +268,15 @@ class Station:
     @property
     def problem(self) -> MeterError | None:
         """Why a meter cannot be read just now."""
-        if self.elsewhere is not None:
-            return None if self.elsewhere.problem is None else MeterError(*self.elsewhere.problem)
+        if self.holder_state is not None:
+            return None if self.holder_state.problem is None else MeterError(*self.holder_state.problem)
         return next((reader.problem for reader in self.meters if reader.problem is not None), None)
 
     @property
     def period_seconds(self) -> float:
         """The longest time until there is a reading of this instant, while calls are open."""
-        if self.elsewhere is not None:
-            return self.elsewhere.period_seconds
+        if self.holder_state is not None:
+            return self.holder_state.period_seconds
         return max((reader.open_meter.meter.pace.longest_seconds for reader in self.meters), default=0.0)
 
     @property
@@ -456,11 +456,10 @@ class ServerWatch:
         activity: Activity,
         resolve: Callable[[str, int], Server],
         clock_ns: Callable[[], int],
-        gpus: GpuActivity | None = None,
     ) -> None:
         self.final = False
         self.resources: frozenset[str] = frozenset()
-        self._gpus = gpus or GpuActivity()
+        self._gpus = GpuActivity()
         self._books = books
         self._activity = activity
         self._resolve = resolve

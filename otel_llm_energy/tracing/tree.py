@@ -78,7 +78,7 @@ class Subtree:
         self.estimated |= bill.quality is Quality.ESTIMATED
 
 
-class _Seat:
+class _Binding:
     """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for."""
 
     __slots__ = ("node", "shown", "waiting_since")
@@ -99,7 +99,7 @@ class SpanTree:
 
     def __init__(self) -> None:
         self._nodes: dict[int, Node] = {}
-        self._seats: dict[Claim, _Seat] = {}
+        self._bindings: dict[Claim, _Binding] = {}
         self._ends = 0
         nodes = self._nodes
 
@@ -141,21 +141,21 @@ class SpanTree:
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
         """
-        seat = self._open_seat(node, shown)
-        if seat is None or claim in self._seats:
+        binding = self._open_binding(node, shown)
+        if binding is None or claim in self._bindings:
             return
-        self._seats[claim] = seat
-        _subtree(seat.node).claims.append(claim)
-        for each in _chain(seat.node):
+        self._bindings[claim] = binding
+        _subtree(binding.node).claims.append(claim)
+        for each in _chain(binding.node):
             subtree = _subtree(each)
             subtree.open += 1
             subtree.incomplete |= subtree.ended_at > 0
-            subtree.has_calls_below |= each is not seat.node or not seat.shown
+            subtree.has_calls_below |= each is not binding.node or not binding.shown
 
-    def _open_seat(self, node: Node, shown: bool) -> _Seat | None:
+    def _open_binding(self, node: Node, shown: bool) -> _Binding | None:
         for each in _chain(node):
             if not each.left and not _subtree(each).ended_at:
-                return _Seat(each, shown and each is node)
+                return _Binding(each, shown and each is node)
             _subtree(each).incomplete = True
         return None
 
@@ -171,7 +171,7 @@ class SpanTree:
 
     def _wait_for(self, claims: Sequence[Claim], node: Node) -> None:
         for claim in claims:
-            self._seats[claim].waiting_since = self._ends
+            self._bindings[claim].waiting_since = self._ends
         for each in _chain(node):
             subtree = _subtree(each)
             subtree.open -= len(claims)
@@ -180,18 +180,18 @@ class SpanTree:
 
     def settle(self, claim: Claim, bill: Bill) -> list[Node]:
         """Add the bill at its node and above; returns the ended nodes that wait for nothing more, children first."""
-        seat = self._seats.pop(claim, None)
-        if seat is None:
+        binding = self._bindings.pop(claim, None)
+        if binding is None:
             return []
-        own = _subtree(seat.node)
+        own = _subtree(binding.node)
         own.claims.remove(claim)
-        if seat.shown:
+        if binding.shown:
             own.bills.append((claim, bill))
-        return [node for node in _chain(seat.node) if _settle_at(_subtree(node), seat, bill)]
+        return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, bill)]
 
     def forget_claims(self) -> None:
         """A forked child waits for none of its parent's calls: their bills come in the parent."""
-        self._seats.clear()
+        self._bindings.clear()
         for node in list(self._nodes.values()):
             if node.subtree is not None:
                 node.subtree.claims.clear()
@@ -202,11 +202,11 @@ class SpanTree:
         return len(self._nodes)
 
 
-def _settle_at(subtree: Subtree, seat: _Seat, bill: Bill) -> bool:
+def _settle_at(subtree: Subtree, binding: _Binding, bill: Bill) -> bool:
     """Enter the bill in the books of one node; returns whether an ended node waits for nothing more."""
-    if not seat.waiting_since:
+    if not binding.waiting_since:
         subtree.open -= 1
-    elif not subtree.ended_at or subtree.ended_at >= seat.waiting_since:
+    elif not subtree.ended_at or subtree.ended_at >= binding.waiting_since:
         subtree.waiting -= 1
     subtree.add(bill)
     return subtree.ended_at > 0 and subtree.waiting == 0

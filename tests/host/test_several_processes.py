@@ -149,7 +149,7 @@ def test_processes_of_different_settings_say_so(workers: Crew) -> None:
         worker.tell("ask 1 8")
         until(lambda worker=worker: worker.tell("status")["spans"] == 1)  # type: ignore[misc]
     assert [worker.role for worker in (holder, stranger)] == ["holder", "alone"]
-    assert "other settings for meters" in stranger.tell("status")["message"]
+    assert "other options of metering" in stranger.tell("status")["message"]
     for worker in (holder, stranger):
         assert worker.finish().reasons == {"board-mismatch"}
-        assert "other settings for meters" in worker.end()
+        assert "other options of metering" in worker.end()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_llm_energy.host.wire import State, decode, encode
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
@@ -68,6 +69,19 @@ def test_call_is_settled_at_once_when_nothing_can_meter_its_server(host: str | N
     assert claim.bill is not None
     assert (claim.bill.energy_nj, claim.bill.reason) == (None, reason)
     assert office.listener.told == [claim]
+
+
+def test_meters_that_are_left_out_are_known_where_another_process_reads_the_meters() -> None:
+    """Whoever asks a member for its status wants to know as much as at the holder."""
+    holder, member = Office().station, Office().station
+    holder.left_out = [LeftOut("rapl", "meter-unreadable", "No right to read it.")]
+    state = decode(encode(holder.state()))
+    assert isinstance(state, State)
+    member.follow(state)
+    assert list(member.left_out) == holder.left_out
+    member.lead()
+    member.stop()
+    assert not member.left_out
 
 
 def test_call_says_why_there_is_no_meter_when_there_is_none() -> None:

@@ -28,7 +28,7 @@ from otel_llm_energy.quantities import ActivitySample, Channel, IdlePower, Readi
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
-from otel_llm_energy.tracing.measuring import measure_idle
+from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.station import Station
 from tests.instrument.asking import ask, calls, until
 from tests.instrument.test_sampling import _nobody

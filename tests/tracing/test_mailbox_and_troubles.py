@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from otel_llm_energy.tracing.mailbox import Mailbox
-from otel_llm_energy.tracing.troubles import Troubles
+from otel_llm_energy.troubles import Troubles
 from tests.tracing.fakes import ManualClock
 
 

@@ -40,9 +40,9 @@ def measure_idle(
         while not done() and clock_ns() < end_ns:
             sleep(_LOOK_SECONDS)
 
-    wait_until(lambda: bool(station.meters or station.left_out or station.elsewhere), _DISCOVERY_SECONDS)
+    wait_until(lambda: bool(station.meters or station.left_out or station.holder_state), _DISCOVERY_SECONDS)
     wanted = station.learning_channels()
-    if not wanted or station.elsewhere is not None:
+    if not wanted or station.holder_state is not None:
         raise _no_meter(station)
     calls = _calls_so_far(station)
     station.books.forget_idle()
@@ -70,7 +70,7 @@ def _calls_so_far(station: Station) -> int:
 
 
 def _no_meter(station: Station) -> MeterError:
-    if station.elsewhere is not None:
+    if station.holder_state is not None:
         return MeterError(
             "board-member",
             "Idle power cannot be measured: another process of this host reads the meters. Measure there, or set"
