@@ -27,6 +27,7 @@ REASONS: Final[Mapping[str, str]] = {
     "counter-silent": "one of the meter's counters stands still, or cannot be read any more",
     "not-on-gpu": "only GPUs are metered, and the server uses none",
     "no-work": "the server did no work on the call",
+    "too-long": "the call, or what was measured by hand, was open for more than an hour",
     "remote": "the server is on another machine, and no meter is named for it (servers=)",
     "server_unknown": "nothing says which server answered",
     "guest-cpu": "this is a virtual machine, and its counters would be the whole host's",

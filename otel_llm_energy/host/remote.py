@@ -175,6 +175,13 @@ class RemoteLedger:
                 self._forget(call)
             return settled
 
+    def disown(self, entry: Entry) -> None:
+        with self._lock:
+            call = self._numbers.get(entry)
+            if call is not None:
+                self._say(Disown([call]))
+                self._forget(call)
+
     def _say(self, message: Message) -> None:
         if self._send is not None:
             out, self._out = self._out, []

@@ -387,6 +387,12 @@ class SharedLedger:
         bills += self._enter(("force", self._own, numbers, reason))
         return self._write_and_hand_out(bills)
 
+    def disown(self, entry: Entry) -> None:
+        number = self._handles.pop(entry, None)
+        if number is not None:
+            del self._mine[number]
+            self._enter(("disown", self._own, [number]))
+
     def balance(self) -> dict[str, Balance]:
         return self.register.ledger.balance()
 

@@ -58,7 +58,7 @@ class Biller:
             return unavailable(reason or "no-meter"), {}
         work_ns = entry.work_ns
         if not work_ns:
-            return unavailable(reason or "no-work"), {}
+            return unavailable("too-long" if entry.abandoned else reason or "no-work"), {}
         stretches = entry.stretches()
         channels, missing = self._drawn.used(stretches), self._silent.used(stretches)
         if missing.has_main:

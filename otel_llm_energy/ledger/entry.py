@@ -33,10 +33,12 @@ class Entry:
         work_ns, charged_ns: lengths of the windows and of ``charged``.
         within_ns: for how much of its windows the call is charged.
         caution: a reason that its server is not what it seems, e.g. ``"relay"``.
+        abandoned: it was closed because it was open for so long.
         bill: what it was billed, once it was.
     """
 
     __slots__ = (
+        "abandoned",
         "bill",
         "caution",
         "charged",
@@ -55,7 +57,7 @@ class Entry:
         self.server = server
         self.route = route
         self.opened_ns = opened_ns
-        self.closed = False
+        self.closed = self.abandoned = False
         self.windows: tuple[Window, ...] = ()
         self.counted_from_ns: int | None = None
         self.charged: tuple[Charged, ...] = ()

@@ -22,6 +22,7 @@ from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 
+# All that is metered from a call's beginning on is kept until it ends, some 100 MB an hour.
 _ABANDONED_AFTER_NS = 3600 * NS_PER_SECOND
 _KEEP_FREE_NS = 2 * NS_PER_SECOND
 _BILLS_AT_ONCE = 8
@@ -200,13 +201,15 @@ class Ledger:
         return entry
 
     def close(self, entry: Entry, windows: Sequence[Window], *, reported: bool) -> None:
-        """A call ends; ``windows`` are in order and do not overlap.
+        """A call ends; ``windows`` are in order and do not overlap. Nothing happens if it was given up before.
 
         Args:
             entry: from `open`.
             windows: its work windows (`otel_llm_energy.ledger.windows.work_windows`).
             reported: they come from the server's own timings.
         """
+        if entry.closed:
+            return
         books = self._servers[entry.server]
         books.open.pop(entry, None)
         if not books.by_weight:
@@ -335,6 +338,7 @@ class Ledger:
     def _freeze_server(self, books: _Server, until_ns: int) -> None:
         oldest = next(iter(books.open), None)
         if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
+            oldest.abandoned = True
             self.close(oldest, (), reported=False)
         opened = takewhile(lambda entry: entry.opened_ns < until_ns, books.open)
         waiting = [entry for entry in opened if books.may_report(entry)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from otel_llm_energy.ledger.windows import CallTimes, work_windows
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import WallClock
+from otel_llm_energy.troubles import Troubles
 
 
 class ServerReport(Protocol):
@@ -79,6 +81,8 @@ class Accounts(Protocol):
 
     def force(self, entries: Iterable[Entry], reason: str) -> list[Entry]: ...
 
+    def disown(self, entry: Entry) -> None: ...
+
     def balance(self) -> dict[str, Balance]: ...
 
     def baselines(self) -> dict[str, Baseline]: ...
@@ -96,7 +100,9 @@ _STARVED_CALLS = 256
 _HELP_SECONDS = 0.0005
 
 _Told = Iterator[Any]
-"""What was noted, from the arguments of an event on: its action takes as many as it needs."""
+"""What was noted, from the arguments of an event on: its action takes as many as it needs, before it does anything."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Books:
@@ -133,6 +139,8 @@ class Books:
         self._ledger_lock = threading.RLock()
         self._in_ledger = False
         self._claims: dict[Entry, Claim] = {}
+        self._billed_open: list[Entry] = []  # the ledger had given them up before they ended
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._reason: str | None = "no-meter"
         self._opened = 0
         self._closed = 0
@@ -341,7 +349,10 @@ class Books:
             told, self._intake = iter(self._intake), []
         self._wall_clock.look()
         for action in told:
-            action(self, told)
+            try:
+                action(self, told)
+            except Exception:  # noqa: BLE001 - those noted after it are entered all the same
+                self._troubles.warn(action.__name__, "An event of LLM calls cannot be entered.", exc_info=True)
         return now_ns
 
     # Each event looks for the ledger only when it is entered: it may be another one by then.
@@ -376,10 +387,14 @@ class Books:
         entry = claim.entry
         if entry is None:
             return
-        if claim.bill is None:
-            self._claims[entry] = claim
-        else:  # it was forced while it was open
+        forced = claim.bill is not None  # while it was open
+        if forced:
             self._settled += 1
+        else:
+            self._claims[entry] = claim
+            if entry.bill is not None:
+                self._billed_open.append(entry)
+                return
         times = CallTimes(
             claim.opened_ns,
             ended_ns,
@@ -392,10 +407,13 @@ class Books:
         )
         windows = work_windows(times) if claim.reached_server else ()
         self._ledger.close(entry, windows, reported=times.reported)
+        if forced:
+            self._ledger.disown(entry)
 
     def _billed(self, entries: Iterable[Entry]) -> list[Claim]:
+        billed_open, self._billed_open = self._billed_open, []
         done = []
-        for entry in entries:
+        for entry in (*billed_open, *entries):
             claim = self._claims.pop(entry, None)
             if claim is None:
                 continue

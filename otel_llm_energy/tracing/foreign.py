@@ -25,6 +25,7 @@ _Attributes = Mapping[str, AttributeValue]
 
 _MOST_OPEN: Final = 4096  # spans that never end must not fill the memory
 _MOST_TOLD: Final = 256
+_MOST_SECONDS: Final = 1e12
 _CLOCKS_APART_NS: Final = 1_000_000
 _AFTERWARDS_NS: Final = 500_000_000
 _PROVIDER_KEYS: Final = ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
@@ -174,7 +175,9 @@ def _report(attributes: _Attributes) -> _Report | None:
 
 def _seconds(attributes: _Attributes, key: str) -> float | None:
     value = attributes.get(key)
-    return float(value) if isinstance(value, (int, float)) and value >= 0 else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_SECONDS:
+        return float(value)
+    return None
 
 
 def _first(attributes: _Attributes, keys: tuple[str, ...]) -> str:

@@ -248,7 +248,7 @@ class Gate:
             return False
         # At once, since the span may end before the mailbox comes to it.
         self._tree.mark(node)
-        self._note(SpanTree.bind, self._tree, node, claim, own is not None)
+        self._note(SpanTree.bind, self._tree, node, claim, None if own is None else span)
         return own is not None and not own.left
 
     def settled(self, claims: Iterable[Claim]) -> None:

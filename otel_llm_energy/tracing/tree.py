@@ -79,13 +79,17 @@ class Subtree:
 
 
 class _Binding:
-    """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for."""
+    """Where a claim sits: at which node, shown by which span or only counted, and since when it is waited for.
 
-    __slots__ = ("node", "shown", "waiting_since")
+    It holds the span: a stream that is thrown away in a reference cycle ends its span while it is collected, and of
+    what nobody else holds the weak references, such as nodes, are cleared before that.
+    """
 
-    def __init__(self, node: Node, shown: bool) -> None:
+    __slots__ = ("node", "span", "waiting_since")
+
+    def __init__(self, node: Node, span: object) -> None:
         self.node = node
-        self.shown = shown
+        self.span = span
         self.waiting_since = 0
 
 
@@ -136,12 +140,12 @@ class SpanTree:
         for each in _chain(node):
             each.marked = True
 
-    def bind(self, node: Node, claim: Claim, shown: bool) -> None:
-        """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
+    def bind(self, node: Node, claim: Claim, span: object) -> None:
+        """A call starts at ``node``, and ``span`` displays its bill; with ``None`` it only counts.
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
         """
-        binding = self._open_binding(node, shown)
+        binding = self._open_binding(node, span)
         if binding is None or claim in self._bindings:
             return
         self._bindings[claim] = binding
@@ -150,12 +154,12 @@ class SpanTree:
             subtree = _subtree(each)
             subtree.open += 1
             subtree.incomplete |= subtree.ended_at > 0
-            subtree.has_calls_below |= each is not binding.node or not binding.shown
+            subtree.has_calls_below |= each is not binding.node or binding.span is None
 
-    def _open_binding(self, node: Node, shown: bool) -> _Binding | None:
+    def _open_binding(self, node: Node, span: object) -> _Binding | None:
         for each in _chain(node):
             if not each.left and not _subtree(each).ended_at:
-                return _Binding(each, shown and each is node)
+                return _Binding(each, span if each is node else None)
             _subtree(each).incomplete = True
         return None
 
@@ -185,7 +189,7 @@ class SpanTree:
             return []
         own = _subtree(binding.node)
         own.claims.remove(claim)
-        if binding.shown:
+        if binding.span is not None:
             own.bills.append((claim, bill))
         return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, bill)]
 

@@ -1,4 +1,4 @@
-"""What callers do for the thread that settles."""
+"""What callers do for the thread that settles, and what it does with what they noted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import time
 
 import pytest
 
+from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_instrumentation import ServerTimings
 from tests.tracing.fakes import ManualClock
 
 
@@ -34,3 +37,89 @@ def test_callers_let_others_have_the_interpreter_when_nothing_is_entered(monkeyp
     clock.advance(2.0)
     call(2)
     assert not slept_seconds  # nothing happened for long, but not much is waiting
+
+
+class Machine:
+    """One CPU package of 50 W, 20 W of them idle, all of whose busy time is one server's."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.books = Books(Ledger(self.clock.now_ns), clock_ns=self.clock, unix_clock_ns=self.clock)
+        self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=20)])
+        self.energy_uj = 0
+        self.pass_time(5)
+
+    def pass_time(self, seconds: float, steps: int = 1) -> list[Claim]:
+        """So many steps, with a reading and a sample after each; what is settled meanwhile."""
+        settled = []
+        for _ in range(steps):
+            self.clock.advance(seconds)
+            now_ns = self.clock.now_ns
+            self.energy_uj += int(50 * seconds * 1e6)
+            self.books.read([Reading("package-0", self.energy_uj, now_ns, now_ns)])
+            self.books.sample(ActivitySample("cpu", now_ns, now_ns // 2, {"server": now_ns // 2}, 2, 0, 0))
+            settled += self.books.settle()
+        return settled
+
+    def begin(self) -> Claim:
+        claim = Claim()
+        self.books.open(claim, "server", "chat")
+        return claim
+
+    def call(self) -> Claim:
+        """One of a second, and its bill."""
+        claim = self.begin()
+        self.pass_time(1)
+        self.books.close(claim, None)
+        self.pass_time(1, steps=3)
+        return claim
+
+    def assert_all_is_accounted_for(self) -> None:
+        assert not self.books.busy
+        for _, balance in self.books.balance().values():
+            assert balance.pending_nj == 0
+            assert balance.metered_nj == balance.billed_nj + sum(balance.unattributed_nj.values())
+
+
+def test_others_have_their_energy_when_a_call_is_open_for_more_than_an_hour() -> None:
+    """It is given up, with a reason, and its late end changes nothing."""
+    machine = Machine()
+    machine.call()  # its answer carried no timings, so the next ones are taken to be at work from their start
+    paused = machine.begin()
+    machine.pass_time(10, steps=370)
+    machine.books.close(paused, None)
+    assert machine.pass_time(1, steps=3) == [paused]
+    assert paused.bill is not None
+    assert (paused.bill.energy_nj, paused.bill.reason) == (None, "too-long")
+    bill = machine.call().bill
+    assert bill is not None
+    assert (bill.energy_nj, bill.quality) == (50 * NJ_PER_JOULE, Quality.MEASURED)
+    machine.assert_all_is_accounted_for()
+
+
+def test_energy_of_a_call_is_nobodys_when_its_bill_was_forced_while_it_was_open() -> None:
+    """Nobody sees what it is charged when it ends."""
+    machine = Machine()
+    machine.call()
+    claim = machine.begin()
+    machine.pass_time(1)
+    machine.books.force([claim], "shutdown")
+    machine.books.close(claim, None)
+    machine.pass_time(1, steps=3)
+    assert claim.bill is not None
+    assert (claim.bill.energy_nj, claim.bill.reason) == (None, "shutdown")
+    machine.assert_all_is_accounted_for()
+    assert machine.books.balance()["package-0"][1].billed_nj == 50 * NJ_PER_JOULE
+
+
+def test_one_event_that_cannot_be_entered_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """What was noted after it is entered all the same."""
+    machine = Machine()
+    odd, claim = machine.begin(), machine.begin()
+    machine.pass_time(1)
+    machine.books.close(odd, ServerTimings(None, float("inf")))
+    machine.books.close(claim, None)
+    machine.pass_time(1, steps=3)
+    assert claim.bill is not None
+    assert claim.bill.energy_nj is not None
+    assert [record.getMessage() for record in caplog.records] == ["An event of LLM calls cannot be entered."]
