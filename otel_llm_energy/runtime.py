@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -242,7 +242,7 @@ class Runtime:
         if self._joint is not None and not self._joint.stands_before(tracer):
             self._join(self.provider())
 
-    @property
+    @cached_property
     def tracer(self) -> trace.Tracer:
         """Makes spans of our own, with the provider that is there when they start."""
         return LateTracerProvider(self.provider_for_call, self.check_tracer).get_tracer("otel_llm_energy")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, SupportsIndex, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
@@ -47,15 +50,15 @@ class Measurement:
 
     Attributes:
         span: of the stretch, from its begin on.
-        input_tokens, output_tokens: for joules per token; set them before the end.
     """
 
     def __init__(
         self, name: str, attributes: Mapping[str, AttributeValue] | None, runtime: Callable[[], MeasuringRuntime | None]
     ) -> None:
         self.span: trace.Span = trace.INVALID_SPAN
-        self.input_tokens: int | None = None
-        self.output_tokens: int | None = None
+        self._input_tokens: int | None = None
+        self._output_tokens: int | None = None
+        self._used = False
         self._name = name
         self._attributes = dict(attributes or {})
         self._find_runtime = runtime
@@ -68,7 +71,29 @@ class Measurement:
         self._within = 0
         self._parts = 0
 
+    @property
+    def input_tokens(self) -> int | None:
+        """For joules per token; to be set before the end. What is no number of tokens warns and is left out."""
+        return self._input_tokens
+
+    @input_tokens.setter
+    def input_tokens(self, count: SupportsIndex | None) -> None:
+        self._input_tokens = _counted(count)
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The same of what was generated."""
+        return self._output_tokens
+
+    @output_tokens.setter
+    def output_tokens(self, count: SupportsIndex | None) -> None:
+        self._output_tokens = _counted(count)
+
     def __enter__(self) -> Measurement:
+        """Begin. Raises `RuntimeError` if it has begun before: it stands for one span."""
+        if self._used:
+            raise RuntimeError("This measurement was begun before: call measure() anew, or use it as a decorator.")
+        self._used = True
         self._runtime = self._find_runtime()
         tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
         outside = get_current()
@@ -84,7 +109,8 @@ class Measurement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        detach(self._token)
+        if get_current() is self._context:  # not so in a generator each step of which runs in a context of its own
+            detach(self._token)
         with self._lock:
             self._within += 1  # never resumed
             self._close(last=True)
@@ -101,7 +127,28 @@ class Measurement:
         self.__exit__(kind, error, traceback)
 
     def __call__(self, function: _Function) -> _Function:
-        """Measure every call of a function, or of a coroutine function."""
+        """Measure every call of a function or coroutine function, or each run of a generator function.
+
+        A generator is measured from its first step to its end, with what its consumer does in between.
+        """
+        if inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def measured_steps_async(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                with self._again():
+                    async with aclosing(function(*args, **kwargs)) as steps:
+                        async for step in steps:
+                            yield step
+
+            return measured_steps_async  # type: ignore[return-value]  # the same signature
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def measured_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                with self._again():
+                    return (yield from function(*args, **kwargs))
+
+            return measured_steps  # type: ignore[return-value]
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -109,7 +156,7 @@ class Measurement:
                 with self._again():
                     return await function(*args, **kwargs)
 
-            return measured_async  # type: ignore[return-value]  # the same signature
+            return measured_async  # type: ignore[return-value]
 
         @functools.wraps(function)
         def measured(*args: Any, **kwargs: Any) -> Any:
@@ -158,10 +205,24 @@ class Measurement:
             self.span.set_attribute(_INPUT_TOKENS, self.input_tokens)
         if self.output_tokens is not None:
             self.span.set_attribute(_OUTPUT_TOKENS, self.output_tokens)
-        if error is not None:
+        if error is not None and not isinstance(error, GeneratorExit):  # a consumer that goes away is no failure
             self.span.set_attribute("error.type", type(error).__qualname__)
             self.span.set_status(Status(StatusCode.ERROR))
         self.span.end()
+
+
+def _counted(count: SupportsIndex | None) -> int | None:
+    """A number of tokens as an integer that OTLP can carry."""
+    if count is None:
+        return None
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = -1
+    if 0 <= number < 2**63:
+        return number
+    warnings.warn(f"A number of tokens is a whole number from 0 on, not {count!r}; it is left out.", stacklevel=3)
+    return None
 
 
 def measurement_in(context: Context) -> Measurement | None:

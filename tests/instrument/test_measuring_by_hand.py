@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
 from typing import Any
 
+import numpy
 import pytest
 from openai import OpenAI
 from opentelemetry.sdk.trace import TracerProvider
@@ -117,6 +119,73 @@ async def test_functions_and_coroutines_are_measured_at_each_call_when_decorated
     assert all(names.QUALITY in (span.attributes or {}) for span in spans)
     parents = {span.context.span_id for span in spans if span.name == "coroutine" and span.context}
     assert {span.parent.span_id for span in spans if span.name == "within" and span.parent} == parents
+
+
+async def test_generators_are_measured_from_their_first_step_to_their_end_when_decorated(
+    energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """Their work is done in their steps, not in the call that makes them."""
+
+    @otel_llm_energy.measure("steps")
+    def steps() -> Iterator[int]:
+        for step in range(3):
+            burn(_CPU_SECONDS / 3)
+            yield step
+
+    @otel_llm_energy.measure("asynchronous")
+    async def asynchronous() -> AsyncIterator[int]:
+        for step in range(3):
+            burn(_CPU_SECONDS / 3)
+            yield step
+
+    assert list(steps()) == [step async for step in asynchronous()] == [0, 1, 2]
+    energy.force_flush()
+    for name in ("steps", "asynchronous"):
+        assert said(exporter, name)[names.ABOVE_IDLE_JOULES] == pytest.approx(_WATTS_PER_CPU * _CPU_SECONDS, rel=0.4)
+
+
+def test_generator_that_its_consumer_leaves_has_not_failed(
+    energy: Instrumentation, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is anything logged where each of its steps is run in a context of its own, as Starlette does."""
+
+    def steps() -> Iterator[int]:
+        with otel_llm_energy.measure("left"), otel_llm_energy.conversation("c"):
+            yield from range(3)
+
+    left = steps()
+    for run in (left.__next__, left.__next__, left.close):
+        copy_context().run(run)
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert span.status.status_code is StatusCode.UNSET
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("odd", ["5", 5.0, -1, 2**63, float("nan")])
+def test_what_is_no_number_of_tokens_is_left_out_with_a_warning(
+    odd: Any, energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """The joules are there."""
+    with otel_llm_energy.measure("odd") as measurement:
+        burn(0.05)
+        measurement.input_tokens = numpy.int64(7)
+        with pytest.warns(UserWarning, match="number of tokens"):
+            measurement.output_tokens = odd
+    energy.force_flush()
+    span = said(exporter, "odd")
+    assert span["gen_ai.usage.input_tokens"] == 7
+    assert "gen_ai.usage.output_tokens" not in span
+    assert names.JOULES in span
+
+
+def test_measurement_says_so_when_it_is_begun_twice() -> None:
+    """It stands for one span."""
+    measurement = otel_llm_energy.measure("shared")
+    with measurement:
+        pass
+    with pytest.raises(RuntimeError, match=r"measure\(\) anew"), measurement:
+        pass
 
 
 def test_failure_is_noted_and_passed_on_when_the_work_fails(
