@@ -28,7 +28,7 @@ from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.attributes import add_clean
 from otel_llm_instrumentation.backlog import is_inside_sdk
 from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings, observers
-from otel_llm_instrumentation.content import Asked, Content, as_json, content_attributes
+from otel_llm_instrumentation.content import Asked, Content, as_json, as_structure, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.errors import is_no_connection
 from otel_llm_instrumentation.facts import Facts, Request
@@ -48,6 +48,7 @@ _SUPPRESSION_KEYS = (
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 _NS_PER_SECOND = 1_000_000_000
+_KEPT = 3
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
 
@@ -142,11 +143,12 @@ class Call:
         self.reached_server = True
         self.streaming = request.streaming
         self._telemetry = telemetry
-        # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk of each
-        # choice, then the usage. To keep more costs more than to keep: memory is then not used again while warm.
+        # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk, what Azure's
+        # filter found in it, and the usage; of several choices each ends somewhere. To keep more than a few costs more
+        # than to keep: memory is then not used again while warm.
         self._content = request.route.content if standing is None and telemetry.capture.value else None
         self._asked: Asked | None = None
-        kept = 1 + request.choices if self._content is None else None
+        kept = _KEPT if self._content is None and request.choices == 1 else None
         self._payloads: deque[object] = deque(maxlen=kept)
         self.see = self._payloads.append
         self._read = request.route.read
@@ -315,6 +317,7 @@ class Call:
         self.output_tokens = facts.output_tokens
         self.cached_input_tokens = facts.cached_input_tokens
         self.timings = facts.timings
+        self.error_type = self.error_type or facts.error_type
         if self.span.is_recording():
             attributes = _timing_attributes(facts.timings) if facts.timings is not None else {}
             if self.owns_span:
@@ -352,7 +355,8 @@ class Call:
             return
         try:
             if content and self._telemetry.capture.in_event:
-                self._telemetry.emit_details({**self._metric_attributes(), **content}, self.context)
+                structured = {key: as_structure(value) for key, value in content.items()}
+                self._telemetry.emit_details({**self._metric_attributes(), **structured}, self.context)
             if self._telemetry.records_metrics:
                 self._record_metrics()
         except Exception:  # noqa: BLE001 - the span must end

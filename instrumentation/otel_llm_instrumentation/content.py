@@ -87,7 +87,18 @@ def content_attributes(asked: Asked | None, answered: Sequence[Message]) -> dict
 
 def as_json(value: object) -> str:
     """For a span, whose attributes cannot be structured."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair, which servers send, is no UTF-8
+
+
+def as_structure(value: object) -> Any:
+    """For an event, whose attributes can be structured: nothing in it that OTLP cannot carry."""
+    return json.loads(as_json(value), parse_int=_int64_or_text)
+
+
+def _int64_or_text(digits: str) -> int | str:
+    number = int(digits)
+    return number if -(2**63) <= number < 2**63 else digits
 
 
 def _plain(value: object) -> str:

@@ -20,6 +20,8 @@ def conversation(conversation_id: str) -> Iterator[None]:
 
     It is carried by OpenTelemetry's context: into asyncio tasks always, into threads where the app or
     ``opentelemetry-instrumentation-threading`` carries the context. An id that an API itself gives is used instead.
+    A plain generator has it only up to its first ``yield`` where a framework runs each step in a context of its own, as
+    Starlette does; an async one has it throughout.
     """
     context = set_value(_KEY, conversation_id)
     shared_key = _shared_key()
@@ -29,7 +31,8 @@ def conversation(conversation_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        detach(token)
+        if get_current() is context:  # not so in a generator each step of which runs in a context of its own
+            detach(token)
 
 
 def conversation_in(context: Context | None = None) -> str | None:

@@ -27,6 +27,7 @@ class Facts:
     Attributes:
         provider: who answered, where the answer shows it (`otel_llm_instrumentation.providers`).
         input_tokens: all tokens of the prompt, cached ones among them.
+        error_type: the server says that it failed, in an answer that is none by its HTTP status.
     """
 
     provider: str | None = None
@@ -38,6 +39,7 @@ class Facts:
     cached_input_tokens: int | None = None
     reasoning_output_tokens: int | None = None
     timings: ServerTimings | None = None
+    error_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

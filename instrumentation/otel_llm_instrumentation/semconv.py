@@ -14,6 +14,7 @@ PROVIDER_NAME: Final = "gen_ai.provider.name"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
+OTHER_ERROR: Final = "_OTHER"
 OUTPUT_TYPE: Final = "gen_ai.output.type"
 
 CONVERSATION_ID: Final = "gen_ai.conversation.id"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
@@ -19,16 +21,20 @@ class Watcher(ABC):
     def __init__(self, telemetry: Telemetry) -> None:
         self.active = True
         self.telemetry = telemetry
-        self._latest_server: tuple[object, object, Server] = (None, None, (None, None))
+        self._latest_server: tuple[object, Callable[[], object], Server] = (None, lambda: None, (None, None))
 
     def server(self, url: str, base_url: object, http_client: object) -> Server:
-        """`server_of`, remembered for the client that called last: taking a URL apart is not free."""
+        """`server_of`, remembered for the client that called last: taking a URL apart is not free.
+
+        The client is not kept: whoever lets go of one, closes it.
+        """
         if "://" in url:
             return server_of(url, base_url, http_client)
         known_url, known_client, server = self._latest_server
-        if known_url is not base_url or known_client is not http_client:
+        if known_url is not base_url or known_client() is not http_client:
             server = server_of(url, base_url, http_client)
-            self._latest_server = (base_url, http_client, server)
+            with contextlib.suppress(TypeError):  # there is none, or it cannot be referred to weakly
+                self._latest_server = (base_url, weakref.ref(http_client), server)
         return server
 
     def begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:

@@ -10,6 +10,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.sdk._logs import LoggerProvider, export
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
@@ -236,3 +237,22 @@ def test_odd_request_goes_through_when_its_content_is_captured(
     client(server).post("/chat/completions", body={"model": "m", "messages": messages}, cast_to=object)
     assert len(watched.spans) == 1
     assert (watched.spans[0].attributes or {})["gen_ai.usage.output_tokens"] == 8
+
+
+def test_event_holds_only_what_otlp_carries_when_a_model_calls_a_tool_oddly(
+    server: ReplayServer, capturing: Instrument
+) -> None:
+    """An integer of more than 64 bits, and half of a surrogate pair: the whole attribute would be lost."""
+    logs, exporter = LoggerProvider(shutdown_on_exit=False), _LogExporter()
+    logs.add_log_record_processor(export.SimpleLogRecordProcessor(exporter))
+    capturing("EVENT_ONLY", logger_provider=logs)
+    arguments = '{"id": 12345678901234567890, "small": 3, "half": "\\ud83d"}'
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    server.reply = json_reply(payloads.chat(choices=[{"index": 0, "finish_reason": "tool_calls", "message": message}]))
+    client(server).chat.completions.create(**_ASK)
+    encoded = encode_logs(exporter.get_finished_logs())
+    (record,) = encoded.resource_logs[0].scope_logs[0].log_records
+    (messages,) = [str(each.value) for each in record.attributes if each.key == "gen_ai.output.messages"]
+    assert '"12345678901234567890"' in messages
+    assert "int_value: 3" in messages

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -306,3 +309,52 @@ def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServe
         "server.address": "127.0.0.1",
         "server.port": server.port,
     }
+
+
+def _choice(index: int, text: str | None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+    delta = {} if text is None else {"content": text}
+    return payloads.chunk(choices=[{"index": index, "delta": delta, "finish_reason": finish_reason, **more}])
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reasons"),
+    [
+        ([_choice(0, None, "length"), *[_choice(1, "b")] * 6, _choice(1, None, "stop")], ("length", "stop")),
+        ([_choice(0, None, "stop"), _choice(0, None, content_filter_offsets={})], ("stop",)),
+    ],
+    ids=["one of two ends early", "Azure's filter speaks last"],
+)
+def test_finish_reasons_are_found_when_they_are_not_in_the_last_chunk(
+    chunks: list[dict[str, Any]], reasons: tuple[str, ...], server: ReplayServer, watched: Watched
+) -> None:
+    """The usage comes after them."""
+    server.reply = sse_reply([_choice(0, "a"), *chunks, payloads.chunk(choices=[], usage=payloads.USAGE)])
+    for _ in _client(server).chat.completions.create(**_ASK, n=len(reasons), stream=True):
+        pass
+    attributes = watched.only_span().attributes or {}
+    assert (attributes["gen_ai.response.finish_reasons"], attributes["gen_ai.usage.output_tokens"]) == (reasons, 8)
+
+
+@pytest.mark.parametrize("kind", ["response", "text"])
+def test_answer_is_read_when_the_app_has_it_cast_to_what_it_likes(
+    kind: str, server: ReplayServer, watched: Watched
+) -> None:
+    """The response of HTTP, whichever library the client uses for that, or its text."""
+    server.reply = json_reply(payloads.chat())
+    client = _client(server)
+    http_library = sys.modules[type(client.base_url).__module__.partition(".")[0]]
+    client.post("/chat/completions", cast_to=http_library.Response if kind == "response" else str, body=_ASK)
+    watched.only_span()
+    assert (watched.ended[0].input_tokens, watched.ended[0].output_tokens) == (38, 8)
+
+
+def test_client_is_let_go_when_the_app_lets_go_of_it(server: ReplayServer, watched: Watched) -> None:
+    """An asynchronous one closes itself then, which it can do only while its event loop runs."""
+    server.reply = json_reply(payloads.chat())
+    client = _client(server)
+    client.chat.completions.create(**_ASK)
+    http_client = weakref.ref(client._client)
+    del client
+    gc.collect()
+    assert http_client() is None
+    assert watched.only_span()

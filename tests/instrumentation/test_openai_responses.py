@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from opentelemetry.trace import StatusCode
 
 from tests.instrumentation import payloads
 from tests.instrumentation.conftest import Watched
@@ -91,3 +92,20 @@ def test_stream_taken_up_again_makes_no_call_when_a_response_is_retrieved(
     server.get_reply = sse_reply(_EVENTS, done=False)
     assert len(list(_client(server).responses.retrieve("resp_1", stream=True))) == 3
     assert not watched.started
+
+
+@pytest.mark.parametrize("ending", ["whole", "raw", "response.failed", "error"])
+def test_call_has_failed_when_the_response_says_so(ending: str, server: ReplayServer, watched: Watched) -> None:
+    """Its HTTP status is 200, and the client raises nothing."""
+    failed = {**payloads.RESPONSE, "status": "failed", "error": {"code": "server_error", "message": "boom"}}
+    if ending in ("whole", "raw"):
+        server.reply = json_reply(failed)
+        responses = _client(server).responses
+        (responses.with_raw_response if ending == "raw" else responses).create(**_ASK)
+    else:
+        last = {"response": failed} if ending == "response.failed" else {"code": "server_error", "message": "boom"}
+        server.reply = sse_reply([*_EVENTS[:2], {"type": ending, "sequence_number": 2, **last}], done=False)
+        assert [event.type for event in _client(server).responses.create(**_ASK, stream=True)][-1] == ending
+    span = watched.only_span()
+    assert (span.attributes or {})["error.type"] == watched.ended[0].error_type == "_OTHER"
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.call import Call
 from otel_llm_instrumentation.facts import fields
 from otel_llm_instrumentation.http.tail import Tail
@@ -25,7 +26,7 @@ def see_payloads(call: Call, payloads: list[object]) -> None:
     for payload in payloads:
         call.see(payload)
     if payloads and call.error_type is None and fields(payloads[-1]).get("error"):
-        call.error_type = "_OTHER"
+        call.error_type = semconv.OTHER_ERROR
 
 
 class Answer:

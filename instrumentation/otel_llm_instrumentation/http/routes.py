@@ -13,6 +13,8 @@ from otel_llm_instrumentation.ollama import routes as ollama
 from otel_llm_instrumentation.openai import routes as openai
 from otel_llm_instrumentation.providers import LLAMA_CPP, OLLAMA, OPENAI, provider_of_host
 
+_LONGEST_INDENT: Final = 64  # of a body that an app writes itself
+
 
 def _read_llama(payloads: Sequence[object]) -> Facts:
     """An answer of llama.cpp's own routes, which names the reason to stop in its own words."""
@@ -101,7 +103,7 @@ def endpoint_of(path: str) -> Endpoint | None:
 
 def json_object(body: object) -> Mapping[str, Any] | None:
     """The JSON object that a request carries; ``None`` if it carries anything else."""
-    if not isinstance(body, (bytes, str)) or body[:1] not in (b"{", "{"):
+    if not isinstance(body, (bytes, str)) or body[:_LONGEST_INDENT].lstrip()[:1] not in (b"{", "{"):
         return None
     try:
         found = json.loads(body)

@@ -65,6 +65,8 @@ def read_response(payloads: Sequence[object]) -> Facts:
     for payload in reversed(payloads):
         event = fields(payload)
         answer = fields(event.get("response", payload))
+        if event.get("type") == "error" or answer.get("status") == "failed":
+            facts.error_type = semconv.OTHER_ERROR
         if "output" in answer:
             facts.provider = provider_in_answer(event) or provider_in_answer(answer)
             if (timings := event.get("timings")) is not None:

@@ -71,7 +71,10 @@ class OpenAIWatcher(Watcher):
     def _deliver(self, call: Call, result: object) -> object:
         response = self._response(result)
         if response is None:
-            call.see(result)
+            if isinstance(result, str):  # as the app had it cast
+                call.see_body(result.encode())
+            else:
+                call.see(result)
             call.end()
             return result
         call.evident_provider = provider_in_headers(response.headers)
@@ -100,10 +103,13 @@ class OpenAIWatcher(Watcher):
         self._bodies.watch(response.stream, answer)
 
     def _response(self, result: object) -> Any:
-        """The HTTP response behind a stream or a raw answer; ``None`` behind a parsed one."""
+        """The HTTP response behind a stream or a raw answer, or that is the answer; ``None`` behind a parsed one."""
         if isinstance(result, self._model_types):
             return None
-        return getattr(result, "response" if isinstance(result, self._stream_types) else "http_response", None)
+        response = getattr(result, "response" if isinstance(result, self._stream_types) else "http_response", None)
+        if response is None and hasattr(result, "is_closed") and hasattr(result, "headers"):
+            return result  # `client.post(..., cast_to=httpx.Response)`
+        return response
 
 
 def _base_url(client: object) -> object:
