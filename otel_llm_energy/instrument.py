@@ -88,7 +88,11 @@ class Instrumentation:
         return self._runtime.status()
 
 
-_registry_lock = threading.Lock()
+_registry_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child of a fork amid another thread's `instrument` would wait for ever
+    os.register_at_fork(
+        before=_registry_lock.acquire, after_in_parent=_registry_lock.release, after_in_child=_registry_lock.release
+    )
 _registry: list[Instrumentation] = []  # the one that is active, if any
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -26,7 +26,8 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
     _watcher_types: ClassVar[Mapping[str, type[Watcher]]]
 
-    _watchers: tuple[Watcher, ...] = ()
+    _watchers: Mapping[str, Watcher] = {}
+    _hooked: frozenset[str] = frozenset()
     _patches: tuple[Patch, ...] = ()
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -34,14 +35,20 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         telemetry = Telemetry(
             scope, kwargs.get("tracer_provider"), kwargs.get("meter_provider"), kwargs.get("logger_provider")
         )
-        watchers = {library: watcher_type(telemetry) for library, watcher_type in self._watcher_types.items()}
-        self._watchers = tuple(watchers.values())
-        for library, watcher in watchers.items():
-            _when_imported(library, functools.partial(self._patch, watcher))
+        self._watchers = {library: watcher_type(telemetry) for library, watcher_type in self._watcher_types.items()}
+        for library in self._watchers:
+            if library in sys.modules:
+                # It may be half there: this waits for another thread that is importing it.
+                self._patch(library, importlib.import_module(library))
+            elif library not in self._hooked:
+                # For good, as import hooks cannot be taken back; it finds who watches by then, if anybody does.
+                self._hooked |= {library}
+                wrapt.register_post_import_hook(functools.partial(self._patch, library), library)
 
-    def _patch(self, watcher: Watcher, module: ModuleType) -> None:
-        if not watcher.active:
-            return  # undone before the app imported the library; import hooks cannot be taken back
+    def _patch(self, library: str, module: ModuleType) -> None:
+        watcher = self._watchers.get(library)
+        if watcher is None:
+            return  # undone before the app imported the library
         try:
             self._patches += watcher.patches(module)
         except Exception:  # noqa: BLE001 - this runs within the app's own import
@@ -49,17 +56,9 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
     def _uninstrument(self, **kwargs: Any) -> None:
         """Observe no more. Calls that are open still end; wrappers that others hold on to pass through."""
-        for watcher in self._watchers:
+        for watcher in self._watchers.values():
             watcher.active = False
             watcher.telemetry.backlog.make_up()
         for patch in self._patches:
             patch.undo()
-        self._watchers, self._patches = (), ()
-
-
-def _when_imported(library: str, patch: Callable[[ModuleType], None]) -> None:
-    if library in sys.modules:
-        # It may be half there: this waits for another thread that is importing it.
-        patch(importlib.import_module(library))
-    else:
-        wrapt.register_post_import_hook(patch, library)
+        self._watchers, self._patches = {}, ()

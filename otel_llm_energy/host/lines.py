@@ -18,7 +18,9 @@ class Waker:
     """Wakes a thread that selects on it. `wake` and `close` are for any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # a descriptor that is closed may be another file's by the time of the write
+        # A descriptor that is closed may be another file's by the time of the write. Reentrant, as a garbage collection
+        # may end a call anywhere.
+        self._lock = threading.RLock()
         self._read_end, self._write_end = os.pipe()
         for end in (self._read_end, self._write_end):
             os.set_blocking(end, False)
@@ -46,7 +48,7 @@ class Waker:
 
     def renew_lock(self) -> None:
         """In a forked child: another thread of the parent may hold the lock for ever."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class LineSocket:
@@ -55,7 +57,7 @@ class LineSocket:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._incoming = bytearray()
         self._outgoing = bytearray()
 

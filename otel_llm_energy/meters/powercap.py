@@ -74,6 +74,7 @@ class RaplMeter:
         self._clock = clock
         # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
         self._lock = threading.RLock()
+        self._lock_pid = os.getpid()
         self._counters: tuple[tuple[str, int], ...] = ()
         self._lost: set[str] = set()
 
@@ -87,6 +88,8 @@ class RaplMeter:
             MeterError: ``meter-not-found`` (no tree), ``meter-permission`` (counters are root's since Linux 5.10),
                 ``meter-unreadable``.
         """
+        if self._lock_pid != os.getpid():  # another thread of the parent may hold it for ever
+            self._lock, self._lock_pid = threading.RLock(), os.getpid()
         self.close()
         zones = _cut(_zones(self.root))
         if not zones:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -24,7 +26,7 @@ class Poller:
     def __init__(self, name: str, work: Callable[[], float]) -> None:
         self._name = name
         self._work = work
-        self._woken = threading.Event()
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # reentrant: a signal, or a collection, may end a call anywhere
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._troubles = Troubles(_logger)
@@ -37,12 +39,13 @@ class Poller:
 
     def wake(self) -> None:
         """Do it now."""
-        self._woken.set()
+        if self._wakes.empty():
+            self._wakes.put(None)
 
     def stop(self, timeout_seconds: float = 1.0) -> None:
         """Stop after what it is doing now; a thread that hangs in I/O is left to end by itself."""
         self._stopped = True
-        self._woken.set()
+        self.wake()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_seconds)
@@ -50,8 +53,8 @@ class Poller:
     def _run(self) -> None:
         with suppress_instrumentation():
             while not self._stopped:
-                self._woken.wait(self._step())
-                self._woken.clear()
+                with suppress(Empty):
+                    self._wakes.get(timeout=max(self._step(), 0.0))
 
     def _step(self) -> float:
         try:

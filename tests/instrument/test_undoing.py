@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import ollama
@@ -19,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
-from otel_llm_energy.instrument import active_runtime
+from otel_llm_energy.instrument import _registry_lock, active_runtime
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import settings
 from otel_llm_energy.tracing.claims import Claim
@@ -259,3 +263,33 @@ def test_idle_power_of_a_counter_that_is_not_there_is_pointed_out(
     energy.uninstrument()
     assert "idle_watts: no counter of the name package-9 is read." in caplog.text
     assert "There are package-0, package-0/dram." in caplog.text
+
+
+def test_nothing_is_kept_when_it_is_undone(powercap: PowercapTree) -> None:
+    """Hooks that wait for libraries which are never imported cannot be taken back; they hold nothing."""
+    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
+    runtime = weakref.ref(active_runtime() or energy)
+    assert isinstance(runtime(), Runtime)
+    energy.uninstrument()
+    del energy
+    until(lambda: (gc.collect(), runtime() is None)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_child_can_instrument_when_another_thread_was_at_it_at_the_fork() -> None:
+    """The fork waits for it: half of it would be of no use to the child."""
+    held = threading.Event()
+
+    def instrument_slowly() -> None:
+        with _registry_lock:
+            held.set()
+            time.sleep(0.05)
+
+    other = threading.Thread(target=instrument_slowly)
+    other.start()
+    assert held.wait(10)
+    child = os.fork()
+    if not child:
+        os._exit(0 if _registry_lock.acquire(timeout=5) else 1)
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -273,3 +274,29 @@ def test_the_kernels_tree_is_the_default_when_no_root_is_named() -> None:
     assert RaplMeter().root == powercap.POWERCAP_ROOT
     assert not RaplMeter().root_is_named
     assert RaplMeter("/somewhere").root_is_named
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_child_reads_the_counters_when_another_thread_read_them_at_the_fork(manual_powercap: PowercapTree) -> None:
+    """It has no such thread, which would let go of the lock."""
+    meter = RaplMeter(manual_powercap.root)
+    meter.open()
+    held, let_go = threading.Event(), threading.Event()
+
+    def read_slowly() -> None:
+        with meter._lock:
+            held.set()
+            assert let_go.wait(30)
+
+    other = threading.Thread(target=read_slowly)
+    other.start()
+    assert held.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends it where it waits
+        meter.open()
+        os._exit(0 if meter.read() else 1)
+    status = os.waitpid(child, 0)[1]
+    let_go.set()
+    other.join()
+    assert os.waitstatus_to_exitcode(status) == 0
