@@ -116,7 +116,8 @@ class Sweep:
             parts = self._runs.parts(bucket, ahead, timelines, activity, self.idle.baseline().watts)
             timelines = without(timelines, parts.absent)
             self._note_absent(bucket, parts.absent)
-            steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
+            within = bucket.start_ns, bucket.end_ns
+            steps = {name: at_work for name, line in timelines.items() if (at_work := line.steps(*within))}
             everyone = merged(list(steps.values()))
             self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
@@ -128,9 +129,11 @@ class Sweep:
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
             baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
+            steps = {}
             busy = Busy(0, 0, 0)
         self._close(bucket)
-        before, self._now = self._now, {name: clocks.now() for name, clocks in self._clocks.items()}
+        # Only of those at work here: there may be many servers, and the others' calls hardly ask.
+        before, self._now = self._now, {name: self.clocks(name).now() for name in steps}
         self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 

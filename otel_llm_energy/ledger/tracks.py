@@ -30,12 +30,15 @@ class Track:
         return self.times_ns[-1]
 
     def advance(self, to_ns: int, increment: int) -> None:
-        """Grow by ``increment`` from the last breakpoint to ``to_ns``."""
-        if to_ns > self.times_ns[-1]:
-            self.times_ns.append(to_ns)
-            self.values.append(self.values[-1] + increment)
+        """Grow by ``increment`` from the last breakpoint to ``to_ns``. Where nothing grows there are no breakpoints."""
+        times_ns, values = self.times_ns, self.values
+        if to_ns <= times_ns[-1]:
+            values[-1] += increment
+        elif not increment and len(values) > 1 and values[-1] == values[-2]:
+            times_ns[-1] = to_ns
         else:
-            self.values[-1] += increment
+            times_ns.append(to_ns)
+            values.append(values[-1] + increment)
 
     def grow(self, start_ns: int, end_ns: int, increment: int) -> None:
         """Stay as it is up to ``start_ns``, then grow by ``increment`` up to ``end_ns``."""

@@ -137,7 +137,20 @@ def test_growing_along_several_stretches_is_growing_by_one_after_the_other(steps
         growths.append((start_ns, at_ns, increment))
         one_by_one.grow(*growths[-1])
     at_once.follow(growths)
-    assert (at_once.times_ns, at_once.values) == (one_by_one.times_ns, one_by_one.values)
+    for time_ns in {*at_once.times_ns, *one_by_one.times_ns}:
+        assert at_once.at(time_ns) == one_by_one.at(time_ns)
+    assert at_once.end_ns == one_by_one.end_ns
+
+
+def test_track_takes_no_memory_for_time_in_which_nothing_grows() -> None:
+    """There may be a thousand servers to which nobody makes a call any more."""
+    track = Track()
+    track.advance(10, 5)
+    for time_ns in range(20, 10_000, 10):
+        track.advance(time_ns, 0)
+    track.advance(10_000, 10)
+    assert [track.at(time_ns) for time_ns in (10, 5_000, 9_990, 9_995, 10_000)] == [5, 5, 5, 10, 15]
+    assert len(track.times_ns) == 4
 
 
 def test_track_forgets_what_no_look_up_needs() -> None:
