@@ -51,9 +51,16 @@ class Instrumentation:
         """Calls are measured; not so after `uninstrument`, or with ``OTEL_SDK_DISABLED``."""
         return self._runtime is not None
 
-    def _warn_of_unheeded(self, options: Settings, given: Iterable[str]) -> None:
-        """It was asked for again with these options, and goes on as it is."""
-        ignored = [name for name in given if getattr(options, name) != getattr(self._options, name)]
+    def _warn_of_unheeded(
+        self, options: Settings, given: Iterable[str], tracer_provider: object, meter_provider: object
+    ) -> None:
+        """It was asked for again with these, and goes on as it is."""
+        # By their text: two meters of the same arguments are two objects.
+        ignored = [name for name in given if repr(getattr(options, name)) != repr(getattr(self._options, name))]
+        if self._runtime is not None and tracer_provider not in (None, self._runtime.provider()):
+            ignored.append("tracer_provider")
+        if self._runtime is not None and meter_provider not in (None, self._runtime.meter_provider):
+            ignored.append("meter_provider")
         if ignored:
             _logger.warning(
                 "instrument() was called before and goes on as it is; not heeded: %s. To change options call"
@@ -158,7 +165,10 @@ def instrument(
         chosen = settings({} if _registry else None, **given, **options)
         if _registry:
             _registry[0]._warn_of_unheeded(
-                chosen, [name for name, value in {**given, **options}.items() if value is not None]
+                chosen,
+                [name for name, value in {**given, **options}.items() if value is not None],
+                tracer_provider,
+                meter_provider,
             )
             return _registry[0]
         disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"

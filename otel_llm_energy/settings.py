@@ -25,7 +25,7 @@ METER_URLS: Final = (
 )
 CLIENTS: Final = ("openai", "ollama", "http", "langchain")
 # Said by whoever means off or auto; each would be a folder of that name wherever the app happens to start.
-_NO_PATHS: Final = ("none", "no", "false", "disabled", "0", "on", "yes", "true", "enabled", "1", "default")
+_NO_PATHS: Final = ("none", "null", "no", "false", "disabled", "0", "on", "yes", "true", "enabled", "1", "default")
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 _LIKE: Final = 0.75  # of difflib's ratio: DETIAL is like DETAIL, and CACHE, which is no option but exists, like none
 
@@ -145,6 +145,8 @@ def _watts(value: Any) -> Mapping[str, float]:
     if isinstance(value, str):
         pairs = [pair.rpartition("=") for pair in value.split(",") if pair.strip()]
         watts = {name.strip(): float(number) for name, _, number in pairs}
+        if len(watts) < len(pairs):  # 18,5 is no decimal number, nor may a channel have two
+            raise ValueError(value)
     elif isinstance(value, Mapping):
         watts = {str(name): float(number) for name, number in value.items()}
     else:
@@ -165,12 +167,19 @@ def _path_or_word(value: Any) -> str:
     path = os.fspath(value)
     if not isinstance(path, str) or not path.strip() or path.endswith("/") or path.lower() in _NO_PATHS:
         raise ValueError(value)
-    return path if path in ("auto", "off") else str(Path(path).expanduser())
+    return path.lower() if path.lower() in ("auto", "off") else str(_path(path))
+
+
+def _path(value: Any) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # a ~ where the user has no home, as in some containers
+        raise ValueError(value) from error
 
 
 def _grams(value: Any) -> float:
     grams = float(value)
-    if not 0 <= grams < 10_000:
+    if not 0 <= grams <= 10_000:
         raise ValueError(value)
     return grams
 
@@ -286,8 +295,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         None,
         "the folder that holds intel-rapl:0",
         "Where RAPL counters are read; a folder that is named here is trusted in a virtual machine, too.",
-        Path,
-        Path,
+        _path,
+        _path,
     ),
     Option(
         "grid_intensity",

@@ -48,7 +48,10 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "otel-llm-energy"
+    try:
+        return Path(base).expanduser() / "otel-llm-energy"
+    except RuntimeError as error:
+        raise ModelError(f"This user has no home folder to keep a model in. Name one by {CACHE_VARIABLE}.") from error
 
 
 def ensure_model(cache: Path | None = None) -> Path:

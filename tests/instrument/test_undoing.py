@@ -167,6 +167,9 @@ def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, ca
     assert otel_llm_energy.instrument(meters="rapl", detail="full", idle_watts=20) is energy
     (warning,) = caplog.messages
     assert "not heeded: detail, idle_watts." in warning
+    caplog.clear()
+    otel_llm_energy.instrument(tracer_provider=TracerProvider(), meter_provider=MeterProvider([]))
+    assert "not heeded: tracer_provider, meter_provider." in caplog.messages[0]
     with pytest.raises(otel_llm_energy.SettingError):
         otel_llm_energy.instrument(detail="verbose")  # type: ignore[arg-type]
 

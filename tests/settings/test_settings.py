@@ -57,12 +57,23 @@ WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
     "idle": (("sleep", "sleep"),),
     "share": (("tokens", "tokens"),),
     "max_hold": ((-1, "-1"), ("soon", "soon"), (float("nan"), "nan"), (4000, "4000")),
-    "idle_watts": ((-5, "-5"), ({"package-0": "x"}, "package-0=x"), ("5,package-0=3", "5,package-0=3")),
+    "idle_watts": (
+        (-5, "-5"),
+        ({"package-0": "x"}, "package-0=x"),
+        ("5,package-0=3", "5,package-0=3"),
+        ("18,5", "18,5"),
+    ),
     "idle_cache": ((5, "/a/folder/"), ("/a/folder/", "/a/folder/"), ("false", "false")),
-    "board": ((5, ""), ("/a/folder/", "/a/folder/"), ("None", "None"), ("0", "0")),
+    "board": (
+        (5, ""),
+        ("/a/folder/", "/a/folder/"),
+        ("None", "None"),
+        ("0", "0"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+    ),
     "scaphandre_url": (("localhost:8080", "localhost:8080"), ("http://", "http://"), (8080, "8080")),
-    "powercap_root": ((5, ""),),
-    "grid_intensity": ((-1, "-1"), ("green", "green"), (10_000, "10000")),
+    "powercap_root": ((5, ""), ("~nobody-of-this-name/x", "~nobody-of-this-name/x")),
+    "grid_intensity": ((-1, "-1"), ("green", "green"), (10_001, "10001")),
 }
 
 
@@ -186,6 +197,13 @@ def test_clients_may_be_none_at_all() -> None:
     """Who instruments by hand needs no second wrapper."""
     assert list(settings({}, clients=[]).clients) == []
     assert list(settings({"OTEL_LLM_ENERGY_CLIENTS": "auto"}).clients) == ["openai", "ollama", "http", "langchain"]
+
+
+@pytest.mark.parametrize("name", ["board", "idle_cache"])
+def test_words_for_a_path_are_known_however_they_are_written(name: str) -> None:
+    """Not as folders of that name."""
+    for text, expected in (("OFF", "off"), ("Auto", "auto")):
+        assert getattr(settings({}, **{name: text}), name) == expected
 
 
 def test_idle_watts_may_be_one_number() -> None:
