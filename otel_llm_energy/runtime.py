@@ -78,6 +78,8 @@ class ChannelStatus:
         problem: why its meter cannot be read just now.
         where: the meter's address, where this process reads it of a host that the user named; else empty. Whose counter
             it is in any case says ``channel.host``.
+        period_seconds: how old the newest reading may become while no call is open; ``None`` where another process
+            reads the counter, whose balance and time are its own.
     """
 
     channel: Channel
@@ -88,6 +90,7 @@ class ChannelStatus:
     age_seconds: float | None
     problem: str | None
     where: str = ""
+    period_seconds: float | None = None
 
     @property
     def idle(self) -> str:
@@ -619,8 +622,19 @@ def _channels(station: Station, *, named: bool = False) -> Sequence[ChannelStatu
             continue
         kept_seconds = station.idle_memory.age_seconds(name)
         where = repr(reader.open_meter.meter) if reader and named else ""
+        period_seconds = reader.open_meter.meter.pace.longest_idle_seconds if reader else None
         statuses.append(
-            ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, age_seconds, problem, where)
+            ChannelStatus(
+                channel,
+                balance,
+                idle.watts,
+                idle.origin,
+                kept_seconds,
+                age_seconds,
+                problem,
+                where,
+                period_seconds,
+            )
         )
     return statuses
 

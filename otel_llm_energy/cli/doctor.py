@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
@@ -10,6 +12,9 @@ from otel_llm_energy.cli.metering import baseline_known, measured, missing, stat
 from otel_llm_energy.runtime import ChannelStatus, Status
 
 _LEARNING_SECONDS = 8.0
+_PERIODS_TO_MOVE = 2
+_PERIODS_OLD = 3
+_LEAST_OLD_SECONDS = 5.0  # on a busy machine a thread may wait for its turn
 
 
 def run_doctor() -> int:
@@ -22,9 +27,12 @@ def run_doctor() -> int:
     if not energy.active:
         raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
     try:
-        status_once_discovered(energy.status)
+        channels = status_once_discovered(energy.status).channels
+        started = time.monotonic()
         wait_until(lambda: baseline_known(energy.status().channels), _LEARNING_SECONDS)
-        status = energy.status()
+        enough_seconds = _PERIODS_TO_MOVE * max((each.period_seconds or 0.0 for each in channels), default=0.0)
+        wait_until(lambda: _all_move(energy.status()), started + enough_seconds - time.monotonic())
+        status = judged(energy.status(), time.monotonic() - started)
     finally:
         energy.uninstrument()
     print("\n".join(_lines(status)))
@@ -34,6 +42,32 @@ def run_doctor() -> int:
 def works(status: Status) -> bool:
     """Whether a meter, not an estimate, can be read just now."""
     return measured(status) and not any(each.problem for each in status.channels)
+
+
+def judged(status: Status, watched_seconds: float) -> Status:
+    """The same, but a counter that can be read and gives no energy has a problem, too."""
+
+    def problem(each: ChannelStatus) -> str | None:
+        if each.problem or each.channel.estimated or each.period_seconds is None:
+            return each.problem
+        if _stands_still(each, status):
+            return f"It has not moved in {watched_seconds:.0f} s"
+        old_seconds = max(_PERIODS_OLD * each.period_seconds, _LEAST_OLD_SECONDS)
+        return "It gives no readings any more" if (each.age_seconds or 0.0) > old_seconds else None
+
+    return replace(status, channels=tuple(replace(each, problem=problem(each)) for each in status.channels))
+
+
+def _all_move(status: Status) -> bool:
+    return not any(_stands_still(each, status) for each in status.channels)
+
+
+def _stands_still(each: ChannelStatus, status: Status) -> bool:
+    """It has metered nothing since it is read; of memory that is not missed while others of its host move."""
+    if each.balance.metered_nj or each.channel.estimated or each.period_seconds is None:
+        return False
+    others = [other for other in status.channels if other.channel.host == each.channel.host]
+    return each.channel.component != "memory" or not any(other.balance.metered_nj for other in others)
 
 
 def _lines(status: Status) -> Iterator[str]:
@@ -63,7 +97,7 @@ def _verdict(status: Status) -> str:
     if works(status):
         return "LLM calls on this machine get measured joules."
     if measured(status):
-        return "A meter is there, but cannot be read just now."
+        return "A meter is there, but gives no energy just now."
     if status.channels:
         return "Nothing is measured here: LLM calls on this machine get estimates that say so."
     return "Nothing is measured here: LLM calls on this machine get no joules, and say so."

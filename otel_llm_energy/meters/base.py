@@ -48,6 +48,11 @@ class Pace:
         """Until there is a reading of this instant, at the longest, while calls are open."""
         return self.open_seconds + self.delay_seconds
 
+    @property
+    def longest_idle_seconds(self) -> float:
+        """The same while no call is open."""
+        return self.idle_seconds + self.delay_seconds
+
 
 @runtime_checkable
 class Meter(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_llm_energy.cli.doctor import judged, works
 from otel_llm_energy.idle_memory import IdleMemory, machine_facts
+from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.meters import OpenMeter, RaplMeter
-from otel_llm_energy.quantities import Channel, IdlePower
+from otel_llm_energy.quantities import Channel, Component, IdlePower
+from otel_llm_energy.runtime import ChannelStatus, Status
 from tests.support.children import environment_without_settings, free_port
 from tests.support.powercap import PowercapTree
 
@@ -153,6 +157,52 @@ def test_doctor_shows_the_idle_power_of_an_earlier_run_with_its_age(powercap: Po
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok     rapl: package-0 (cpu), idle 20 W (cached 2 h ago)" in done.stdout
     assert "ok     rapl: package-0/dram (memory), idle 2 W (cached 2 h ago)" in done.stdout
+
+
+def test_doctor_is_troubled_when_counters_never_move(manual_powercap: PowercapTree) -> None:
+    """They can be read, but no call would have joules, whether or not their idle power is known."""
+    done = _command(
+        "doctor",
+        OTEL_LLM_ENERGY_METERS="rapl",
+        OTEL_LLM_ENERGY_POWERCAP_ROOT=str(manual_powercap.root),
+        OTEL_LLM_ENERGY_IDLE_WATTS="package-0=20,package-0/dram=2",
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    for channel in ("package-0 (cpu), idle 20 W", "package-0/dram (memory), idle 2 W"):
+        assert re.search(rf"^TROUBLE rapl: {re.escape(channel)}, .* It has not moved in \d+ s$", done.stdout, re.M)
+    assert "A meter is there, but gives no energy just now." in done.stdout
+
+
+def _read(
+    component: Component, *, metered_joules: int = 5, age_seconds: float | None = 0.5, period_seconds: float | None = 1
+) -> ChannelStatus:
+    """A counter of RAPL that is read."""
+    balance = Balance(metered_joules * 10**9, 0, 0, {})
+    channel = Channel(component, component, "rapl")
+    return ChannelStatus(channel, balance, 20, "learned", None, age_seconds, None, period_seconds=period_seconds)
+
+
+@pytest.mark.parametrize(
+    ("channels", "troubled"),
+    [
+        ([_read("cpu"), _read("memory")], []),
+        ([_read("cpu", metered_joules=0), _read("memory")], ["cpu"]),
+        ([_read("cpu", metered_joules=0, age_seconds=None)], ["cpu"]),
+        ([_read("cpu"), _read("memory", metered_joules=0)], []),
+        ([_read("memory", metered_joules=0)], ["memory"]),
+        ([_read("cpu"), _read("gpu", age_seconds=20)], ["gpu"]),
+        ([_read("cpu", age_seconds=20, period_seconds=61)], []),
+        ([_read("cpu", metered_joules=0, period_seconds=None)], []),
+    ],
+    ids=["good", "still", "never-read", "memory-unused", "memory-alone", "stopped", "rare", "read-by-another-process"],
+)
+def test_doctor_is_troubled_when_a_counter_that_can_be_read_gives_no_energy(
+    channels: list[ChannelStatus], troubled: list[str]
+) -> None:
+    """Memory that never moves is not missed in a bill, and of what another process reads only that one can tell."""
+    status = judged(Status(tuple(channels), (), {}, "joined"), 8.0)
+    assert [each.channel.id for each in status.channels if each.problem] == troubled
+    assert works(status) is not bool(troubled)
 
 
 def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
