@@ -566,7 +566,8 @@ def _discover_at(host: str, meter: Meter) -> Discovery:
     """Open the meter of another host, so that its counters are told from those of the same names elsewhere."""
     found = discover(meter)
     meters = (OpenMeter(each.meter, tuple(replace(one, host=host) for one in each.channels)) for each in found.meters)
-    return replace(found, meters=tuple(meters))
+    left_out = (replace(one, name=f"{one.name} of {host}") for one in found.left_out)
+    return replace(found, meters=tuple(meters), left_out=tuple(left_out))
 
 
 def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> tuple[Channel, ...]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from otel_llm_energy.machine import PROC
 from otel_llm_energy.meters.base import Meter, MeterError, ProcessMeter
 from otel_llm_energy.meters.cpu_estimate import CpuEstimate
-from otel_llm_energy.meters.mending import MENDING
+from otel_llm_energy.meters.mending import mending
 from otel_llm_energy.meters.nvml import NvmlMeter, nvidia_driver_is_there
 from otel_llm_energy.meters.powercap import POWERCAP_ROOT, RaplMeter
 from otel_llm_energy.meters.scaphandre import SCAPHANDRE_URL, ScaphandreMeter
@@ -39,7 +39,10 @@ class OpenMeter:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A meter that is not read, and why: the slug that a span may show, and a sentence for people."""
+    """A meter that is not read, and why: the slug that a span may show, and a sentence for people.
+
+    The name of one that is read for another machine's servers ends in ``of HOST``.
+    """
 
     name: str
     reason: str
@@ -48,7 +51,7 @@ class LeftOut:
     @property
     def mend(self) -> str:
         """The line of configuration, or the command, that would bring it back; empty where there is none."""
-        return MENDING.get(self.reason, "")
+        return mending(self.name, self.reason, self.message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class RaplMeter:
         counters: list[tuple[str, int]] = []
         try:
             for zone, channel in zip(zones, channels, strict=True):
-                counters.append((channel.id, _open_counter(zone.folder / "energy_uj")))
+                counters.append((channel.id, _open_counter(self.root, zone.folder / "energy_uj")))
         except MeterError:
             _close_all(counters)
             raise
@@ -237,14 +238,14 @@ def _limit_uw(constraint: Path) -> int | None:
     return next((limit for limit in candidates if limit is not None and limit in _LIMIT_UW), None)
 
 
-def _open_counter(path: Path) -> int:
+def _open_counter(root: Path, path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
         raise MeterError(
             "meter-permission",
-            f"{path}: only root may read it. Grant it, e.g. `sudo chmod -R a+r {path.parent}/`"
-            " (mind CVE-2020-8694 on shared machines), or use Scaphandre.",
+            f"{root}: only root may read {path.relative_to(root)}. Grant it, e.g. `sudo chmod -R a+r"
+            f" {shlex.quote(str(root))}/intel-rapl*/` (mind CVE-2020-8694 on shared machines), or use Scaphandre.",
         ) from None
     except OSError as error:
         raise MeterError("meter-unreadable", f"{path}: {error.strerror}.") from error

@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 16 << 20  # 30 times what a host with 200 processes sends
 MAX_SAMPLES = 50_000  # of wanted ones: one for each process and counter of a very large host
 _CHUNK_BYTES = 1 << 16
 _CONNECT_SECONDS = 1.0
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class HttpSource:
 
         session = requests.Session()
         # A proxy of the environment does not know this machine's loopback.
-        session.trust_env = urlsplit(self._url).hostname not in _LOOPBACK_HOSTS
+        session.trust_env = urlsplit(self._url).hostname not in LOOPBACK_HOSTS
         session.headers.update({"Accept-Encoding": "identity", "Connection": "close", **self._headers})
         return session
 

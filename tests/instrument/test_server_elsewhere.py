@@ -26,6 +26,7 @@ from tests.instrument.asking import until
 from tests.meters.exporters import exporter as serving
 from tests.support.backends import Scaphandre
 from tests.support.burner import burning
+from tests.support.children import free_port
 from tests.support.powercap import PowerModel
 
 RECORDED = Path(__file__).parents[1] / "meters" / "fixtures"
@@ -162,3 +163,23 @@ def test_two_hosts_are_told_apart_when_their_counters_have_the_same_names(
     ]
     assert len(points) >= 8
     assert {point[names.HOST] for point in points} == hosts
+
+
+def test_nothing_is_to_be_started_here_when_it_is_a_servers_own_exporter_that_is_down(
+    provider: TracerProvider, tmp_path: Path
+) -> None:
+    """It is that host's, even where it is reached by loopback; whose it is stands in its name."""
+    address = f"127.0.0.1:{free_port()}"
+    handle = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meters="rapl",
+        powercap_root=tmp_path,  # nothing of this machine
+        servers={"ollama:11434": f"http://{address}/metrics#ollama"},
+    )
+    try:
+        until(lambda: len(handle.status().left_out) == 2)
+        local, other = handle.status().left_out
+    finally:
+        handle.uninstrument()
+    assert (local.name, bool(local.mend)) == ("rapl", True)
+    assert (other.name, other.reason, other.mend) == (f"scaphandre of {address}", "meter-refused", "")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_llm_energy.meters import powercap
+from otel_llm_energy.meters import LeftOut, powercap
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.powercap import RaplMeter
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
@@ -150,11 +150,13 @@ def test_an_error_says_so_when_there_is_no_tree(tmp_path: Path, root: str) -> No
 
 
 def test_the_remedy_is_named_when_only_root_may_read(tmp_path: Path) -> None:
-    """Since Linux 5.10 that is the usual case."""
-    zone(tmp_path, "intel-rapl:0", "package-0").joinpath("energy_uj").chmod(0)
-    told = opening_as_nobody(tmp_path)
-    assert told.startswith("meter-permission")
-    assert "chmod" in told
+    """Since Linux 5.10 that is the usual case. The remedy is for all sockets of this tree, not for the first alone."""
+    for package in range(2):
+        zone(tmp_path, f"intel-rapl:{package}", f"package-{package}").joinpath("energy_uj").chmod(0)
+    reason, _, message = opening_as_nobody(tmp_path).partition(" ")
+    assert reason == "meter-permission"
+    assert "`sudo chmod -R a+r ./intel-rapl*/`" in message
+    assert LeftOut("rapl", reason, message).mend.startswith("sudo chmod -R a+r ./intel-rapl*/ ")
 
 
 def opening_as_nobody(root: Path) -> str:
