@@ -24,7 +24,7 @@ from otel_llm_energy.host.wire import channel_from_json
 from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.ledger.ledger import Balance, Ledger
-from otel_llm_energy.meters.base import Meter, ProcessMeter
+from otel_llm_energy.meters.base import Meter, MeterError, ProcessMeter
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter, discover
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
@@ -60,6 +60,10 @@ _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
 _MAX_HOLD_SECONDS = 30.0
 _LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
+_ONLY_HERE = (
+    "Only the idle power of this machine is measured on purpose: that of the meters in servers= is learned while no"
+    " call is at work, or given by idle_watts."
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -309,7 +313,13 @@ class Runtime:
 
     def measure_idle(self, seconds: float) -> dict[str, float]:
         """See `otel_llm_energy.measure_idle`."""
-        return measure_idle(self.desk.stations[0], self.desk.wake, seconds)
+        local, *named = self.desk.stations
+        try:
+            return measure_idle(local, self.desk.wake, seconds)
+        except MeterError as error:
+            if not named:
+                raise
+            raise MeterError(error.reason, f"{error} {_ONLY_HERE}") from error
 
     def status(self) -> Status:
         """What is being measured, and what not and why."""
@@ -433,7 +443,8 @@ class Runtime:
         if isinstance(meter, ProcessMeter) and meter.process is not None:
             activity = FigureActivity(meter.host_powers, meter.cpus)
         host = getattr(meter, "host", "") or str(next(iter(meters)))
-        station = self._station(board, partial(_discover_at, host, meter), activity, partial(_elsewhere, processes))
+        find = partial(_discover_at, host, meter, self._options.idle_watts)
+        station = self._station(board, find, activity, partial(_elsewhere, processes))
         for address in meters:
             if address.host and address.port is not None:
                 station.expect(address.host, address.port)
@@ -556,18 +567,22 @@ def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
     meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
     channels = {channel.id for each in meters for channel in each.channels}
     strange = options.idle_watts.keys() - channels - {""}
-    if meters and strange:
+    # A name that is none of this machine's may be one of another that is read too.
+    if meters and strange and all(_names_process(spec) for spec in options.servers.values()):
         names, read = ", ".join(sorted(strange)), ", ".join(sorted(channels))
         _logger.warning("idle_watts: no counter of the name %s is read. There are %s.", names, read)
     return replace(found, meters=meters)
 
 
-def _discover_at(host: str, meter: Meter) -> Discovery:
+def _discover_at(host: str, meter: Meter, idle_watts: Mapping[str, float]) -> Discovery:
     """Open the meter of another host, so that its counters are told from those of the same names elsewhere."""
     found = discover(meter)
-    meters = (OpenMeter(each.meter, tuple(replace(one, host=host) for one in each.channels)) for each in found.meters)
+    meters = tuple(
+        OpenMeter(each.meter, tuple(replace(one, host=host) for one in _with_idle(each.channels, idle_watts)))
+        for each in found.meters
+    )
     left_out = (replace(one, name=f"{one.name} of {host}") for one in found.left_out)
-    return replace(found, meters=tuple(meters), left_out=tuple(left_out))
+    return replace(found, meters=meters, left_out=tuple(left_out))
 
 
 def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> tuple[Channel, ...]:

@@ -260,7 +260,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "idle_watts",
         {},
         "watts of each CPU package (or the host), or by channel: package-0=18,package-0/dram=2",
-        "Idle power that is known beforehand, W; otherwise it is learned.",
+        "Idle power that is known beforehand, W, of this machine's counters and of those in servers= alike; otherwise "
+        "it is learned.",
         _watts,
         _watts,
     ),

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import ScaphandreMeter
 from otel_llm_energy import conventions as names
+from otel_llm_energy.meters import MeterError
 from otel_llm_energy.quantities import Channel
 from otel_llm_energy.servers import process_cpu_ns
 from tests.conftest import LlamaServerFactory
@@ -183,3 +184,46 @@ def test_nothing_is_to_be_started_here_when_it_is_a_servers_own_exporter_that_is
         handle.uninstrument()
     assert (local.name, bool(local.mend)) == ("rapl", True)
     assert (other.name, other.reason, other.mend) == (f"scaphandre of {address}", "meter-refused", "")
+
+
+@pytest.mark.parametrize(
+    ("idle_watts", "known"),
+    [
+        ({"package-0": 18, "package-1/dram": 2}, {"package-0": 18, "package-1/dram": 2}),
+        (33, {"package-0": 33, "package-1": 33}),
+    ],
+)
+def test_idle_power_is_that_of_a_servers_meter_too_when_it_is_given(
+    idle_watts: float | dict[str, float],
+    known: dict[str, float],
+    provider: TracerProvider,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By counter, or for each package; and no warning that this machine has no counter of that name."""
+    with serving((RECORDED / "two-sockets-0.txt").read_bytes()) as served:
+        handle = otel_llm_energy.instrument(
+            tracer_provider=provider,
+            meters="cpu-estimate",
+            servers={"one:11434": served.url},
+            idle_watts=idle_watts,
+        )
+        try:
+            until(lambda: len(handle.status().channels) == 5)
+            channels = handle.status().channels
+        finally:
+            handle.uninstrument()
+    given = {each.channel.id: each.idle_watts for each in channels if each.channel.host and each.idle_origin == "given"}
+    assert given == known
+    assert "idle_watts" not in caplog.text
+
+
+def test_measuring_idle_says_that_it_is_for_this_machine_alone_when_servers_have_meters(tmp_path: Path) -> None:
+    """Who has a meter only there would look for the fault here."""
+    with serving((RECORDED / "two-sockets-0.txt").read_bytes()) as served:
+        url = served.url
+        with pytest.raises(
+            MeterError, match=r"no RAPL package here.*that of the meters in servers= is learned"
+        ) as told:
+            otel_llm_energy.measure_idle(1, meters="rapl", powercap_root=tmp_path, servers={"one:11434": url})
+    assert told.value.reason == "meter-not-found"
