@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,8 @@ from otel_llm_energy.version import __version__
 PROGRAM = "otel-llm-energy"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+UNREAD = 141
+"""Exit code where nobody reads what is printed any more (``| head``), as shells have it: 128 + SIGPIPE."""
 
 
 class CommandError(Exception):
@@ -26,12 +30,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; the process's own if ``None``.
 
     Returns:
-        the exit code: 0; 1 if something failed; 2 for a command line that is none; 130 after Ctrl-C.
+        the exit code: 0; 1 if something failed; 2 for a command line that is none; 130 after Ctrl-C; 141
+        if nobody reads the output any more.
     """
     asked = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
+    try:
+        code = _run_to_the_end(command, asked)
+        sys.stdout.flush()  # at the exit it would be too late to be told
+        return code
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return UNREAD
+
+
+def _run_to_the_end(command: Callable[[argparse.Namespace], int], asked: argparse.Namespace) -> int:
     # A shell's background jobs start with SIGINT ignored; who sends it to one of ours means it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -43,6 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do at the exit is short
         print("\nBroken off.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output or error is a pipe that nobody reads; what is left for it then goes nowhere."""
+    watched = select.poll()
+    for descriptor in (1, 2):
+        watched.register(descriptor, 0)
+    gone = [descriptor for descriptor, state in watched.poll(0) if state & (select.POLLERR | select.POLLHUP)]
+    for descriptor in gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return bool(gone)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,17 @@ if __name__ == "__main__":
 """
 
 
-def _command(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def _command(
+    *arguments: str, folder: Path | None = None, streams: Mapping[str, int] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*_COMMAND, *arguments],
         cwd=folder,
         env=environment_without_settings(**variables),
-        capture_output=True,
         text=True,
         timeout=_SECONDS,
         check=False,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **(streams or {})},
     )
 
 
@@ -217,6 +220,28 @@ def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
     assert "no     rapl: meter-not-found" in done.stdout
     assert "no     scaphandre: meter-refused" in done.stdout
     assert done.stdout.count("mend it: ") == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_command_ends_quietly_when_nobody_reads_its_output(stream: str, unbuffered: str, tmp_path: Path) -> None:
+    """``| head`` closes the pipe: no traceback, and the exit code that shells know for that."""
+    receive, send = os.pipe()
+    os.close(receive)
+    words = ["doctor"] if stream == "stdout" else ["study", "report", str(tmp_path / "none")]
+    try:
+        done = _command(
+            *words,
+            streams={stream: send},
+            OTEL_LLM_ENERGY_METERS="cpu-estimate",
+            OTEL_LLM_ENERGY_IDLE_WATTS="1",
+            PYTHONUNBUFFERED=unbuffered,
+        )
+    finally:
+        os.close(send)
+    assert done.returncode == 141
+    assert not done.stdout
+    assert not done.stderr
 
 
 def test_version_is_told_when_it_is_asked_for() -> None:
