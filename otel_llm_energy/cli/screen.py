@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,7 @@ from otel_llm_energy.cli.reasons import REASONS, UNATTRIBUTED
 from otel_llm_energy.cli.results import ChannelBalance, Node, Results
 
 _PLAIN_WIDTH = 100
-_WIDE = 96
+_ENOUGH_OF_A_LABEL = 20
 _COLOURS = {"measured": "green", "shared": "green", "degraded": "yellow", "estimated": "magenta", "unavailable": "red"}
 _NOTHING = "-"
 
@@ -29,11 +30,9 @@ def show(results: Results, console: Console | None = None) -> None:
     console.print()
     for sentence in _warnings(results):
         console.print(sentence, style="bold yellow")
-    wide = console.width >= _WIDE
-    console.print(_tree_table(results, wide))
-    if not wide:
-        console.print(f"Phases and meter are left out: the terminal has fewer than {_WIDE} columns.", style="dim")
-    for line in _legend(results, wide):
+    columns = _columns_that_fit(results, console.width)
+    console.print(_tree_table(results, columns, console.width))
+    for line in _legend(results, columns):
         console.print(line, style="dim")
     if results.balance:
         console.print()
@@ -54,17 +53,49 @@ def _warnings(results: Results) -> Iterator[str]:
 # The tree
 
 
-def _tree_table(results: Results, wide: bool) -> Table:
+def _tree_table(results: Results, columns: Sequence[_Column], width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("\nspan", no_wrap=True)
-    for column in _columns(wide):
-        header = f"estimate\n{column.header}" if column.header == "J" and results.estimated else column.header
-        table.add_column(header if "\n" in header else f"\n{header}", justify=column.justify, no_wrap=True)
-    guides = _guides(results.tree)
-    for node in results.tree.walk():
-        cells = [column.cell(node) for column in _columns(wide)] if node.is_call else [_total(node)]
-        table.add_row(Text(guides[id(node)] + node.label), *cells)
+    # Only the span gives way: a figure without its last digits would be another figure.
+    table.add_column("\nspan", no_wrap=True, max_width=max(width - _width(results, columns), 1))
+    for column in columns:
+        least = _column_width(results, column)
+        table.add_column(_header(results, column), justify=column.justify, no_wrap=True, min_width=least)
+    for node, label in _labels(results.tree):
+        cells = [column.cell(node) for column in columns] if node.is_call else [_total(node)]
+        table.add_row(Text(label), *cells)
     return table
+
+
+def _columns_that_fit(results: Results, width: int) -> list[_Column]:
+    """All of them, but for those that must go so that figures are whole, and spans can be told apart."""
+    columns = list(_COLUMNS)
+    label_width = min(max(cell_len(label) for _, label in _labels(results.tree)), _ENOUGH_OF_A_LABEL)
+    for least in sorted((column for column in _COLUMNS if column.goes), key=lambda column: column.goes):
+        if label_width + _width(results, columns) > width:
+            columns.remove(least)
+    return columns
+
+
+def _width(results: Results, columns: Sequence[_Column]) -> int:
+    """What the columns take beside the span, each with the space before it."""
+    return sum(1 + _column_width(results, column) for column in columns)
+
+
+def _column_width(results: Results, column: _Column) -> int:
+    cells = [column.cell(node) for node in results.calls()]
+    if column.header == "J":
+        cells += [_total(node) for node in results.tree.walk() if not node.is_call]
+    return max(cell_len(str(line)) for line in (*_header(results, column).split("\n"), *cells))
+
+
+def _header(results: Results, column: _Column) -> str:
+    header = f"estimate\n{column.header}" if column.header == "J" and results.estimated else column.header
+    return header if "\n" in header else f"\n{header}"
+
+
+def _labels(root: Node) -> list[tuple[Node, str]]:
+    guides = _guides(root)
+    return [(node, guides[id(node)] + node.label) for node in root.walk()]
 
 
 def _guides(root: Node) -> dict[int, str]:
@@ -83,26 +114,16 @@ def _guides(root: Node) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """What the tree says of a call; ``wide``: only where there is room."""
+    """What the tree says of a call; the lower ``goes``, the sooner it goes where there is no room, and 0 never."""
 
     header: str
     cell: Callable[[Node], str | Text]
     justify: Literal["left", "right"] = "right"
-    wide: bool = False
+    goes: int = 0
 
 
-def _columns(wide: bool) -> list[_Column]:
-    columns = (
-        _Column("J", lambda node: Text(_figure(node, names.JOULES), style="bold")),
-        _Column("above\nidle J", lambda node: _figure(node, names.ABOVE_IDLE_JOULES)),
-        _Column("J/output\ntoken", lambda node: _figure(node, names.JOULES_PER_OUTPUT_TOKEN)),
-        _Column("prefill\nJ", lambda node: _figure(node, names.PREFILL_JOULES), wide=True),
-        _Column("decode\nJ", lambda node: _figure(node, names.DECODE_JOULES), wide=True),
-        _Column("lower..\nupper J", _bounds),
-        _Column("quality", _quality, "left"),
-        _Column("meter", lambda node: node.text(names.METER) or _NOTHING, "left", wide=True),
-    )
-    return [column for column in columns if wide or not column.wide]
+def _joules_of(key: str) -> Callable[[Node], str]:
+    return lambda node: _figure(node, key)
 
 
 def _figure(node: Node, key: str) -> str:
@@ -136,12 +157,28 @@ def _about(node: Node) -> str:
     return "~" if node.text(names.QUALITY) == "estimated" else ""
 
 
-def _legend(results: Results, wide: bool) -> Iterator[str]:
+_COLUMNS: Final = (
+    _Column("J", lambda node: Text(_figure(node, names.JOULES), style="bold")),
+    _Column("above\nidle J", _joules_of(names.ABOVE_IDLE_JOULES), goes=5),
+    _Column("J/output\ntoken", _joules_of(names.JOULES_PER_OUTPUT_TOKEN), goes=4),
+    _Column("prefill\nJ", _joules_of(names.PREFILL_JOULES), goes=2),
+    _Column("decode\nJ", _joules_of(names.DECODE_JOULES), goes=3),
+    _Column("lower..\nupper J", _bounds),
+    _Column("quality", _quality, "left", goes=6),
+    _Column("meter", lambda node: node.text(names.METER) or _NOTHING, "left", goes=1),
+)
+
+
+def _legend(results: Results, columns: Sequence[_Column]) -> Iterator[str]:
+    gone = ", ".join(column.header.replace("\n", " ") for column in _COLUMNS if column not in columns)
+    if gone:
+        yield f"Left out, since the terminal is narrow: {gone}."
     yield "Σ: all calls below the span. lower..upper: the bounds of J, given the way energy is shared."
     if results.estimated:
         yield "~: an estimate, not a measurement."
     calls = results.calls()
-    if wide and any(node.joules(names.JOULES) and node.joules(names.DECODE_JOULES) is None for node in calls):
+    phases = any(column.header.startswith("decode") for column in columns)
+    if phases and any(node.joules(names.JOULES) and node.joules(names.DECODE_JOULES) is None for node in calls):
         yield "-: the readings do not part prefill from decode."
     if any(node.text(names.QUALITY) == "shared" for node in calls):
         yield "shared: other calls were at work at the same time; each gets an equal part of each instant."
