@@ -105,7 +105,7 @@ class ModelServer:
         assert process.stdout is not None
         line = _first_line(process)
         if not line.startswith("http://"):
-            raise ModelError(f"The model server did not start (exit code {process.poll()}); its words are above.")
+            raise ModelError(f"The model server did not start (exit code {_exit_code(process)}); its words are above.")
         return line
 
     def __enter__(self) -> ModelServer:
@@ -127,6 +127,14 @@ def _first_line(process: subprocess.Popen[str]) -> str:
         return process.stdout.readline().strip()
     finally:
         watchdog.cancel()
+
+
+def _exit_code(process: subprocess.Popen[str]) -> int | None:
+    """Of a child whose output has ended: it ends itself a moment later. ``None`` if it does not."""
+    try:
+        return process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _arguments(options: ServerOptions) -> list[str]:

@@ -61,6 +61,6 @@ def test_server_ends_when_its_parent_is_killed(model_path: Path) -> None:
 
 
 def test_error_is_raised_when_there_is_no_model_file(tmp_path: Path) -> None:
-    """A server that cannot start says so at once."""
-    with pytest.raises(ModelError, match="did not start"):
+    """A server that cannot start says so at once, with the exit code that it ends with a moment later."""
+    with pytest.raises(ModelError, match=r"did not start \(exit code 1\)"):
         ModelServer(ServerOptions(tmp_path / "none.gguf")).start()
