@@ -210,7 +210,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         "addresses ('host:port', 'host', ':port', or the path of a Unix socket) with 'pid:4711', 'name:ollama', a "
         "meter, or its URL and, after a #, which of its processes the server is: "
         f"http://host:8080/metrics#ollama ({METER_URLS})",
-        "Who answers at an address, where it is not the process that listens there on this machine.",
+        "Who answers at an address, where it is not the process that listens there on this machine. The address is "
+        "written as the client calls it: localhost is not 127.0.0.1.",
         _servers,
         lambda text: _servers(_pairs(text)),
     ),
