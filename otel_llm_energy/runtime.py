@@ -52,7 +52,7 @@ from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 from otel_llm_energy.tracing.seat import Metering, Rules, Seat, SeatStatus
-from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, Station
+from otel_llm_energy.tracing.station import THIS_PROCESS, Activity, ReadingListener, Station
 from otel_llm_energy.version import __version__
 
 LAST_READING_SECONDS = 12.0  # so long a command that has made its calls waits for the reading that covers the last
@@ -180,7 +180,7 @@ class Runtime:
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
         elsewhere = self._meters_elsewhere()
         local = self._local_station(taken=frozenset(elsewhere))
-        directory = Directory(local, self._named_stations(local, elsewhere))
+        directory = self._directory = Directory(local, self._named_stations(local, elsewhere))
         for host, port in announced(os.environ):
             found = directory.find(host, port, "")
             if isinstance(found, Metered):
@@ -320,6 +320,12 @@ class Runtime:
             if not named:
                 raise
             raise MeterError(error.reason, f"{error} {_ONLY_HERE}") from error
+
+    def listen(self, host: str, port: int, listener: ReadingListener) -> None:
+        """Have the readings told by which calls to this server are billed; see `Station.reading_listeners`."""
+        found = self._directory.find(host, port, "")
+        if isinstance(found, Metered):
+            found.station.reading_listeners.append(listener)
 
     def status(self) -> Status:
         """What is being measured, and what not and why."""

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
-from otel_llm_energy.instrument import Instrumentation, instrument
+from otel_llm_energy.instrument import Instrumentation, active_runtime, instrument
 from otel_llm_energy.runtime import LAST_READING_SECONDS
-from otel_llm_energy.settings import SettingError, settings
+from otel_llm_energy.settings import SettingError
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
 from otel_llm_energy.study.call_columns import CallColumns, error_words
@@ -24,7 +24,7 @@ from otel_llm_energy.study.dataset import SESSIONS, compact, scan
 from otel_llm_energy.study.journal import Journal
 from otel_llm_energy.study.manifest import check_same_study, write_manifest
 from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, calls_of, jobs
-from otel_llm_energy.study.power import PowerLog, recorded_meters
+from otel_llm_energy.study.power import PowerLog
 from otel_llm_energy.study.prompts import read_prompts
 from otel_llm_energy.study.scores import scorer
 from otel_llm_energy.study.sessions import Session
@@ -181,18 +181,21 @@ class _Pipeline:
 def _measuring(plan: Plan, options: Options, journal: Journal) -> Iterator[_Pipeline]:
     """The one line, with a tracer provider of the study's own, and its end."""
     provider = TracerProvider(sampler=ALWAYS_ON)
-    log = PowerLog()
-    sink = RowSink(journal, log, content=options.content)
-    remote = {server.address: server.meter for server in plan.servers if server.meter}
+    servers = [_listening(server, options) for server in plan.servers]
+    logs = {server.name: PowerLog() for server in servers}
+    sink = RowSink(journal, logs, content=options.content)
+    remote = {server.address: server.meter for server in servers if server.meter}
     given = {"detail": "full", **({"servers": remote} if remote else {}), **options.energy}
     try:
-        given["meters"] = recorded_meters(settings(**given), log)
         energy = instrument(tracer_provider=provider, **given)
     except SettingError as error:
         raise StudyError(str(error)) from error
     try:
-        if not energy.active:
+        runtime = active_runtime()
+        if runtime is None:
             raise StudyError("OTEL_SDK_DISABLED=true switches measuring off. Unset it.")
+        for server in servers:
+            runtime.listen(server.host, server.port, logs[server.name].note)
         provider.add_span_processor(sink)
         yield _Pipeline(provider.get_tracer("otel-llm-energy study"), energy, sink)
     finally:

@@ -47,11 +47,20 @@ class ServerPlan:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def host(self) -> str:
+        """The machine that is asked, as the client libraries name it; an IPv6 address without brackets."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Where it listens there."""
+        parts = urlsplit(self.base_url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
     def address(self) -> str:
         """``host:port``, as the option ``servers`` of `instrument` wants it."""
-        parts = urlsplit(self.base_url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return f"{parts.hostname}:{port}"
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

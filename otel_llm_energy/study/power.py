@@ -1,6 +1,7 @@
 """The readings that the instrumentation takes, kept a while, so that a call's power over time can be drawn.
 
-The meter is read by `instrument` alone; a `RecordedMeter` passes its readings on and remembers them.
+The meters are read by `instrument` alone, and perhaps by another process that it shares them with: then only the
+readings at the edges of calls are taken here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from otel_llm_energy.meters.base import Meter
-from otel_llm_energy.meters.discovery import discover
-from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
-from otel_llm_energy.settings import Settings
+from otel_llm_energy.quantities import NS_PER_SECOND, Reading
 
 _KEPT_READINGS: Final = 20_000
 _MARGIN_NS: Final = NS_PER_SECOND // 4
@@ -23,7 +21,7 @@ _UJ_PER_NS_IN_WATTS: Final = 1_000  # 1 uJ / 1 ns = 1000 W
 
 
 class PowerLog:
-    """The last readings of all channels."""
+    """The last readings of all channels of one machine."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,35 +87,3 @@ def _at(series: Sequence[tuple[int, int]], time_ns: int) -> float:
         if since <= time_ns <= until:
             return before + (after - before) * (time_ns - since) / (until - since)
     return float(series[-1][1])
-
-
-class RecordedMeter:
-    """A meter that notes in a `PowerLog` what it passes on."""
-
-    def __init__(self, meter: Meter, log: PowerLog) -> None:
-        self._meter = meter
-        self._log = log
-        self.name = meter.name
-        self.pace = meter.pace
-
-    def open(self) -> Sequence[Channel]:
-        return self._meter.open()
-
-    def read(self) -> Sequence[Reading]:
-        readings = self._meter.read()
-        self._log.note(readings)
-        return readings
-
-    def close(self) -> None:
-        self._meter.close()
-
-
-def recorded_meters(options: Settings, log: PowerLog) -> Sequence[str | Meter]:
-    """The meters that `instrument` would read with these options, recorded; if it would find none, their names.
-
-    They are opened to find out which they are, and closed again.
-    """
-    found = discover(options.meters, scaphandre_url=options.scaphandre_url, powercap_root=options.powercap_root)
-    for each in found.meters:
-        each.meter.close()
-    return [RecordedMeter(each.meter, log) for each in found.meters] or options.meters

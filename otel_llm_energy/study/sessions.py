@@ -6,13 +6,14 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.quantities import NJ_PER_JOULE
+from otel_llm_energy.runtime import ChannelStatus
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import SESSIONS
 from otel_llm_energy.study.journal import replace_file
@@ -27,6 +28,7 @@ class Session:
         self._started_unix_s = time.time()
         self._path = folder / f"{self._started_unix_s:.0f}-{os.getpid()}.json"
         self._energy = energy
+        self._counted: dict[tuple[str, str], Mapping[str, object]] = {}
         self._written_seconds = time.monotonic()
         folder.mkdir(exist_ok=True)
 
@@ -38,28 +40,33 @@ class Session:
     def write(self, *, ended: bool = False) -> None:
         now_unix_s = time.time()
         status = self._energy.status()
+        # Those that another process reads for this one are its to count. Once counted here, they stay so.
+        self._counted |= {
+            (each.channel.meter, each.channel.id): _counter(each) for each in status.channels if each.balance.metered_nj
+        }
         content = {
             "started_at": self._started_unix_s,
             "seconds": now_unix_s - self._started_unix_s,
             "ended": ended,
-            "meters": [
-                {
-                    "meter": each.channel.meter,
-                    "channel": each.channel.id,
-                    "component": each.channel.component,
-                    "estimated": each.channel.estimated,
-                    "idle_watts": each.idle_watts,
-                    "metered_joules": each.balance.metered_nj / NJ_PER_JOULE,
-                    "attributed_joules": each.balance.billed_nj / NJ_PER_JOULE,
-                    "unattributed_joules": {
-                        reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in each.balance.unattributed_nj.items()
-                    },
-                }
-                for each in status.channels
-            ],
+            "meters": list(self._counted.values()),
             "left_out": [{"name": one.name, "reason": one.reason, "message": one.message} for one in status.left_out],
         }
         replace_file(self._path, json.dumps(content, indent=1).encode())
+
+
+def _counter(each: ChannelStatus) -> Mapping[str, object]:
+    return {
+        "meter": each.channel.meter,
+        "channel": each.channel.id,
+        "component": each.channel.component,
+        "estimated": each.channel.estimated,
+        "idle_watts": each.idle_watts,
+        "metered_joules": each.balance.metered_nj / NJ_PER_JOULE,
+        "attributed_joules": each.balance.billed_nj / NJ_PER_JOULE,
+        "unattributed_joules": {
+            reason: energy_nj / NJ_PER_JOULE for reason, energy_nj in each.balance.unattributed_nj.items()
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,19 @@ class RowSink(SpanProcessor):
 
     A call is a root span of the study with the client library's span below. The root comes last: it waits for the
     energy of what is below it.
+
+    Args:
+        journal: keeps the rows.
+        logs: the readings by which calls are billed, by the name of their server.
+        content: keep the texts of prompts and answers.
     """
 
-    def __init__(self, journal: Journal, log: PowerLog, *, content: bool) -> None:
+    def __init__(self, journal: Journal, logs: Mapping[str, PowerLog], *, content: bool) -> None:
         self.written = Counter[str]()
         self.joules = 0.0
         self.failure: OSError | None = None
         self._journal = journal
-        self._log = log
+        self._logs = logs
         self._content = content
         self._lock = threading.Lock()
         self._expected: dict[int, _Pending] = {}
@@ -85,7 +90,8 @@ class RowSink(SpanProcessor):
             if self._drawn[deployment] > _DRAWN_CALLS:
                 return
         length_ns = int(pending.row.get("seconds", 0.0) * NS_PER_SECOND)
-        seconds, watts = self._log.watts(pending.started_ns, pending.started_ns + length_ns)
+        log = self._logs[pending.row["server"]]
+        seconds, watts = log.watts(pending.started_ns, pending.started_ns + length_ns)
         if seconds:
             pending.row |= {"power_seconds": seconds, "power_watts": watts}
 

@@ -42,6 +42,9 @@ _CAUTIONS = frozenset({"relay", "not-listening"})
 _logger = logging.getLogger(__name__)
 
 
+ReadingListener = Callable[[Sequence[Reading]], None]
+
+
 class Activity(Protocol):
     """Samples the busy time of servers (`otel_llm_energy.servers.CpuActivity`)."""
 
@@ -74,6 +77,10 @@ class Station:
         edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
         seat: makes this process's part in sharing the meters with others of this host; ``None`` to share nothing.
         clock_ns: the monotonic clock.
+
+    Attributes:
+        reading_listeners: told of readings in the thread that took them; of none where another process reads the
+            meters and this one only some of their counters.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Station:
         self.left_out: Sequence[LeftOut] = ()
         self.meters: list[MeterReader] = []
         self.holder_state: State | None = None
+        self.reading_listeners: list[ReadingListener] = []
         self._discover = discover
         self._edge_meters = edge_meters
         self._on_reading = on_reading
@@ -169,10 +177,15 @@ class Station:
             self.meters = list(self._edge_readers(_channel_ids(state)))
 
     def _edge_readers(self, wanted: Set[str]) -> Iterator[MeterReader]:
-        for each in self._edge_meters().meters:
+        found = self._edge_meters().meters
+        all_of_them = wanted <= {channel.id for each in found for channel in each.channels}
+        listeners = self.reading_listeners if all_of_them else ()
+        for each in found:
             channels = tuple(channel for channel in each.channels if channel.id in wanted)
             open_meter = replace(each, channels=channels)
-            yield MeterReader(open_meter, self.books, lambda reader: None, self._clock_ns, self._sleep)
+            yield MeterReader(
+                open_meter, self.books, lambda reader: None, self._clock_ns, self._sleep, listeners=listeners
+            )
 
     def state(self) -> State:
         """What is read, for the processes that this one reads it for."""
@@ -321,7 +334,8 @@ class Station:
         self._servers.resources = frozenset(channel.resource for meter in meters for channel in meter.channels)
         allowed = None if self.seat is None else self.seat.may_read
         self.meters = [
-            MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep, allowed) for meter in meters
+            MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep, allowed, self.reading_listeners)
+            for meter in meters
         ]
         for reader in self.meters:
             reader.start()
@@ -363,6 +377,7 @@ class MeterReader:
         clock_ns: Callable[[], int],
         sleep: SleepWatch,
         allowed: Callable[[], bool] | None = None,
+        listeners: Sequence[ReadingListener] = (),
     ) -> None:
         self.open_meter = open_meter
         self.problem: MeterError | None = None
@@ -373,6 +388,7 @@ class MeterReader:
         self._clock_ns = clock_ns
         self._sleep = sleep
         self._allowed = allowed
+        self._listeners = listeners
         self._wanted = frozenset(channel.id for channel in open_meter.channels)
         pace = open_meter.meter.pace
         self._edges = EdgeAllowance(pace) if pace.at_edges else None
@@ -432,6 +448,8 @@ class MeterReader:
             for reading in mine:
                 self._read_ns[reading.channel_id] = reading.latest_ns
             self._books.read(mine)
+            for listener in self._listeners:
+                listener(mine)
 
     def _failed(self, error: MeterError, seconds: float) -> float:
         self.problem = error
