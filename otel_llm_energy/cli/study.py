@@ -74,7 +74,9 @@ def _plan(asked: argparse.Namespace) -> Plan:
     if asked.prompts is not None:
         path = Path(asked.prompts)
         changes["prompts"] = str(path.resolve()) if path.exists() else asked.prompts
-    if asked.base_url or asked.model or asked.plan is None:
+    if asked.base_url is None and (asked.model is not None or asked.api is not None):
+        raise CommandError("--model and --api need --base-url: which server do they belong to?")
+    if asked.base_url is not None or asked.plan is None:
         changes["servers"] = [_server(asked)]
     if asked.plan is not None:
         return with_changes(read_plan(Path(asked.plan)), **changes)
@@ -107,7 +109,8 @@ def _server(asked: argparse.Namespace) -> dict[str, Any]:
         return {"name": EMBEDDED, "base_url": EMBEDDED, "models": [MODEL_NAME], "extra": {"cache_prompt": False}}
     if not asked.model:
         raise CommandError("Name at least one model of that server: --model M.")
-    return {"base_url": asked.base_url, "models": asked.model, "api": asked.api}
+    api = {} if asked.api is None else {"api": asked.api}
+    return {"base_url": asked.base_url, "models": asked.model, **api}
 
 
 @contextmanager

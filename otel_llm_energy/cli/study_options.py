@@ -41,7 +41,7 @@ def _add_collect(commands: Commands[argparse.ArgumentParser]) -> None:
         "--base-url", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1, or Ollama"
     )
     parser.add_argument("--model", metavar="M", nargs="+", help="models of that server")
-    parser.add_argument("--api", choices=APIS, default="auto", help="what the server speaks")
+    parser.add_argument("--api", choices=APIS, help="what that server speaks (auto)")
     parser.add_argument("--out", metavar="DIR", help="folder of the rows; study-PROMPTS if left out")
     parser.add_argument("--repeats", type=int, metavar="N", help="ask each prompt so often (1)")
     parser.add_argument("--max-tokens", type=int, nargs="+", metavar="N", help="limits of an answer's length (256)")

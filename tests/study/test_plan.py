@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from otel_llm_energy.cli import main
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.plan import calls_of, jobs, make_plan, read_plan, with_changes
 from otel_llm_energy.study.prompts import read_prompts
@@ -101,3 +102,17 @@ def test_error_names_the_entry_when_it_is_wrong(change: dict[str, Any], words: s
     with pytest.raises(StudyError, match=words) as caught:
         make_plan({**_ENTRIES, **change}, "plan.toml")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [["--model", "m"], ["--api", "openai"], ["--plan", "plan.toml", "--model", "m"]])
+def test_error_asks_for_the_server_when_only_its_model_or_api_is_named(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise another model than that would be measured, and not those of the plan."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.toml").write_text(
+        'prompts = "starter"\n[[servers]]\nbase_url = "http://127.0.0.1:9/v1"\nmodels = ["a"]\n'
+    )
+    assert main(["study", "collect", "starter", *options]) == 1
+    assert "--model and --api need --base-url" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.toml"]
