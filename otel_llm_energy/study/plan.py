@@ -60,7 +60,8 @@ class ServerPlan:
     @property
     def address(self) -> str:
         """``host:port``, as the option ``servers`` of `instrument` wants it."""
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

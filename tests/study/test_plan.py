@@ -14,6 +14,7 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.plan import calls_of, jobs, make_plan, read_plan, with_changes
 from otel_llm_energy.study.prompts import read_prompts
+from otel_llm_energy.tracing.directory import Address
 
 _ENTRIES: dict[str, Any] = {
     "prompts": "starter",
@@ -72,6 +73,24 @@ def test_plan_is_the_same_when_it_is_read_from_toml_or_from_its_manifest(tmp_pat
     plan = read_plan(tmp_path / "plan.toml")
     (tmp_path / "manifest.json").write_text(json.dumps({"plan": plan.as_dict()}))
     assert plan == read_plan(tmp_path / "manifest.json") == make_plan(_ENTRIES, "test")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host", "port"),
+    [
+        ("http://[::1]:18082/v1", "::1", 18082),
+        ("http://Elsewhere:8000/v1", "elsewhere", 8000),
+        ("https://elsewhere/v1", "elsewhere", 443),
+    ],
+)
+def test_meter_of_a_plan_is_found_for_its_server_when_that_is_asked(base_url: str, host: str, port: int) -> None:
+    """The address stands as the option ``servers`` reads it, an IPv6 address in brackets."""
+    entries = {**_ENTRIES, "servers": [{"base_url": base_url, "models": ["a"]}]}
+    (server,) = make_plan(entries, "test").servers
+    address = Address.parse(server.address)
+    assert (address.host, address.port) == (server.host, server.port) == (host, port)
+    assert address.matches(host, port)
+    assert not address.matches(host, port + 1)
 
 
 def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -> None:
