@@ -267,6 +267,10 @@ def _server(entry: Any, where: str) -> ServerPlan:
     server = ServerPlan(**given)
     if not server.models or not all(isinstance(model, str) and model for model in server.models):
         raise StudyError(f"{where}: models is empty. Name at least one.")
+    if not _distinct(server.models):
+        raise StudyError(
+            f"{where}: models cannot be {list(server.models)!r}. Allowed: each model once; repeats asks more often."
+        )
     if server.api not in APIS:
         raise StudyError(f"{where}: api cannot be {server.api!r}. Allowed: {', '.join(APIS)}.")
     return server
@@ -297,9 +301,10 @@ def _check(plan: Plan, where: str) -> None:
 
     insist(isinstance(plan.prompts, str) and bool(plan.prompts), "prompts", "a path or a built-in set's name")
     insist(whole(plan.repeats, 1), "repeats", "a whole number from 1")
-    insist(
-        bool(plan.max_tokens) and all(whole(one, 1) for one in plan.max_tokens), "max_tokens", "whole numbers from 1"
-    )
+    limits = plan.max_tokens
+    insist(bool(limits) and all(whole(one, 1) for one in limits), "max_tokens", "whole numbers from 1")
+    # Calls that differ in nothing would share an id, and so a row.
+    insist(_distinct(limits), "max_tokens", "each number once; repeats asks more often")
     insist(whole(plan.warm_up, 0), "warm_up", "a whole number from 0")
     insist(whole(plan.seed, 0), "seed", "a whole number from 0")
     insist(whole(plan.concurrency, 1), "concurrency", "a whole number from 1")
@@ -307,8 +312,11 @@ def _check(plan: Plan, where: str) -> None:
     insist(at_least_0(plan.rest_seconds), "rest_seconds", "seconds from 0")
     insist(at_least_0(plan.timeout_seconds) and plan.timeout_seconds > 0, "timeout_seconds", "seconds above 0")
     insist(plan.order in ORDERS, "order", ", ".join(ORDERS))
-    names = [server.name for server in plan.servers]
-    insist(len(set(names)) == len(names), "servers", "servers with different names")
+    insist(_distinct([server.name for server in plan.servers]), "servers", "servers with different names")
+
+
+def _distinct(values: Sequence[object]) -> bool:
+    return len(set(values)) == len(values)
 
 
 def _without_empty(server: dict[str, Any]) -> dict[str, Any]:

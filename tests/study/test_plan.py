@@ -113,7 +113,9 @@ def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -
         ({"servers": [{"base_url": "http://u:secret@h/v1", "models": ["a"]}]}, "holds credentials"),
         ({"servers": [{"base_url": "http://h/v1"}]}, "models missing"),
         ({"servers": [{"base_url": "http://h/v1", "models": []}]}, "models is empty"),
+        ({"servers": [{"base_url": "http://h/v1", "models": ["a", "a"]}]}, "models cannot be .*each model once"),
         ({"max_tokens": [0]}, "max_tokens cannot be"),
+        ({"max_tokens": [8, 8]}, "max_tokens cannot be .*each number once"),
     ],
 )
 def test_error_names_the_entry_when_it_is_wrong(change: dict[str, Any], words: str) -> None:
