@@ -459,7 +459,7 @@ def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Itera
         ["counter", "idle, W", "s", "metered, J", "calls, J", *(f"{reason}, J" for reason in reasons)],
         [
             (
-                f"{each.meter} {each.channel}" if each.meter != each.channel else each.channel,
+                each.label,
                 _maybe(each.idle_watts),
                 number(each.seconds),
                 number(each.metered_joules, 4),

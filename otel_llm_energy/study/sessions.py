@@ -28,7 +28,7 @@ class Session:
         self._started_unix_s = time.time()
         self._path = folder / f"{self._started_unix_s:.0f}-{os.getpid()}.json"
         self._energy = energy
-        self._counted: dict[tuple[str, str], Mapping[str, object]] = {}
+        self._counted: dict[tuple[str, str, str], Mapping[str, object]] = {}
         self._written_seconds = time.monotonic()
         folder.mkdir(exist_ok=True)
 
@@ -42,7 +42,9 @@ class Session:
         status = self._energy.status()
         # Those that another process reads for this one are its to count. Once counted here, they stay so.
         self._counted |= {
-            (each.channel.meter, each.channel.id): _counter(each) for each in status.channels if each.balance.metered_nj
+            (each.channel.host, each.channel.meter, each.channel.id): _counter(each)
+            for each in status.channels
+            if each.balance.metered_nj
         }
         content = {
             "started_at": self._started_unix_s,
@@ -56,6 +58,7 @@ class Session:
 
 def _counter(each: ChannelStatus) -> Mapping[str, object]:
     return {
+        "host": each.channel.host,
         "meter": each.channel.meter,
         "channel": each.channel.id,
         "component": each.channel.component,
@@ -77,10 +80,12 @@ class Metered:
     killed.
 
     Attributes:
+        host: whose counter it is, where that is not the machine that collected; else empty.
         idle_watts: as last learned; ``None`` if never.
         seconds: for which it was read.
     """
 
+    host: str
     meter: str
     channel: str
     idle_watts: float | None
@@ -89,21 +94,27 @@ class Metered:
     attributed_joules: float
     unattributed_joules: dict[str, float]
 
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        name = self.channel if self.meter == self.channel else f"{self.meter} {self.channel}"
+        return f"{name} of {self.host}" if self.host else name
+
 
 def metered(folders: Sequence[Path]) -> list[Metered]:
-    """The counters of all runs in these folders, those of one name together.
+    """The counters of all runs in these folders, those of one name and host together.
 
     Raises:
         StudyError: a session's file is no such file.
     """
-    found: dict[tuple[str, str], Metered] = {}
+    found: dict[tuple[str, str, str], Metered] = {}
     for path in sorted(path for folder in folders for path in (folder / SESSIONS).glob("*.json")):
         try:
             session = json.loads(path.read_text(encoding="utf-8"))
             for each in session["meters"]:
-                key = (each["meter"], each["channel"])
+                key = (each.get("host", ""), each["meter"], each["channel"])  # earlier versions wrote no host
                 found[key] = _added(found.get(key), each, session["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StudyError(f"{path}: not a session of a study: {error!r}. Remove it.") from error
     return list(found.values())
 
@@ -113,6 +124,7 @@ def _added(before: Metered | None, each: dict[str, object], seconds: float) -> M
     unattributed_joules.update(each["unattributed_joules"])  # type: ignore[call-overload]
     idle_watts = each["idle_watts"]
     return Metered(
+        str(each.get("host", "")),
         str(each["meter"]),
         str(each["channel"]),
         float(idle_watts) if isinstance(idle_watts, (int, float)) else (before.idle_watts if before else None),

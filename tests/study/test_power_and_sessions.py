@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_llm_energy.quantities import NS_PER_SECOND, Reading
+from otel_llm_energy.instrument import Instrumentation
+from otel_llm_energy.ledger.ledger import Balance
+from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel, Reading
+from otel_llm_energy.runtime import ChannelStatus, Status
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.power import PowerLog
-from otel_llm_energy.study.sessions import metered
+from otel_llm_energy.study.sessions import Session, metered
 
 
 def _reading(channel: str, seconds: float, joules: float) -> Reading:
@@ -63,7 +67,7 @@ def test_no_power_is_negative_when_a_counter_starts_anew() -> None:
     assert log.watts(0, 3 * NS_PER_SECOND)[1] == pytest.approx([50.0, 0.0, 50.0])
 
 
-def _session(folder: Path, name: str, joules: float, idle_watts: float | None) -> None:
+def _session(folder: Path, name: str, joules: float, idle_watts: float | None, **more: str) -> None:
     (folder / "sessions").mkdir(exist_ok=True)
     meter = {
         "meter": "rapl",
@@ -72,6 +76,7 @@ def _session(folder: Path, name: str, joules: float, idle_watts: float | None) -
         "metered_joules": joules,
         "attributed_joules": joules / 2,
         "unattributed_joules": {"idle": joules / 2},
+        **more,
     }
     (folder / "sessions" / f"{name}.json").write_text(json.dumps({"seconds": 10.0, "meters": [meter]}))
 
@@ -83,6 +88,49 @@ def test_counters_add_up_when_a_study_was_taken_up_again(tmp_path: Path) -> None
     (found,) = metered([tmp_path])
     assert (found.metered_joules, found.attributed_joules, found.seconds, found.idle_watts) == (150.0, 75.0, 20.0, 20.0)
     assert found.unattributed_joules == {"idle": 75.0}
+
+
+def test_counters_of_one_name_are_told_apart_when_they_are_of_different_hosts(tmp_path: Path) -> None:
+    """Two machines, each with an exporter of its own, and a file of an earlier version, which names no host."""
+    _session(tmp_path, "1", 100.0, 20.0, host="one:8080")
+    _session(tmp_path, "2", 50.0, None, host="other:8080")
+    _session(tmp_path, "3", 10.0, None)
+    found = {each.label: (each.metered_joules, each.seconds) for each in metered([tmp_path])}
+    assert found == {
+        "rapl package-0 of one:8080": (100.0, 10.0),
+        "rapl package-0 of other:8080": (50.0, 10.0),
+        "rapl package-0": (10.0, 10.0),
+    }
+
+
+def test_session_holds_what_this_process_counted_when_another_reads_the_meters_later(tmp_path: Path) -> None:
+    """Two hosts with counters of one name; in the end the holder alone knows where their joules go."""
+    here, there = Channel("package-0", "cpu", "rapl"), Channel("package-0", "cpu", "rapl", host="one:8080")
+
+    def status(*metered_joules: int) -> Status:
+        counted = zip((here, there), metered_joules, strict=True)
+        channels = [
+            ChannelStatus(channel, Balance(joules * NJ_PER_JOULE, 0, 0, {}), 20.0, "learned", None, 0.1, None)
+            for channel, joules in counted
+        ]
+        return Status(tuple(channels), (), {}, "joined")
+
+    class Energy:
+        def __init__(self) -> None:
+            self.statuses = [status(0, 0), status(30, 40), status(0, 0)]
+
+        def status(self) -> Status:
+            return self.statuses.pop(0)
+
+    session = Session(tmp_path / "sessions", cast(Instrumentation, Energy()))
+    for labels in (
+        set(),
+        {"rapl package-0", "rapl package-0 of one:8080"},
+        {"rapl package-0", "rapl package-0 of one:8080"},
+    ):
+        session.write()
+        assert {each.label for each in metered([tmp_path])} == labels
+    assert [each.metered_joules for each in metered([tmp_path])] == [30.0, 40.0]
 
 
 def test_error_names_the_file_when_a_session_is_broken(tmp_path: Path) -> None:
