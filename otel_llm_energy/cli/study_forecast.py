@@ -80,8 +80,15 @@ def run_predict(asked: argparse.Namespace) -> int:
         predicted = predict(forecast, rows, when, asked.level)
         sums = list(totals(forecast, predicted, when, asked.level))
         too_long = sum(len(prompt.text) > forecast.longest_characters for prompt in prompts)
+        # Where the answers' lengths are known their limit hardly matters, and no line goes through it.
+        strange = _limits_not_learned(forecast, deployments, asked.max_tokens) if when == "before" else []
     if too_long:
         say(f"{too_long} prompts are longer than any that was learned from: their intervals do not hold.")
+    if strange:
+        say(
+            f"Calls with a limit of {asked.max_tokens} tokens are unlike any that was learned from"
+            f" ({', '.join(strange)}): their intervals do not hold. --max-tokens sets another limit."
+        )
     if asked.json:
         both = {"prompts": [asdict(each) for each in predicted], "totals": [asdict(each) for each in sums]}
         print(json.dumps({"target": forecast.target, "level": asked.level, **both}, indent=1))
@@ -102,6 +109,16 @@ def _deployments(forecast: Forecast, asked: argparse.Namespace) -> Sequence[str]
         known = ", ".join(forecast.deployments)
         raise CommandError(f"No such deployment was collected. There are (server, then model): {known}.")
     return left
+
+
+def _limits_not_learned(forecast: Forecast, deployments: Sequence[str], max_tokens: int) -> list[str]:
+    """For each deployment that was collected with other limits, its least and greatest."""
+    ranges = {name: forecast.limits[name] for name in deployments if name in forecast.limits}
+    return [
+        f"{name}: {low}" if low == high else f"{name}: {low} to {high}"
+        for name, (low, high) in ranges.items()
+        if not low <= max_tokens <= high
+    ]
 
 
 def _show(predicted: Sequence[Predicted], sums: Sequence[Total], texts: dict[str, str], level: float) -> None:

@@ -113,8 +113,8 @@ def _add_forecast(commands: Commands[argparse.ArgumentParser]) -> None:
     predict.add_argument("prompts", metavar="PROMPTS", help="as for collect")
     predict.add_argument("--model", metavar="M", help="only this model; all that were collected if left out")
     predict.add_argument("--server", metavar="NAME", help="only this server")
-    predict.add_argument("--max-tokens", type=int, default=256, metavar="N", help="limit of the answers (256)")
-    predict.add_argument("--output-tokens", type=int, metavar="N", help="length of the answers, where it is known")
+    predict.add_argument("--max-tokens", type=_from_1, default=256, metavar="N", help="limit of the answers (256)")
+    predict.add_argument("--output-tokens", type=_from_0, metavar="N", help="length of the answers, where it is known")
     predict.add_argument("--level", type=_part, default=0.9, metavar="P", help="of the intervals (0.9)")
     predict.add_argument("--json", action="store_true", help="print one JSON object")
     predict.set_defaults(command=_predict, own_signals=False)
@@ -129,6 +129,20 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         default="joules",
         help="the part above idle, instead of a call's joules with its part of the idle power",
     )
+
+
+def _from_1(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _from_0(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"a whole number from {least}")
+    return int(text)
 
 
 def _part(text: str) -> float:

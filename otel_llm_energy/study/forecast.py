@@ -176,6 +176,8 @@ class Forecast:
         rows, prompts: it was learned from.
         deployments: columns that are the same for all calls of one, by name.
         longest_characters: of the prompts that it was learned from.
+        limits: the least and the greatest limit of an answer, tokens, that each deployment was learned with; one is
+            missing where none was known.
     """
 
     target: Target
@@ -183,6 +185,7 @@ class Forecast:
     prompts: int
     deployments: Mapping[str, Mapping[str, Any]]
     longest_characters: int
+    limits: Mapping[str, tuple[int, int]]
     before: Stage
     after: Stage | None
 
@@ -223,9 +226,16 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
         prompts,
         {row.pop("deployment"): row for row in fixed.sort("deployment").to_dicts()},
         int(rows["prompt_characters"].max() or 0),  # type: ignore[arg-type]
+        _limits(rows),
         _fit_stage(rows, target, "before", seed),
         _fit_stage(known, target, "after", seed) if enough else None,
     )
+
+
+def _limits(rows: pl.DataFrame) -> dict[str, tuple[int, int]]:
+    limit = pl.col("max_tokens")
+    ranges = rows.drop_nulls("max_tokens").group_by("deployment").agg(low=limit.min(), high=limit.max())
+    return {deployment: (int(low), int(high)) for deployment, low, high in ranges.sort("deployment").iter_rows()}
 
 
 def with_lengths(rows: pl.DataFrame) -> pl.DataFrame:
@@ -359,10 +369,11 @@ def load(path: Path) -> Forecast:
             content["prompts"],
             content["deployments"],
             content["longest_characters"],
+            {name: (low, high) for name, (low, high) in content.get("limits", {}).items()},  # an early file has none
             _stage(content["before"]),
             None if content["after"] is None else _stage(content["after"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StudyError(f"{path}: a broken forecast model: {error!r}. Fit it anew.") from None
 
 

@@ -181,3 +181,50 @@ def test_command_prints_the_errors_when_it_is_asked_to_evaluate(
     said = capsys.readouterr().out
     for words in ("mean of the model", "linear in tokens", "boosted trees", "90 % holds"):
         assert words in said
+
+
+@pytest.mark.parametrize("option", [["--max-tokens", "-5"], ["--max-tokens", "0"], ["--output-tokens", "-5"]])
+def test_error_says_what_is_allowed_when_a_length_is_none(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An answer of fewer than no tokens would have energy below that of none."""
+    with pytest.raises(SystemExit) as caught:
+        main(["study", "forecast", "predict", "m.json", "p.txt", *option])
+    assert caught.value.code == 2
+    assert f"argument {option[0]}: a whole number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ([], True),
+        (["--max-tokens", "32"], False),
+        (["--max-tokens", "16", "--model", "small"], False),
+        (["--max-tokens", "16", "--model", "large"], True),
+        (["--output-tokens", "30"], False),
+    ],
+)
+def test_command_warns_when_the_limit_is_none_that_was_learned_from(
+    options: list[str], warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One deployment was collected with 8 to 64 tokens, the others with 32: neither says anything of 256."""
+    limit = pl.when(pl.col("model") == "small").then(pl.when(pl.col("max_tokens") == 64).then(8).otherwise(64))
+    frame = dataset(600, prompts=40).with_columns(limit.otherwise(32).cast(pl.Int64).alias("max_tokens"))
+    model, prompts = tmp_path / "m.json", tmp_path / "p.txt"
+    model.write_bytes(save(fit(training_rows(short_rows([write(tmp_path / "s", frame)]), "joules"))))
+    prompts.write_text("Why?\nHow?\n")
+    assert main(["study", "forecast", "predict", str(model), str(prompts), *options]) == 0
+    said = capsys.readouterr().err
+    assert said.count("unlike any that was learned from") == warned
+    if warned:
+        assert "box large: 32" in said
+
+
+def test_model_is_read_when_it_does_not_say_which_limits_it_was_learned_with(
+    rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    """As one of an earlier version."""
+    content = json.loads(save(fit(rows)))
+    assert content.pop("limits") == {"box large": [64, 512], "box small": [64, 512], "gpu large": [64, 512]}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    assert load(tmp_path / "m.json").limits == {}
