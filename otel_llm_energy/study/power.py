@@ -34,12 +34,11 @@ class PowerLog:
             for reading in readings:
                 series = self._readings.setdefault(reading.channel_id, deque(maxlen=_KEPT_READINGS))
                 at_ns = (reading.earliest_ns + reading.latest_ns) // 2
-                if not series:
-                    series.append((at_ns, 0))
-                elif at_ns > series[-1][0]:
-                    # Where a counter wraps, or starts anew, the power of that moment is not known: it is drawn as 0.
-                    grown_uj = max(reading.energy_uj - self._raw_uj[reading.channel_id], 0)
-                    series.append((at_ns, series[-1][1] + grown_uj))
+                if series and at_ns <= series[-1][0]:
+                    continue  # another thread has noted a later one meanwhile
+                # Where a counter wraps, or starts anew, the power of that moment is not known: it is drawn as 0.
+                grown_uj = max(reading.energy_uj - self._raw_uj.get(reading.channel_id, reading.energy_uj), 0)
+                series.append((at_ns, (series[-1][1] if series else 0) + grown_uj))
                 self._raw_uj[reading.channel_id] = reading.energy_uj
 
     def watts(self, start_ns: int, end_ns: int) -> tuple[list[float], list[float]]:

@@ -60,6 +60,13 @@ def test_power_is_unknown_when_nothing_was_read_around_a_call() -> None:
     assert log.watts(0, NS_PER_SECOND) == ([], [])
 
 
+def test_no_energy_counts_twice_when_an_older_reading_is_told_late() -> None:
+    """Two threads read a counter, one at its pace and one at a call's edge; the slower one tells last."""
+    log = PowerLog()
+    log.note([_reading("a", 0.0, 0.0), _reading("a", 1.0, 20.0), _reading("a", 0.5, 10.0), _reading("a", 2.0, 40.0)])
+    assert log.watts(0, 2 * NS_PER_SECOND) == ([1.0, 2.0], [20.0, 20.0])
+
+
 def test_no_power_is_negative_when_a_counter_starts_anew() -> None:
     """A wrap or a reset is no energy given back."""
     log = PowerLog()
