@@ -155,7 +155,7 @@ def session(
         provider.add_span_processor(SimpleSpanProcessor(spans))
         options = {"detail": "full", "max_hold": 60.0, "idle_cache": "off", **options}
         kept: list[KeepingLedger] = []
-        with mock.patch("otel_llm_energy.runtime.Ledger", lambda *args, **more: _kept(kept, *args, **more)):
+        with mock.patch("otel_llm_energy.stations.Ledger", lambda *args, **more: _kept(kept, *args, **more)):
             handle = otel_llm_energy.instrument(tracer_provider=provider, meters=recorder, **options)
         stack.callback(handle.uninstrument)
         time.sleep(BASELINE_SECONDS[meter])

@@ -17,8 +17,8 @@ from otel_llm_energy.meters import (
     ScaphandreMeter,
     ScaphandreStream,
 )
-from otel_llm_energy.runtime import Status
 from otel_llm_energy.settings import SettingError
+from otel_llm_energy.status import Status
 from otel_llm_energy.tracing.measurement import Measurement
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
 from otel_llm_energy.version import __version__

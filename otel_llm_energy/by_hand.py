@@ -14,8 +14,8 @@ def measure(name: str, attributes: Mapping[str, AttributeValue] | None = None) -
     """Make a span, and put the energy that this process and its children use within on it.
 
     For models that run in this process: transformers, llama-cpp-python, GPT4All's own package. LLM servers that are
-    called within, and other measurements within, have their joules on their own spans. Without `instrument()` it is
-    only a span. ::
+    called within, and other measurements within, have their joules on their own spans. What takes more than an hour has
+    none: measure its parts. Without `instrument()` it is only a span. ::
 
         with otel_llm_energy.measure("generate") as m:
             answer = model(prompt)

@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing
 from otel_llm_energy.meters.base import Meter, MeterError
-from otel_llm_energy.runtime import Runtime, Status
+from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import SettingError, Settings, settings
+from otel_llm_energy.status import Status
 from otel_llm_energy.tracing.claims import CallFacts, Claim
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.late import LateTracerProvider

@@ -9,7 +9,7 @@ from dataclasses import replace
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
 from otel_llm_energy.cli.metering import baseline_known, measured, missing, status_once_discovered, wait_until
-from otel_llm_energy.runtime import ChannelStatus, Status
+from otel_llm_energy.status import ChannelStatus, Status
 
 _LEARNING_SECONDS = 8.0
 _PERIODS_TO_MOVE = 2

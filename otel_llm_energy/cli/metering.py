@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from otel_llm_energy.cli.progress import count_up
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.meters.discovery import LeftOut
-from otel_llm_energy.runtime import ChannelStatus, Status
+from otel_llm_energy.status import ChannelStatus, Status
 
 MOST_BASELINE_SECONDS = 15.0
 _LEAST_BASELINE_SECONDS = 4.0

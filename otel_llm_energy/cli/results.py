@@ -12,7 +12,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_llm_energy import conventions
 from otel_llm_energy.cli.metering import measured, missing
 from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
-from otel_llm_energy.runtime import ChannelStatus, Status
+from otel_llm_energy.status import ChannelStatus, Status
 
 _ENERGY_PREFIX: Final = "llm.energy."
 _OTHER_FACTS: Final = {

@@ -13,7 +13,7 @@ from typing import Final
 
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.quantities import NJ_PER_JOULE
-from otel_llm_energy.runtime import ChannelStatus
+from otel_llm_energy.status import ChannelStatus
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import SESSIONS
 from otel_llm_energy.study.journal import replace_file

@@ -66,6 +66,14 @@ class Health:
         self.dropped = 0
         self.degraded: Counter[str] = Counter()
 
+    def add(self, more: Health) -> None:
+        """Count what another gate did as well."""
+        self.held += more.held
+        self.forwarded += more.forwarded
+        self.passed += more.passed
+        self.dropped += more.dropped
+        self.degraded.update(more.degraded)
+
 
 class _Held:
     """A finished span that waits for bills."""

@@ -8,60 +8,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from functools import partial
-from typing import Protocol, runtime_checkable
 
 from otel_llm_energy.host.wire import State, channel_to_json
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
-from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Reading
-from otel_llm_energy.servers.gpu_activity import GpuActivity
+from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.servers.server import Server
-from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
-from otel_llm_energy.tracing.edges import EdgeAllowance
 from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.reader import MeterReader, ReadingListener
 from otel_llm_energy.tracing.seat import Metering, Seat
+from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity, ServerWatch
 from otel_llm_energy.troubles import Troubles
 
-THIS_PROCESS = "process"
-"""Stands in an address for a host; the process's number stands for the port."""
-
-_ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _DISCOVER_AGAIN_SECONDS = 10.0
-_LONGEST_BACKOFF_SECONDS = 60.0
 _KEEP_IDLE_SECONDS = 60.0
-_NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
-# Reasons for which it is in doubt whether this machine's energy is the server's at all.
-_CAUTIONS = frozenset({"relay", "not-listening"})
+_LOOK_UP_AGAIN_SECONDS = 60.0  # it is woken where there is anything new
 
 _logger = logging.getLogger(__name__)
-
-
-ReadingListener = Callable[[Sequence[Reading]], None]
-
-
-class Activity(Protocol):
-    """Samples the busy time of servers (`otel_llm_energy.servers.CpuActivity`)."""
-
-    def watch(self, server: Server) -> None: ...
-
-    def forget(self, server_id: str) -> None: ...
-
-    def sample(self) -> ActivitySample | None: ...
-
-    def close(self) -> None: ...
-
-
-@runtime_checkable
-class LooksBack(Protocol):
-    """Can say of a server that was found just now what it had done a moment before."""
-
-    def note(self) -> Callable[[], ActivitySample | None]: ...
 
 
 class Station:
@@ -346,7 +314,7 @@ class Station:
             self._servers.sample()
             self._settle_soon()
         self._servers.learn_names()
-        return _LONGEST_BACKOFF_SECONDS
+        return _LOOK_UP_AGAIN_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
         """A meter was read. Activity is sampled at the same time, so that cells end where buckets do.
@@ -364,256 +332,6 @@ class Station:
             self._on_reading()
         else:
             self.seat.begin_round()
-
-
-class MeterReader:
-    """Reads one meter: at its pace in a thread of its own, and at the edges of calls where that is cheap."""
-
-    def __init__(
-        self,
-        open_meter: OpenMeter,
-        books: Books,
-        on_reading: Callable[[MeterReader], None],
-        clock_ns: Callable[[], int],
-        sleep: SleepWatch,
-        allowed: Callable[[], bool] | None = None,
-        listeners: Sequence[ReadingListener] = (),
-    ) -> None:
-        self.open_meter = open_meter
-        self.problem: MeterError | None = None
-        self.last_reading_ns: int | None = None
-        self._read_ns: dict[str, int] = {}  # the newest reading of each channel
-        self._books = books
-        self._on_reading = on_reading
-        self._clock_ns = clock_ns
-        self._sleep = sleep
-        self._allowed = allowed
-        self._listeners = listeners
-        self._wanted = frozenset(channel.id for channel in open_meter.channels)
-        pace = open_meter.meter.pace
-        self._edges = EdgeAllowance(pace) if pace.at_edges else None
-        self._poller = Poller(open_meter.meter.name, self._poll)
-        self._troubles = Troubles(_logger, clock_ns=clock_ns)
-        self._failures = 0
-
-    def age_seconds(self, channel_id: str) -> float | None:
-        """Of a channel's newest reading; ``None`` before the first."""
-        read_ns = self._read_ns.get(channel_id)
-        return None if read_ns is None else (self._clock_ns() - read_ns) / NS_PER_SECOND
-
-    def start(self) -> None:
-        self._poller.start()
-
-    @property
-    def is_slow(self) -> bool:
-        """It is read no more often than activity is sampled."""
-        return self.open_meter.meter.pace.open_seconds * NS_PER_SECOND >= _ACTIVITY_GAP_NS
-
-    def wake(self) -> None:
-        """Read now, if this meter may be read at any time."""
-        if self.open_meter.meter.pace.open_seconds < 1:
-            self._poller.wake()
-
-    def stop(self) -> None:
-        self._poller.stop()
-        self.open_meter.meter.close()
-
-    def read_edge(self) -> None:
-        """A reading in the caller's thread, unless there was one just now."""
-        if self._edges is None or self.problem is not None:
-            return
-        if not self._edges.take(self._clock_ns(), self.last_reading_ns):
-            return
-        try:
-            self._read()
-        except MeterError as error:
-            self.problem = error
-
-    def _poll(self) -> float:
-        pace = self.open_meter.meter.pace
-        if self._allowed is not None and not self._allowed():
-            return pace.idle_seconds
-        try:
-            self._read()
-        except MeterError as error:
-            return self._failed(error, pace.open_seconds)
-        self.problem, self._failures = None, 0
-        self._on_reading(self)
-        return pace.open_seconds if self._books.busy else pace.idle_seconds
-
-    def _take(self, readings: Sequence[Reading]) -> None:
-        mine = [reading for reading in readings if reading.channel_id in self._wanted]
-        if mine:
-            self.last_reading_ns = mine[-1].latest_ns
-            for reading in mine:
-                self._read_ns[reading.channel_id] = reading.latest_ns
-            self._books.read(mine)
-            for listener in self._listeners:
-                listener(mine)
-
-    def _failed(self, error: MeterError, seconds: float) -> float:
-        self.problem = error
-        self._failures += 1
-        self._troubles.warn(error.reason, "%s", error)
-        self._on_reading(self)
-        backoff_seconds: float = max(seconds, 1.0) * 2 ** min(self._failures - 1, 6)
-        return min(backoff_seconds, _LONGEST_BACKOFF_SECONDS)
-
-    def _read(self) -> None:
-        """Take a reading; one after a sleep is not joined to one before it."""
-        self._sleep.look(partial(self._books.interrupt, "suspend"))
-        self._take(self.open_meter.meter.read())
-
-
-class ServerWatch:
-    """Which server answers at which address, and its part of the activity, under one name for all its addresses."""
-
-    def __init__(
-        self,
-        books: Books,
-        activity: Activity,
-        resolve: Callable[[str, int], Server],
-        clock_ns: Callable[[], int],
-    ) -> None:
-        self.final = False
-        self.resources: frozenset[str] = frozenset()
-        self._gpus = GpuActivity()
-        self._books = books
-        self._activity = activity
-        self._resolve = resolve
-        self._clock_ns = clock_ns
-        self._keys: dict[tuple[str, int], str] = {}
-        self._found: dict[str, Server] = {}
-        self._looked_ns: dict[str, int] = {}
-        self._waiting: list[tuple[str, int]] = []
-        self._looked_out_for: list[tuple[str, int]] = []
-        self._to_name: list[tuple[str, int, Server]] = []
-        self._next_sample_ns = 0
-        self._lock = threading.Lock()
-
-    @property
-    def unresolved(self) -> bool:
-        """There are addresses that nobody has looked up yet."""
-        return bool(self._waiting)
-
-    def key(self, host: str, port: int) -> str:
-        """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
-        key = self._keys.get((host, port))
-        if key is None:
-            key = self._keys[host, port] = f"{host}:{port}"
-            self._waiting.append((host, port))
-        return key
-
-    def look_out_for(self, host: str, port: int) -> None:
-        """See `Station.look_out_for`."""
-        self._looked_out_for.append((host, port))
-
-    def find_those_looked_out_for(self) -> None:
-        """Put those that are there on the list.
-
-        Of one that is not, which may be started later, nothing can be said; nor of one behind a relay, which is
-        connected to it only while there are calls.
-        """
-        while self._looked_out_for:
-            address = self._looked_out_for.pop()
-            if address not in self._keys and self._resolve(*address).reason is None:
-                self.key(*address)
-
-    def found(self) -> Mapping[str, Server]:
-        return dict(self._found)
-
-    def close(self) -> None:
-        self._activity.close()
-        self._gpus.close()
-
-    def sample(self) -> bool:
-        """Look up new addresses and sample the activity of all servers; False if that was done just now."""
-        with self._lock:
-            due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
-            if due:
-                self._sample()
-            return due
-
-    def learn_names(self) -> None:
-        """See which other names of this machine lead to the servers that were found; takes some 10 ms for each.
-
-        A call by a name that is not known yet stands for a server of its own, of which nothing is known.
-        """
-        with self._lock:  # a look-up in another thread may be under way
-            found, self._to_name = self._to_name, []
-        for key, port, server in found:
-            for name in _NAMES_OF_THIS_MACHINE:
-                if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
-                    self._keys[name, port] = key
-
-    def _find_waiting(self) -> None:
-        """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
-        sample_of_now = self._activity.note() if isinstance(self._activity, LooksBack) else lambda: None
-        while self._waiting:
-            self._look_up(*self._waiting.pop(0))
-        sample = sample_of_now()
-        if sample is not None:
-            self._books.sample(_under_keys(sample, self._keys_by_id()), final=True)
-
-    def _keys_by_id(self) -> Mapping[str, str]:
-        return {server.id: key for key, server in self._found.items()}
-
-    def _sample(self) -> None:
-        if self._waiting:
-            self._find_waiting()
-        self._next_sample_ns = self._clock_ns() + _ACTIVITY_GAP_NS
-        final = self.final
-        keys = self._keys_by_id()
-        sample = self._activity.sample()
-        if sample is not None:
-            self.final = False
-            sample = _under_keys(sample, keys)
-            self._replace_dead(sample.by_server_ns)
-            self._books.sample(sample, final=final)
-        for sample in self._gpus.samples(self.resources):
-            self._books.sample(_under_keys(sample, keys), final=final)
-
-    def _look_up(self, host: str, port: int) -> None:
-        key = f"{host}:{port}"
-        server = self._resolve(host, port)
-        self._looked_ns[key] = self._clock_ns()
-        caution = server.reason if server.reason in _CAUTIONS else ""
-        known = next((name for name, other in self._found.items() if other.id == server.id), None)
-        if known is not None and known != key:
-            self._keys[host, port] = known
-            if caution:
-                self._books.set_server(known, slots=None, caution=caution)
-            return
-        old = self._found.get(key)
-        if old is not None and old.id != server.id:
-            self._activity.forget(old.id)
-            self._gpus.forget(old.id)
-        self._found[key] = server
-        self._activity.watch(server)
-        self._gpus.watch(server)
-        self._books.set_server(key, slots=server.slots, caution=caution)
-        if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
-            self._to_name.append((key, port, server))
-        if server.reason is not None:
-            _logger.info("%s", server.message)
-
-    def _replace_dead(self, by_key: Mapping[str, int | None]) -> None:
-        """A server that has ended may have been started again at its address."""
-        now_ns = self._clock_ns()
-        for address, key in list(self._keys.items()):  # calls by new names come in other threads
-            gone = by_key.get(key) is None
-            if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
-                self._looked_ns[key] = now_ns
-                self._waiting.append(address)
-
-
-def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySample:
-    """The sample with the ledger's names of its servers."""
-    return replace(
-        sample,
-        by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
-        absent=frozenset(keys[name] for name in sample.absent if name in keys),
-    )
 
 
 def _channel_ids(state: State) -> frozenset[str]:

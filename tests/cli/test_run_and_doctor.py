@@ -18,7 +18,7 @@ from otel_llm_energy.idle_memory import IdleMemory, machine_facts
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.meters import OpenMeter, RaplMeter
 from otel_llm_energy.quantities import Channel, Component, IdlePower
-from otel_llm_energy.runtime import ChannelStatus, Status
+from otel_llm_energy.status import ChannelStatus, Status
 from tests.support.children import environment_without_settings, free_port
 from tests.support.powercap import PowercapTree
 

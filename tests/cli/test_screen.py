@@ -11,7 +11,7 @@ from rich.console import Console
 from otel_llm_energy import conventions as names
 from otel_llm_energy.cli.results import Node, Results
 from otel_llm_energy.cli.screen import show
-from otel_llm_energy.runtime import Status
+from otel_llm_energy.status import Status
 
 _CALL = {
     "gen_ai.operation.name": "chat",

@@ -18,8 +18,9 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters import RaplMeter
 from otel_llm_energy.meters.discovery import Discovery, OpenMeter
 from otel_llm_energy.quantities import Channel, IdlePower, Reading
-from otel_llm_energy.runtime import NoActivity, Status
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.stations import NoActivity
+from otel_llm_energy.status import Status
 from otel_llm_energy.study.collect import Options, collect
 from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.plan import Plan, make_plan

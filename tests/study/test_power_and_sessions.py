@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel, Reading
-from otel_llm_energy.runtime import ChannelStatus, Status
+from otel_llm_energy.status import ChannelStatus, Status
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.power import PowerLog
 from otel_llm_energy.study.sessions import Session, metered

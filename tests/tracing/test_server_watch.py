@@ -14,7 +14,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
-from otel_llm_energy.tracing.station import ServerWatch
+from otel_llm_energy.tracing.server_watch import ServerWatch
 
 OLLAMA = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1)
 BEHIND_NGINX = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1, reason="relay", message="nginx")

@@ -1,0 +1,237 @@
+"""From the options to the stations: this machine's, and one for each meter that the user names for servers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeGuard
+
+from otel_llm_energy.host.folder import default_folder
+from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.meters.base import Meter, ProcessMeter
+from otel_llm_energy.meters.discovery import Discovery, OpenMeter, discover
+from otel_llm_energy.meters.urls import meter_at
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel
+from otel_llm_energy.servers.activity import CpuActivity
+from otel_llm_energy.servers.figures import FigureActivity
+from otel_llm_energy.servers.resolve import resolve, resolve_named
+from otel_llm_energy.servers.server import Server
+from otel_llm_energy.settings import OPTIONS, Settings
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.directory import Address, Directory
+from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS
+from otel_llm_energy.tracing.seat import Metering, Rules, Seat
+from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity
+from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.version import __version__
+
+_logger = logging.getLogger(__name__)
+
+
+def directory_of(options: Settings, wake: Callable[[], None]) -> Directory:
+    """All stations by the addresses of their servers; ``wake`` is told of readings that may settle calls."""
+    stations = _Stations(options, wake)
+    elsewhere = stations.meters_elsewhere()
+    local = stations.local(taken=frozenset(elsewhere))
+    return Directory(local, stations.named(local, elsewhere))
+
+
+class _Stations:
+    """Makes the stations of one set of options."""
+
+    def __init__(self, options: Settings, wake: Callable[[], None]) -> None:
+        self._options = options
+        self._wake = wake
+
+    def local(self, taken: Collection[Hashable]) -> Station:
+        options = self._options
+        names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
+        find, find_edges = partial(_discover, options, taken=taken), partial(_discover_edges, options, taken=taken)
+        return self._station("local", find, CpuActivity(), partial(_resolve, names), find_edges)
+
+    def meters_elsewhere(self) -> dict[Hashable, dict[Address, Meter]]:
+        """The meters that the user names for servers, by what they read and by the servers' addresses."""
+        hosts: dict[Hashable, dict[Address, Meter]] = {}
+        for text, spec in self._options.servers.items():
+            if not _names_process(spec):
+                meter = meter_at(spec) if isinstance(spec, str) else spec
+                source = meter.source if isinstance(meter, ProcessMeter) else id(meter)
+                hosts.setdefault(source, {})[Address.parse(text)] = meter
+        return hosts
+
+    def named(self, local: Station, elsewhere: Mapping[Hashable, Mapping[Address, Meter]]) -> dict[Address, Station]:
+        """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
+        stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
+        for source, meters in elsewhere.items():
+            board = _hashed(repr(next(iter(meters.values()))) if isinstance(source, int) else repr(source))
+            stations.update(dict.fromkeys(meters, self._elsewhere(board, meters)))
+        return stations
+
+    def _elsewhere(self, board: str, meters: Mapping[Address, Meter]) -> Station:
+        """The station of a host whose servers have these addresses, and meters that read one and the same source."""
+        processes = {address: getattr(meter, "process", None) for address, meter in meters.items()}
+        # One meter is read for all of them: one that takes in the figures of processes, if any is wanted.
+        meter = next((each for each in meters.values() if getattr(each, "process", None)), next(iter(meters.values())))
+        activity: FigureActivity | NoActivity = NoActivity()
+        if isinstance(meter, ProcessMeter) and meter.process is not None:
+            activity = FigureActivity(meter.host_powers, meter.cpus)
+        host = getattr(meter, "host", "") or str(next(iter(meters)))
+        find = partial(_discover_at, host, meter, self._options.idle_watts)
+        station = self._station(board, find, activity, partial(_resolve_elsewhere, processes))
+        for address in meters:
+            if address.host and address.port is not None:
+                station.expect(address.host, address.port)
+        return station
+
+    def _station(
+        self,
+        board: str,
+        find: Callable[[], Discovery],
+        activity: Activity,
+        who: Callable[[str, int], Server],
+        find_edges: Callable[[], Discovery] = lambda: Discovery((), ()),
+    ) -> Station:
+        options = self._options
+        hold_seconds = DEFAULT_MAX_HOLD_SECONDS if options.max_hold is None else options.max_hold
+        max_wait_ns = int(hold_seconds * NS_PER_SECOND)
+
+        def ledger(start_ns: int) -> Ledger:
+            return Ledger(start_ns, idle=options.idle, share=options.share, max_wait_ns=max_wait_ns)
+
+        def seat(station: Metering) -> Seat:
+            return Seat(_rules(options, board), station, ledger, self._wake)
+
+        return Station(
+            Books(ledger(time.monotonic_ns())),
+            find,
+            activity,
+            who,
+            self._wake,
+            idle_memory=_idle_memory(options),
+            edge_meters=find_edges,
+            seat=None if options.board == "off" else seat,
+        )
+
+
+class NoActivity:
+    """Where the processes of a server cannot be seen from here: its part of the activity is unknown."""
+
+    def watch(self, server: Server) -> None: ...
+
+    def forget(self, server_id: str) -> None: ...
+
+    def sample(self) -> None:
+        return None
+
+    def close(self) -> None: ...
+
+
+def _idle_memory(options: Settings) -> IdleMemory:
+    if options.idle_cache == "off":
+        return IdleMemory(None, {})
+    facts = machine_facts()
+    return IdleMemory(default_path(facts) if options.idle_cache == "auto" else Path(options.idle_cache), facts)
+
+
+def _rules(options: Settings, board: str) -> Rules:
+    """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
+    folder = default_folder() if options.board == "auto" else Path(options.board)
+    decisive = {option.name: repr(getattr(options, option.name)) for option in OPTIONS if option.common}
+    settings = _hashed(json.dumps([decisive, _network_namespace()]))
+    return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
+
+
+def _hashed(text: str) -> str:
+    """Sixteen hexadecimal digits: an address may hold a password."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _network_namespace() -> int:
+    """Names the network in which ``localhost`` is looked up; 0 if the kernel does not say."""
+    try:
+        return Path("/proc/self/ns/net").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _discover_edges(options: Settings, taken: Collection[Hashable]) -> Discovery:
+    """Open only those of the wanted meters that are read at calls' edges: of no other may there be two readers."""
+    at_edges = [
+        "rapl" if isinstance(one, str) else one
+        for one in options.meters
+        if one in ("auto", "rapl") or (not isinstance(one, str) and one.pace.at_edges)
+    ]
+    return _discover(replace(options, meters=at_edges), taken) if at_edges else Discovery((), ())
+
+
+def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
+    found = discover(
+        options.meters,
+        scaphandre_url=options.scaphandre_url,
+        powercap_root=options.powercap_root,
+        taken=taken,
+    )
+    meters = tuple(OpenMeter(each.meter, _with_idle(each.channels, options.idle_watts)) for each in found.meters)
+    channels = {channel.id for each in meters for channel in each.channels}
+    strange = options.idle_watts.keys() - channels - {""}
+    # A name that is none of this machine's may be one of another that is read too.
+    if meters and strange and all(_names_process(spec) for spec in options.servers.values()):
+        names, read = ", ".join(sorted(strange)), ", ".join(sorted(channels))
+        _logger.warning("idle_watts: no counter of the name %s is read. There are %s.", names, read)
+    return replace(found, meters=meters)
+
+
+def _discover_at(host: str, meter: Meter, idle_watts: Mapping[str, float]) -> Discovery:
+    """Open the meter of another host, so that its counters are told from those of the same names elsewhere."""
+    found = discover(meter)
+    meters = tuple(
+        OpenMeter(each.meter, tuple(replace(one, host=host) for one in _with_idle(each.channels, idle_watts)))
+        for each in found.meters
+    )
+    left_out = (replace(one, name=f"{one.name} of {host}") for one in found.left_out)
+    return replace(found, meters=meters, left_out=tuple(left_out))
+
+
+def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> tuple[Channel, ...]:
+    """Put in the idle power that the user knows: of one channel, or of each CPU package (or the host)."""
+
+    def known(channel: Channel) -> float | None:
+        if channel.id in idle_watts:
+            return idle_watts[channel.id]
+        whole = idle_watts.get("") if channel.component in ("cpu", "host") else None
+        return channel.idle_watts if whole is None else whole
+
+    return tuple(replace(channel, idle_watts=known(channel)) for channel in channels)
+
+
+def _names_process(spec: str | Meter) -> TypeGuard[str]:
+    """``"pid:4711"`` or ``"name:ollama"``, not a meter and not the address of one."""
+    return isinstance(spec, str) and spec.startswith(("pid:", "name:"))
+
+
+def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
+    if host == THIS_PROCESS:
+        return resolve_named(f"pid:{port}")
+    for address, spec in names.items():
+        if address.matches(host, port):
+            return resolve_named(spec)
+    return resolve(host, port)
+
+
+def _resolve_elsewhere(processes: Mapping[Address, str | None], host: str, port: int) -> Server:
+    address = f"{host}:{port}"
+    process = next((name for known, name in processes.items() if known.matches(host, port)), None)
+    if process is None:
+        message = (
+            f"{address}: all that its host draws above idle is billed to its calls. If anything else runs there, name"
+            " the server's process, as ScaphandreMeter(url=..., process='ollama') or at the end of the URL: '#ollama'."
+        )
+        return Server(f"remote:{address}", address, "remote", reason="remote", message=message)
+    return Server(f"process:{process}", f"{process} on {host}", "remote", process=process)

@@ -1,0 +1,195 @@
+"""Which servers a machine has, and their parts of its activity."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
+from otel_llm_energy.servers.gpu_activity import GpuActivity
+from otel_llm_energy.servers.server import Server
+from otel_llm_energy.servers.unix_sockets import is_unix_socket
+from otel_llm_energy.tracing.books import Books
+
+THIS_PROCESS = "process"
+"""Stands in an address for a host; the process's number stands for the port."""
+
+ACTIVITY_GAP_NS = NS_PER_SECOND // 4
+_NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+# Reasons for which it is in doubt whether this machine's energy is the server's at all.
+_CAUTIONS = frozenset({"relay", "not-listening"})
+
+_logger = logging.getLogger(__name__)
+
+
+class Activity(Protocol):
+    """Samples the busy time of servers (`otel_llm_energy.servers.CpuActivity`)."""
+
+    def watch(self, server: Server) -> None: ...
+
+    def forget(self, server_id: str) -> None: ...
+
+    def sample(self) -> ActivitySample | None: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LooksBack(Protocol):
+    """Can say of a server that was found just now what it had done a moment before."""
+
+    def note(self) -> Callable[[], ActivitySample | None]: ...
+
+
+class ServerWatch:
+    """Which server answers at which address, and its part of the activity, under one name for all its addresses."""
+
+    def __init__(
+        self,
+        books: Books,
+        activity: Activity,
+        resolve: Callable[[str, int], Server],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self.final = False
+        self.resources: frozenset[str] = frozenset()
+        self._gpus = GpuActivity()
+        self._books = books
+        self._activity = activity
+        self._resolve = resolve
+        self._clock_ns = clock_ns
+        self._keys: dict[tuple[str, int], str] = {}
+        self._found: dict[str, Server] = {}
+        self._looked_ns: dict[str, int] = {}
+        self._waiting: list[tuple[str, int]] = []
+        self._looked_out_for: list[tuple[str, int]] = []
+        self._to_name: list[tuple[str, int, Server]] = []
+        self._next_sample_ns = 0
+        self._lock = threading.Lock()
+
+    @property
+    def unresolved(self) -> bool:
+        """There are addresses that nobody has looked up yet."""
+        return bool(self._waiting)
+
+    def key(self, host: str, port: int) -> str:
+        """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
+        key = self._keys.get((host, port))
+        if key is None:
+            key = self._keys[host, port] = f"{host}:{port}"
+            self._waiting.append((host, port))
+        return key
+
+    def look_out_for(self, host: str, port: int) -> None:
+        """See `Station.look_out_for`."""
+        self._looked_out_for.append((host, port))
+
+    def find_those_looked_out_for(self) -> None:
+        """Put those that are there on the list.
+
+        Of one that is not, which may be started later, nothing can be said; nor of one behind a relay, which is
+        connected to it only while there are calls.
+        """
+        while self._looked_out_for:
+            address = self._looked_out_for.pop()
+            if address not in self._keys and self._resolve(*address).reason is None:
+                self.key(*address)
+
+    def found(self) -> Mapping[str, Server]:
+        return dict(self._found)
+
+    def close(self) -> None:
+        self._activity.close()
+        self._gpus.close()
+
+    def sample(self) -> bool:
+        """Look up new addresses and sample the activity of all servers; False if that was done just now."""
+        with self._lock:
+            due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
+            if due:
+                self._sample()
+            return due
+
+    def learn_names(self) -> None:
+        """See which other names of this machine lead to the servers that were found; takes some 10 ms for each.
+
+        A call by a name that is not known yet stands for a server of its own, of which nothing is known.
+        """
+        with self._lock:  # a look-up in another thread may be under way
+            found, self._to_name = self._to_name, []
+        for key, port, server in found:
+            for name in _NAMES_OF_THIS_MACHINE:
+                if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
+                    self._keys[name, port] = key
+
+    def _find_waiting(self) -> None:
+        """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
+        sample_of_now = self._activity.note() if isinstance(self._activity, LooksBack) else lambda: None
+        while self._waiting:
+            self._look_up(*self._waiting.pop(0))
+        sample = sample_of_now()
+        if sample is not None:
+            self._books.sample(_under_keys(sample, self._keys_by_id()), final=True)
+
+    def _keys_by_id(self) -> Mapping[str, str]:
+        return {server.id: key for key, server in self._found.items()}
+
+    def _sample(self) -> None:
+        if self._waiting:
+            self._find_waiting()
+        self._next_sample_ns = self._clock_ns() + ACTIVITY_GAP_NS
+        final = self.final
+        keys = self._keys_by_id()
+        sample = self._activity.sample()
+        if sample is not None:
+            self.final = False
+            sample = _under_keys(sample, keys)
+            self._replace_dead(sample.by_server_ns)
+            self._books.sample(sample, final=final)
+        for sample in self._gpus.samples(self.resources):
+            self._books.sample(_under_keys(sample, keys), final=final)
+
+    def _look_up(self, host: str, port: int) -> None:
+        key = f"{host}:{port}"
+        server = self._resolve(host, port)
+        self._looked_ns[key] = self._clock_ns()
+        caution = server.reason if server.reason in _CAUTIONS else ""
+        known = next((name for name, other in self._found.items() if other.id == server.id), None)
+        if known is not None and known != key:
+            self._keys[host, port] = known
+            if caution:
+                self._books.set_server(known, slots=None, caution=caution)
+            return
+        old = self._found.get(key)
+        if old is not None and old.id != server.id:
+            self._activity.forget(old.id)
+            self._gpus.forget(old.id)
+        self._found[key] = server
+        self._activity.watch(server)
+        self._gpus.watch(server)
+        self._books.set_server(key, slots=server.slots, caution=caution)
+        if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
+            self._to_name.append((key, port, server))
+        if server.reason is not None:
+            _logger.info("%s", server.message)
+
+    def _replace_dead(self, by_key: Mapping[str, int | None]) -> None:
+        """A server that has ended may have been started again at its address."""
+        now_ns = self._clock_ns()
+        for address, key in list(self._keys.items()):  # calls by new names come in other threads
+            gone = by_key.get(key) is None
+            if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
+                self._looked_ns[key] = now_ns
+                self._waiting.append(address)
+
+
+def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySample:
+    """The sample with the ledger's names of its servers."""
+    return replace(
+        sample,
+        by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
+        absent=frozenset(keys[name] for name in sample.absent if name in keys),
+    )
