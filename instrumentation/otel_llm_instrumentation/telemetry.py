@@ -28,7 +28,7 @@ class Telemetry:
     Providers that are set later serve as well: what the API hands out are proxies until then.
     """
 
-    __slots__ = ("_complaints", "_logger", "backlog", "capture", "duration", "token_usage", "tracer", "unread")
+    __slots__ = ("_complaints", "_events", "backlog", "capture", "duration", "token_usage", "tracer", "unread")
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Telemetry:
     ) -> None:
         version_of_scope = _version()
         self.capture = wanted_capture()
-        self._logger = get_logger(scope, version_of_scope, logger_provider) if self.capture.in_event else None
+        self._events = get_logger(scope, version_of_scope, logger_provider) if self.capture.in_event else None
         self._complaints: set[str] = set()
         self.backlog = Backlog()
         self.unread = Unread()
@@ -65,8 +65,8 @@ class Telemetry:
 
     def emit_details(self, attributes: Mapping[str, Any], context: Context) -> None:
         """Tell of a call and its content in an event, which can be structured."""
-        if self._logger is not None:
-            self._logger.emit(
+        if self._events is not None:
+            self._events.emit(
                 LogRecord(
                     timestamp=time.time_ns(),
                     context=context,

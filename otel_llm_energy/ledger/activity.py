@@ -249,20 +249,20 @@ class _Inside(NamedTuple):
     cpus_at_work: float
 
 
-def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, first: int, last: int) -> _Inside:
-    """A server's busy time in [first, last] of a cell.
+def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, start_ns: int, end_ns: int) -> _Inside:
+    """A server's busy time in [start_ns, end_ns] of a cell.
 
     It was busy while it was at work, as far as its CPUs allow, and only the rest at other times. Sharing a cell by its
     mean would bill short calls too little: the cell also holds time in which the server slept.
     """
     at_work_ns = timeline.busy.between(cell.start_ns, cell.end_ns)
-    within_ns = timeline.busy.between(first, last)
+    within_ns = timeline.busy.between(start_ns, end_ns)
     asleep_ns = cell.end_ns - cell.start_ns - at_work_ns
     at_work_busy_ns = min(busy_ns, cell.capacity * at_work_ns)
-    result = at_work_busy_ns * within_ns // at_work_ns if at_work_ns else 0
+    inside_ns = at_work_busy_ns * within_ns // at_work_ns if at_work_ns else 0
     if asleep_ns:
-        result += (busy_ns - at_work_busy_ns) * (last - first - within_ns) // asleep_ns
-    return _Inside(result, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0)
+        inside_ns += (busy_ns - at_work_busy_ns) * (end_ns - start_ns - within_ns) // asleep_ns
+    return _Inside(inside_ns, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0)
 
 
 def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> int:

@@ -54,19 +54,19 @@ def work_windows(times: CallTimes) -> tuple[Window, ...]:
         return ()
     if times.reported:
         return _reported(times)
-    first = times.first_chunk_ns
-    if first is None or not times.start_ns < first < times.end_ns:
+    first_ns = times.first_chunk_ns
+    if first_ns is None or not times.start_ns < first_ns < times.end_ns:
         return (Window(times.start_ns, times.end_ns),)
     return (
-        Window(times.start_ns, first, "prefill", _weight(times.prefill_tokens, first - times.start_ns)),
-        Window(first, times.end_ns, "decode", _weight(times.decode_tokens, times.end_ns - first)),
+        Window(times.start_ns, first_ns, "prefill", _weight(times.prefill_tokens, first_ns - times.start_ns)),
+        Window(first_ns, times.end_ns, "decode", _weight(times.decode_tokens, times.end_ns - first_ns)),
     )
 
 
 def _reported(times: CallTimes) -> tuple[Window, ...]:
     prefill_ns, decode_ns = times.prefill_ns or 0, times.decode_ns or 0
-    load_end_ns = _load_end(times)
-    end_ns = _end(times, prefill_ns, decode_ns)
+    load_end_ns = _load_end_ns(times)
+    end_ns = _end_ns(times, prefill_ns, decode_ns)
     turn_ns = max(end_ns - decode_ns, times.start_ns)
     start_ns = max(turn_ns - prefill_ns, load_end_ns)
     windows = (
@@ -84,7 +84,7 @@ def _weight(tokens: int | None, length_ns: int) -> int:
     return max(tokens * _WEIGHTS_PER_TOKEN * NS_PER_SECOND // length_ns, 1)
 
 
-def _end(times: CallTimes, prefill_ns: int, decode_ns: int) -> int:
+def _end_ns(times: CallTimes, prefill_ns: int, decode_ns: int) -> int:
     """The earliest end that is known of the work; one that leaves the work no room is not believed."""
     end_ns = times.end_ns
     if times.first_chunk_ns is not None:
@@ -94,6 +94,6 @@ def _end(times: CallTimes, prefill_ns: int, decode_ns: int) -> int:
     return end_ns
 
 
-def _load_end(times: CallTimes) -> int:
+def _load_end_ns(times: CallTimes) -> int:
     load_ns = times.load_ns or 0
     return min(times.start_ns + (load_ns if load_ns >= _LOADED_ALREADY_NS else 0), times.end_ns)

@@ -26,7 +26,7 @@ _CPU_BEST_FIRST = ("rapl", "scaphandre")
 _GPU = ("nvml",)
 _LAST_RESORT = ("cpu-estimate",)
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def discover(
                 break
             except MeterError as error:
                 left_out.append(LeftOut(meter.name, error.reason, str(error)))
-                _log.debug("meter %s is left out: %s", meter.name, error)
+                _logger.debug("meter %s is left out: %s", meter.name, error)
     return Discovery(tuple(opened), tuple(left_out))
 
 
@@ -193,4 +193,4 @@ def _lines(path: Path, word: str) -> Iterator[str]:
         with path.open(encoding="utf-8", errors="replace") as file:
             yield from (line for line in file if word in line)
     except OSError:
-        _log.debug("%s cannot be read", path)
+        _logger.debug("%s cannot be read", path)

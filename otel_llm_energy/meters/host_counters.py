@@ -14,7 +14,7 @@ from otel_llm_energy.quantities import Channel, HostPower, Reading
 
 _REMEMBERED_POWERS = 64
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class HostCounters:
@@ -55,7 +55,7 @@ class HostCounters:
         """
         stuck = self._standing_still.note(found)
         if stuck:
-            _log.warning("%s", StandingStill.warning(shown, stuck))
+            _logger.warning("%s", StandingStill.warning(shown, stuck))
         earliest_ns, latest_ns = refreshed_ns
         if self._with_processes:
             self._powers.append(HostPower((earliest_ns + latest_ns) // 2, found.host_uw, processes(samples)))

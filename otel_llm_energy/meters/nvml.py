@@ -27,7 +27,7 @@ POWER_SCALE_ERROR = 0.1
 
 _LOOK_FOR_PROCESSES_NS = NS_PER_SECOND
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class _Card(Protocol):
@@ -94,7 +94,7 @@ class NvmlMeter:
                 card, scale_error = self._card(nvml, gpu)
             except NvmlError as error:
                 problem = error
-                _log.info("GPU %d is not read: %s", gpu.index, error)
+                _logger.info("GPU %d is not read: %s", gpu.index, error)
                 continue
             self._cards.append(card)
             channels.append(

@@ -30,7 +30,7 @@ _COUNTER_BYTES = 32
 _ZONE = re.compile(r"intel-rapl:(\d+)(?::(\d+))?")
 _LIMIT_UW = range(1_000_000, 2_000_000_001)  # 1 W to 2 kW; firmware also writes 0 and 2^32
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class RaplMeter:
         """Say once that a counter gives no number."""
         if channel_id not in self._lost:
             self._lost.add(channel_id)
-            _log.warning(
+            _logger.warning(
                 "%s: the counter of %s gave no number (%s) and is left out until it does. Was its driver unloaded?",
                 self.root,
                 channel_id,
@@ -256,7 +256,7 @@ def _close_all(counters: Sequence[tuple[str, int]]) -> None:
         try:
             os.close(fd)
         except OSError:
-            _log.debug("descriptor %d was closed by someone else", fd)
+            _logger.debug("descriptor %d was closed by someone else", fd)
 
 
 def _text(path: Path) -> str | None:

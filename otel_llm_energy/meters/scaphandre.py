@@ -29,7 +29,7 @@ _TIMER_SLACK_NS = 100_000_000  # a caller's timer that fires a little early must
 _LONGEST_PAUSE_NS = 10 * NS_PER_SECOND
 _FROZEN_POLLS = 3  # one stale answer is somebody's curl
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class ScaphandreMeter:
@@ -166,7 +166,7 @@ class ScaphandreMeter:
         error = self._frozen_error()
         if not self._warned:
             self._warned = True
-            _log.warning("%s", error)
+            _logger.warning("%s", error)
         raise error
 
     def _frozen_error(self) -> MeterError:

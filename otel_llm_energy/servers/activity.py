@@ -20,7 +20,7 @@ from otel_llm_energy.syscalls import pread
 _STAT_BYTES = 1024
 _CPUCLOCK_SCHED = 2
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 CpuClock = Callable[[int], int | None]
 
@@ -156,7 +156,7 @@ class CpuActivity:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            _log.warning("The machine's CPU time cannot be read (%s): no server's part of it can be known.", error)
+            _logger.warning("The machine's CPU time cannot be read (%s): no server's part of it can be known.", error)
 
 
 class ProcessTree:

@@ -19,7 +19,7 @@ _KINDS: tuple[SelectorKind, ...] = ("exe", "cmdline", "container", "label")
 _CONTAINER_LABELS = ("container_names", "container_label_com_docker_compose_service", "kubernetes_pod_name")
 _LEAST_ID_DIGITS = 12  # of a container's id, as docker ps shows it
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +187,11 @@ class FigureActivity:
             return
         if found:
             self._missed.discard(server_id)
-            _log.info("%s:%s is among the meter's processes now.", selector.kind, selector.value)
+            _logger.info("%s:%s is among the meter's processes now.", selector.kind, selector.value)
             return
         self._missed.add(server_id)
         programs = sorted({PurePosixPath(each.exe).name for each in power.processes if each.exe})
-        _log.warning(
+        _logger.warning(
             "No process matches %s:%s, so the server's part of the host's power is not known. There are: %s.",
             selector.kind,
             selector.value,

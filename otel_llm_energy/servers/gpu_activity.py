@@ -25,7 +25,7 @@ _LONGEST_WAIT_NS = NS_PER_SECOND
 # The error of one difference where several processes share: some of the driver's sample periods, assumed.
 _RESOLUTION_NS = NS_PER_SECOND // 10
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class GpuActivity:
@@ -93,7 +93,7 @@ class GpuActivity:
         except NvmlError as error:
             if not self._said:
                 self._said = True
-                _log.warning("No server's part of a GPU's work can be known: %s", error)
+                _logger.warning("No server's part of a GPU's work can be known: %s", error)
 
 
 class _Work(NamedTuple):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy import conventions
@@ -73,18 +74,18 @@ class UnobservedCalls:
         self._desk = desk
         self._open: dict[int, Claim] = {}  # by span id
         self._told: deque[Claim] = deque(maxlen=_MOST_TOLD)  # calls that have ended and have their bill on a span
-        self.tell = self._told.append
+
+    def tell(self, claim: Claim) -> None:
+        """A call has ended that has its bill on a span."""
+        self._told.append(claim)
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
         """An LLM span of another library starts: if it says who answers, its claim opens."""
         attributes = enrich.raw_attributes(span)
-        host, port = _server(attributes)
+        host, _ = _server(attributes)
         if host is None or not enrich.marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
             return
-        claim = Claim(span.get_span_context())
-        gate.bind(span, claim, parent_context)
-        provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
-        self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))
+        claim = self._claim(gate, span, attributes, parent_context)
         self._open[claim.span_context.span_id] = claim
 
     def adopt(self, span_id: int) -> Claim | None:
@@ -93,21 +94,26 @@ class UnobservedCalls:
 
     def ended(self, span: ReadableSpan) -> None:
         """Close the claim of a span that is about to end, if it is still ours."""
-        claim = self.adopt(span.context.span_id) if self._open and span.context is not None else None
+        claim = None if span.context is None else self.adopt(span.context.span_id)
         if claim is not None:
             self._close(claim, enrich.raw_attributes(span))
 
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
         """An LLM span ends that had no call: it may say by now who answered. What was metered since is not all lost."""
         attributes = enrich.raw_attributes(span)
-        host, port = _server(attributes)
-        if host is None or span.start_time is None or span.context is None:
-            return
-        claim = Claim(span.context)
-        gate.bind(span, claim)
+        host, _ = _server(attributes)
+        if host is not None and span.start_time is not None and span.context is not None:
+            self._close(self._claim(gate, span, attributes), attributes)
+
+    def _claim(
+        self, gate: Gate, span: Span | ReadableSpan, attributes: _Attributes, parent_context: Context | None = None
+    ) -> Claim:
+        claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
+        gate.bind(span, claim, parent_context)
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
+        host, port = _server(attributes)
         self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))
-        self._close(claim, attributes)
+        return claim
 
     def _close(self, claim: Claim, attributes: _Attributes) -> None:
         tokens = enrich.tokens_said(attributes)

@@ -324,7 +324,7 @@ class Gate:
             self._mailbox.post(self._hook_exit)
         self._forwarder.start()
         self._note(Gate._ended, self, node, span, self._clock_ns())
-        if len(self._errands) > self._max_held // 2:  # our threads do not keep up
+        if len(self._errands) > self._most_noted:  # our threads do not keep up
             self._run_errands()
         return None
 
