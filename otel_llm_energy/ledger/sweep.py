@@ -116,8 +116,7 @@ class Sweep:
             parts = self._runs.parts(bucket, ahead, timelines, activity, self.idle.baseline().watts)
             timelines = without(timelines, parts.absent)
             self._note_absent(bucket, parts.absent)
-            within = bucket.start_ns, bucket.end_ns
-            steps = {name: at_work for name, line in timelines.items() if (at_work := line.steps(*within))}
+            steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
             everyone = merged(list(steps.values()))
             self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
@@ -133,7 +132,7 @@ class Sweep:
             busy = Busy(0, 0, 0)
         self._close(bucket)
         # Only of those at work here: there may be many servers, and the others' calls hardly ask.
-        before, self._now = self._now, {name: self.clocks(name).now() for name in steps}
+        before, self._now = self._now, {name: self.clocks(name).now() for name, at_work in steps.items() if at_work}
         self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 

@@ -68,6 +68,11 @@ def test_bills_agree_with_the_reference_when_windows_are_known(machine: Machine,
             continue
         assert abs(bill.energy_nj - expected.calls_nj[call.name]) <= tolerance_nj
     assert_conserved(ledger)
+    (balance,) = ledger.balance().values()
+    if balance.metered_nj == metered_nj:
+        for reason in ("idle", "other", "outside"):
+            unattributed_nj = balance.unattributed_nj.get(reason, 0)
+            assert abs(unattributed_nj - expected.unattributed_nj[reason]) <= tolerance_nj, reason
 
 
 @settings(max_examples=300)
