@@ -217,7 +217,8 @@ class CallMeter:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._claims: dict[int, Claim] = {}  # by id of the call, which lives until it has ended
+        # By id of the call, which lives until it has ended; with its span, see `SpanTree.bind`.
+        self._claims: dict[int, tuple[Claim, trace.Span]] = {}
         self._facts = CallFacts()  # of the last call; most are of calls like the one before
 
     def call_started(self, call: CallView) -> None:
@@ -231,7 +232,7 @@ class CallMeter:
             for gate in self._runtime.gates:
                 gate.bind(call.span, claim, call.context)
             self._open(claim, call)
-        self._claims[id(call)] = claim
+        self._claims[id(call)] = claim, call.span
 
     def _open(self, claim: Claim, call: CallView) -> None:
         if not call.in_process:
@@ -243,14 +244,15 @@ class CallMeter:
         self._runtime.desk.open_here(claim)
 
     def first_chunk(self, call: CallView) -> None:
-        claim = self._claims.get(id(call))
-        if claim is not None:
-            self._runtime.desk.first_chunk(claim)
+        known = self._claims.get(id(call))
+        if known is not None:
+            self._runtime.desk.first_chunk(known[0])
 
     def call_ended(self, call: CallView) -> None:
-        claim = self._claims.pop(id(call), None)
-        if claim is None:
+        known = self._claims.pop(id(call), None)
+        if known is None:
             return
+        claim, _ = known
         claim.input_tokens, claim.output_tokens = call.input_tokens, call.output_tokens
         claim.cached_input_tokens = call.cached_input_tokens
         claim.facts = self._facts_of(call)

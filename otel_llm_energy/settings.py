@@ -85,13 +85,18 @@ class Option(Generic[_T]):
 
 def _meters(value: Any) -> Sequence[str | Meter]:
     given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-    if not given or not all(_names_meter(one) if isinstance(one, str) else isinstance(one, Meter) for one in given):
+    if not given or not all(_names_meter(one) if isinstance(one, str) else _is_meter(one) for one in given):
         raise ValueError(value)
     return given
 
 
 def _names_meter(text: str) -> bool:
-    return text in (*METER_NAMES, "auto") or ("://" in text and isinstance(meter_at(text), Meter))
+    return text in (*METER_NAMES, "auto") or ("://" in text and _is_meter(meter_at(text)))
+
+
+def _is_meter(value: object) -> bool:
+    # Not by isinstance, which from Python 3.12 on does not see what a user's meter passes on by __getattr__.
+    return all(hasattr(value, name) for name in ("name", "pace", "open", "read", "close"))
 
 
 def _servers(value: Any) -> Mapping[str, str | Meter]:
@@ -105,7 +110,7 @@ def _servers(value: Any) -> Mapping[str, str | Meter]:
 
 def _meters_server(value: object) -> bool:
     process = getattr(value, "process", None)
-    return isinstance(value, Meter) and (process is None or bool(Selector.parse(process)))
+    return _is_meter(value) and (process is None or bool(Selector.parse(process)))
 
 
 def _names_server(text: str) -> bool:

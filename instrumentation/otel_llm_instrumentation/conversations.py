@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
-from opentelemetry.context import Context, attach, detach, get_current, set_value
+from opentelemetry.context import Context, attach, get_current, set_value
 
 _KEY: Final = "otel_llm_instrumentation.conversation"
 # Where opentelemetry-util-genai keeps it: LangGraph's thread_id comes from there, and its spans read it there.
@@ -31,8 +31,10 @@ def conversation(conversation_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if get_current() is context:  # not so in a generator each step of which runs in a context of its own
-            detach(token)
+        # Where each step of a generator runs in a context of its own there is nothing to undo, and OpenTelemetry's
+        # `detach` would log an error.
+        with suppress(ValueError):
+            token.var.reset(token)
 
 
 def conversation_in(context: Context | None = None) -> str | None:

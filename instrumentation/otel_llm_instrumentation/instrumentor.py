@@ -28,6 +28,7 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
 
     _watchers: Mapping[str, Watcher] = {}
     _hooked: frozenset[str] = frozenset()
+    _patched: dict[str, object]
     _patches: tuple[Patch, ...] = ()
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -36,6 +37,7 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
             scope, kwargs.get("tracer_provider"), kwargs.get("meter_provider"), kwargs.get("logger_provider")
         )
         self._watchers = {library: watcher_type(telemetry) for library, watcher_type in self._watcher_types.items()}
+        self._patched = {}
         for library in self._watchers:
             if library in sys.modules:
                 # It may be half there: this waits for another thread that is importing it.
@@ -49,6 +51,9 @@ class ClientInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         watcher = self._watchers.get(library)
         if watcher is None:
             return  # undone before the app imported the library
+        mark = object()
+        if self._patched.setdefault(library, mark) is not mark:
+            return  # by the hook, in another thread that is importing it
         try:
             self._patches += watcher.patches(module)
         except Exception:  # noqa: BLE001 - this runs within the app's own import

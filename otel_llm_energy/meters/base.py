@@ -54,7 +54,6 @@ class Pace:
         return self.idle_seconds + self.delay_seconds
 
 
-@runtime_checkable
 class Meter(Protocol):
     """A source of cumulative energy readings of one machine. It knows nothing of calls.
 

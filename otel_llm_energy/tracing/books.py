@@ -395,17 +395,21 @@ class Books:
             if entry.bill is not None:
                 self._billed_open.append(entry)
                 return
-        times = CallTimes(
-            claim.opened_ns,
-            ended_ns,
-            claim.first_chunk_ns,
-            _ns(prefill_seconds),
-            _ns(decode_seconds),
-            _ns(load_seconds),
-            None if end_unix_ns is None else self._wall_clock.place(end_unix_ns, claim.opened_ns),
-            *(_phase_tokens(claim) if self._ledger.by_weight else ()),
-        )
-        windows = work_windows(times) if claim.reached_server else ()
+        try:
+            times = CallTimes(
+                claim.opened_ns,
+                ended_ns,
+                claim.first_chunk_ns,
+                _ns(prefill_seconds),
+                _ns(decode_seconds),
+                _ns(load_seconds),
+                None if end_unix_ns is None else self._wall_clock.place(end_unix_ns, claim.opened_ns),
+                *(_phase_tokens(claim) if self._ledger.by_weight else ()),
+            )
+            windows = work_windows(times) if claim.reached_server else ()
+        except Exception:
+            self._ledger.close(entry, (), reported=False)  # it must not be at work for ever
+            raise
         self._ledger.close(entry, windows, reported=times.reported)
         if forced:
             self._ledger.disown(entry)

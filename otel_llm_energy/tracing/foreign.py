@@ -109,7 +109,7 @@ class UnobservedCalls:
         self, gate: Gate, span: Span | ReadableSpan, attributes: _Attributes, parent_context: Context | None = None
     ) -> Claim:
         claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
-        gate.bind(span, claim, parent_context)
+        gate.bind(span, claim, parent_context, ends_for_certain=False)
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
         host, port = _server(attributes)
         self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))

@@ -242,8 +242,17 @@ class Gate:
 
     # What the instrument layer and the desk call
 
-    def bind(self, span: trace.Span | ReadableSpan, claim: Claim, parent_context: Context | None = None) -> bool:
+    def bind(
+        self,
+        span: trace.Span | ReadableSpan,
+        claim: Claim,
+        parent_context: Context | None = None,
+        *,
+        ends_for_certain: bool = True,
+    ) -> bool:
         """A call starts, and ``span`` is to display its bill. Returns whether it can.
+
+        ``ends_for_certain`` says that the span is ended also when everybody has let go of it.
 
         A span that was not sampled or has ended displays nothing: the call then counts only for the ancestors, found
         through ``parent_context``.
@@ -256,7 +265,7 @@ class Gate:
             return False
         # At once, since the span may end before the mailbox comes to it.
         self._tree.mark(node)
-        self._note(SpanTree.bind, self._tree, node, claim, None if own is None else span)
+        self._note(SpanTree.bind, self._tree, node, claim, own is not None, span if ends_for_certain else None)
         return own is not None and not own.left
 
     def settled(self, claims: Iterable[Claim]) -> None:

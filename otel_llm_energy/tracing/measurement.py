@@ -7,8 +7,8 @@ import inspect
 import operator
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Protocol, SupportsIndex, TypeVar
 
@@ -91,32 +91,18 @@ class Measurement:
 
     def __enter__(self) -> Measurement:
         """Begin. Raises `RuntimeError` if it has begun before: it stands for one span."""
-        if self._used:
-            raise RuntimeError("This measurement was begun before: call measure() anew, or use it as a decorator.")
-        self._used = True
-        self._runtime = self._find_runtime()
-        tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
-        outside = get_current()
-        self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
-        self._context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
-        self._outer = measurement_in(outside)
-        if self._outer is not None:
-            self._outer.pause()
-        self._open()
+        self._begin()
         self._token = attach(self._context)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if get_current() is self._context:  # not so in a generator each step of which runs in a context of its own
-            detach(self._token)
-        with self._lock:
-            self._within += 1  # never resumed
-            self._close(last=True)
-        if self._outer is not None:
-            self._outer.resume()
-        self._end_span(error)
+        # Where each step of a generator runs in a context of its own there is nothing to undo, and OpenTelemetry's
+        # `detach` would log an error.
+        with suppress(ValueError):
+            self._token.var.reset(self._token)
+        self._end(error)
 
     async def __aenter__(self) -> Measurement:
         return self.__enter__()
@@ -132,23 +118,9 @@ class Measurement:
         A generator is measured from its first step to its end, with what its consumer does in between.
         """
         if inspect.isasyncgenfunction(function):
-
-            @functools.wraps(function)
-            async def measured_steps_async(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-                with self._again():
-                    async with aclosing(function(*args, **kwargs)) as steps:
-                        async for step in steps:
-                            yield step
-
-            return measured_steps_async  # type: ignore[return-value]  # the same signature
+            return self._around_steps_async(function)
         if inspect.isgeneratorfunction(function):
-
-            @functools.wraps(function)
-            def measured_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                with self._again():
-                    return (yield from function(*args, **kwargs))
-
-            return measured_steps  # type: ignore[return-value]
+            return self._around_steps(function)
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -156,7 +128,7 @@ class Measurement:
                 with self._again():
                     return await function(*args, **kwargs)
 
-            return measured_async  # type: ignore[return-value]
+            return measured_async  # type: ignore[return-value]  # the same signature
 
         @functools.wraps(function)
         def measured(*args: Any, **kwargs: Any) -> Any:
@@ -178,6 +150,82 @@ class Measurement:
             self._within -= 1
             if self._within == 0:
                 self._open()
+
+    def _around_steps(self, function: _Function) -> _Function:
+        """A consumer, which may run others in between, never has our span as the current one."""
+
+        @functools.wraps(function)
+        def measured_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            measurement, steps = self._again(), function(*args, **kwargs)
+            with measurement._from_begin_to_end():
+                advance, value = steps.send, None
+                while True:
+                    token = attach(measurement._context)
+                    try:
+                        step = advance(value)
+                    except StopIteration as end:
+                        return end.value
+                    finally:
+                        detach(token)
+                    try:
+                        advance, value = steps.send, (yield step)
+                    except BaseException as error:  # noqa: BLE001 - the generator's to handle, a close among them
+                        advance, value = steps.throw, error
+
+        return measured_steps  # type: ignore[return-value]
+
+    def _around_steps_async(self, function: _Function) -> _Function:
+        @functools.wraps(function)
+        async def measured_steps(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            measurement, steps = self._again(), function(*args, **kwargs)
+            with measurement._from_begin_to_end():
+                advance, value = steps.asend, None
+                while True:
+                    token = attach(measurement._context)
+                    try:
+                        step = await advance(value)
+                    except StopAsyncIteration:
+                        return
+                    finally:
+                        detach(token)
+                    try:
+                        advance, value = steps.asend, (yield step)
+                    except BaseException as error:  # noqa: BLE001
+                        advance, value = steps.athrow, error
+
+        return measured_steps  # type: ignore[return-value]
+
+    @contextmanager
+    def _from_begin_to_end(self) -> Iterator[None]:
+        self._begin()
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    def _begin(self) -> None:
+        if self._used:
+            raise RuntimeError("This measurement was begun before: call measure() anew, or use it as a decorator.")
+        self._used = True
+        self._runtime = self._find_runtime()
+        tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
+        outside = get_current()
+        self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
+        self._context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
+        self._outer = measurement_in(outside)
+        if self._outer is not None:
+            self._outer.pause()
+        self._open()
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._lock:
+            self._within += 1  # never resumed
+            self._close(last=True)
+        if self._outer is not None:
+            self._outer.resume()
+        self._end_span(error)
 
     def _again(self) -> Measurement:
         return Measurement(self._name, self._attributes, self._find_runtime)

@@ -79,17 +79,14 @@ class Subtree:
 
 
 class _Binding:
-    """Where a claim sits: at which node, shown by which span or only counted, and since when it is waited for.
+    """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for."""
 
-    It holds the span: a stream that is thrown away in a reference cycle ends its span while it is collected, and of
-    what nobody else holds the weak references, such as nodes, are cleared before that.
-    """
+    __slots__ = ("held", "node", "shown", "waiting_since")
 
-    __slots__ = ("node", "span", "waiting_since")
-
-    def __init__(self, node: Node, span: object) -> None:
+    def __init__(self, node: Node, shown: bool, held: object) -> None:
         self.node = node
-        self.span = span
+        self.shown = shown
+        self.held = held
         self.waiting_since = 0
 
 
@@ -140,12 +137,16 @@ class SpanTree:
         for each in _chain(node):
             each.marked = True
 
-    def bind(self, node: Node, claim: Claim, span: object) -> None:
-        """A call starts at ``node``, and ``span`` displays its bill; with ``None`` it only counts.
+    def bind(self, node: Node, claim: Claim, shown: bool, held: object = None) -> None:
+        """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
+
+        ``held`` is kept until the bill is there: its span, for a call that ends it for certain. A stream that is thrown
+        away in a reference cycle ends its span while it is collected, and of what nobody holds the weak references,
+        such as nodes, are cleared before that.
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
         """
-        binding = self._open_binding(node, span)
+        binding = self._open_binding(node, shown, held)
         if binding is None or claim in self._bindings:
             return
         self._bindings[claim] = binding
@@ -154,12 +155,12 @@ class SpanTree:
             subtree = _subtree(each)
             subtree.open += 1
             subtree.incomplete |= subtree.ended_at > 0
-            subtree.has_calls_below |= each is not binding.node or binding.span is None
+            subtree.has_calls_below |= each is not binding.node or not binding.shown
 
-    def _open_binding(self, node: Node, span: object) -> _Binding | None:
+    def _open_binding(self, node: Node, shown: bool, held: object) -> _Binding | None:
         for each in _chain(node):
             if not each.left and not _subtree(each).ended_at:
-                return _Binding(each, span if each is node else None)
+                return _Binding(each, shown and each is node, held)
             _subtree(each).incomplete = True
         return None
 
@@ -189,7 +190,7 @@ class SpanTree:
             return []
         own = _subtree(binding.node)
         own.claims.remove(claim)
-        if binding.span is not None:
+        if binding.shown:
             own.bills.append((claim, bill))
         return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, bill)]
 

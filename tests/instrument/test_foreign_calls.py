@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +22,7 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import QUESTION, ask, measuring
+from tests.instrument.asking import QUESTION, ask, measuring, until
 from tests.support.powercap import PowercapTree
 
 _CHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "llama.cpp"}
@@ -160,3 +162,12 @@ def test_conversation_is_on_llm_spans_of_other_libraries(
     energy.force_flush()
     ids = {span.name: (span.attributes or {}).get("gen_ai.conversation.id") for span in exporter.get_finished_spans()}
     assert ids == {"app": None, "theirs": "ours", "named": "own"}
+
+
+@pytest.mark.usefixtures("energy")
+def test_span_that_is_dropped_without_an_end_is_not_kept(tracer: trace.Tracer, address: dict[str, Any]) -> None:
+    """It may hold a prompt, and nobody ends it any more."""
+    span = tracer.start_span("chat", attributes={**_CHAT, **address})
+    dropped = weakref.ref(span)
+    del span
+    until(lambda: (gc.collect(), dropped() is None)[1])

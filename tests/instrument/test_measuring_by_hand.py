@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextvars import copy_context
 from typing import Any
 
 import numpy
 import pytest
 from openai import OpenAI
+from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -19,6 +22,7 @@ from opentelemetry.trace import StatusCode
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
+from otel_llm_instrumentation.conversations import conversation_in
 from tests.instrument.asking import ask, measuring
 from tests.support.cpu_time import tree_cpu_ns
 from tests.support.powercap import PowercapTree
@@ -142,6 +146,64 @@ async def test_generators_are_measured_from_their_first_step_to_their_end_when_d
     energy.force_flush()
     for name in ("steps", "asynchronous"):
         assert said(exporter, name)[names.ABOVE_IDLE_JOULES] == pytest.approx(_WATTS_PER_CPU * _CPU_SECONDS, rel=0.4)
+
+
+async def test_consumers_of_decorated_generators_notice_nothing(
+    provider: TracerProvider, energy: Instrumentation, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is sent and thrown into them arrives, two may take turns, and none leaves its span as the current one."""
+
+    @otel_llm_energy.measure("echo")
+    def echo() -> Generator[Any, Any, str]:
+        said = yield "first"
+        try:
+            yield said
+        except KeyError as error:
+            yield repr(error)
+        return "end"
+
+    @otel_llm_energy.measure("echo")
+    async def echo_async() -> AsyncIterator[Any]:
+        said = yield "first"
+        try:
+            yield said
+        except KeyError as error:
+            yield repr(error)
+
+    one, other = echo(), echo()
+    assert [next(one), next(other), one.send(5), other.send(6)] == ["first", "first", 5, 6]
+    assert one.throw(KeyError("k")) == "KeyError('k')"
+    with pytest.raises(StopIteration, match="end"):
+        next(one)
+    other.close()
+    steps: Any = echo_async()
+    assert [await anext(steps), await steps.asend(5), await steps.athrow(KeyError("k"))] == [
+        "first",
+        5,
+        "KeyError('k')",
+    ]
+    async for _ in echo_async():
+        break
+    gc.collect()
+    await asyncio.sleep(0.01)
+    await steps.aclose()
+    assert inspect.isgeneratorfunction(echo)
+    assert inspect.isasyncgenfunction(echo_async)
+    assert not trace.get_current_span().get_span_context().is_valid
+    energy.force_flush()
+    assert [span.status.status_code for span in exporter.get_finished_spans()] == [StatusCode.UNSET] * 4
+    assert not caplog.records
+
+
+def test_nothing_of_a_block_stays_current_when_somebody_attached_on_top(
+    energy: Instrumentation,
+) -> None:
+    """Baggage, say, that is never taken back."""
+    with otel_llm_energy.measure("block"), otel_llm_energy.conversation("c"):
+        context.attach(baggage.set_baggage("key", "value"))
+    assert not trace.get_current_span().get_span_context().is_valid
+    assert conversation_in() is None
+    assert energy.active
 
 
 def test_generator_that_its_consumer_leaves_has_not_failed(

@@ -122,4 +122,7 @@ def test_one_event_that_cannot_be_entered_costs_no_other(caplog: pytest.LogCaptu
     machine.pass_time(1, steps=3)
     assert claim.bill is not None
     assert claim.bill.energy_nj is not None
+    later = machine.call().bill
+    assert later is not None
+    assert (later.energy_nj, later.quality) == (50 * NJ_PER_JOULE, Quality.MEASURED)  # nobody is at work beside it
     assert [record.getMessage() for record in caplog.records] == ["An event of LLM calls cannot be entered."]

@@ -249,7 +249,7 @@ class Foreign:
             start_time=start,
             attributes={"gen_ai.operation.name": "chat", "server.address": "127.0.0.1", "server.port": 8080},
         )
-        gate: Any = SimpleNamespace(bind=lambda *_: None)
+        gate: Any = SimpleNamespace(bind=lambda *_, **__: None)
         self.calls.started(gate, span, None)  # type: ignore[arg-type]
         claim = self.calls.adopt(span.get_span_context().span_id)
         assert claim is not None
