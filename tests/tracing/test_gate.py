@@ -17,6 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
+from tests.instrument.asking import until
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
 
 
@@ -592,6 +593,5 @@ def test_memory_stays_bounded_when_nobody_enters_what_is_noted() -> None:
         span.end()
     assert len(line.gate._mailbox) <= 33
     assert line.gate.health.held <= 64 + 32 + 33
-    sent = line.sent()
-    assert line.gate.health.held <= 64
-    assert len(sent) + line.gate.health.held == 1_000
+    until(lambda: len(line.sent()) == 1_000 - 64)  # the forwarder may have some in hand
+    assert line.gate.health.held == 64
