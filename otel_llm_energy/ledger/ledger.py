@@ -243,7 +243,8 @@ class Ledger:
         self._freeze(now_ns)
         self._find_silent()
         for account in self._accounts.values():
-            for _ in self._sweep(account, now_ns - self._max_wait_ns):
+            # What a silent channel has left waits for no activity, and bills wait for it.
+            for _ in self._sweep(account, now_ns if account.silent else now_ns - self._max_wait_ns):
                 breathe()
         settled: list[Entry] = []
         for entry in self._due():
@@ -375,7 +376,8 @@ class Ledger:
 
     def _swept_ns(self) -> int | None:
         """Up to where all is swept that is waited for."""
-        return min((each.sweep.swept_ns for each in self._accounts.values() if not each.silent), default=None)
+        waited_for = [each for each in self._accounts.values() if each.pending or not each.silent]
+        return min((each.sweep.swept_ns for each in waited_for), default=None)
 
     def _due(self) -> Iterator[Entry]:
         swept_ns = self._swept_ns()

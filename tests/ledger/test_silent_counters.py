@@ -136,3 +136,24 @@ def test_calls_have_no_joules_when_the_counter_of_the_package_stands_still() -> 
     assert bill is not None
     assert (bill.quality, bill.reason, bill.energy_nj) == (Quality.UNAVAILABLE, "counter-silent", None)
     machine.assert_balanced()
+
+
+def test_what_a_silent_counter_has_left_is_accounted_for_when_its_activity_never_came() -> None:
+    """Its bucket ends later than the other counter's, and would be shared out after the bill was made without it."""
+    ledger = Ledger(0, max_wait_ns=30 * NS_PER_SECOND)
+    for channel in (Channel("a", "cpu", "rapl", idle_watts=20), Channel("d", "memory", "rapl", idle_watts=2)):
+        ledger.add_channel(channel)
+    ledger.add_server("server")
+    ledger.sample(ActivitySample("cpu", 0, 0, {"server": 0}, 2, 0, 0))
+    entry = ledger.open("server", 0)
+    ledger.close(entry, (Window(0, NS_PER_SECOND),), reported=True)
+    for second in range(40):
+        now_ns = second * NS_PER_SECOND
+        ledger.read(Reading("a", 50_000_000 * second, now_ns, now_ns))
+        if second in (0, 3):
+            ledger.read(Reading("d", 5_000_000 * second, now_ns, now_ns))
+        ledger.settle(now_ns)
+    assert entry.bill is not None
+    for balance in ledger.balance().values():
+        assert balance.pending_nj == 0
+        assert balance.metered_nj == balance.billed_nj + sum(balance.unattributed_nj.values())
