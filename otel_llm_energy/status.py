@@ -46,6 +46,11 @@ class ChannelStatus:
     period_seconds: float | None = None
 
     @property
+    def age(self) -> str:
+        """Of the newest reading, in words."""
+        return "no reading yet" if self.age_seconds is None else f"read {self.age_seconds:.1f} s ago"
+
+    @property
     def idle(self) -> str:
         """Idle power in words."""
         if self.idle_watts is None:
@@ -80,11 +85,10 @@ class Status:
         if self.board is not None:
             lines.append(f"board: this process {self.board}")
         for each in self.channels:
-            age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
             kind = "estimate" if each.channel.estimated else "meter"
             problem = f", {each.problem}" if each.problem else ""
             meter = each.where or " of ".join(filter(None, (each.channel.meter, each.channel.host)))
-            lines.append(f"{kind} {meter}: {each.channel.id}, {each.idle}, {age}{problem}")
+            lines.append(f"{kind} {meter}: {each.channel.id}, {each.idle}, {each.age}{problem}")
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])

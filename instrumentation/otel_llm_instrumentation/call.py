@@ -48,7 +48,7 @@ _SUPPRESSION_KEYS = (
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 _NS_PER_SECOND = 1_000_000_000
-_KEPT = 3
+_PAYLOADS_KEPT = 3
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
 
@@ -148,7 +148,7 @@ class Call:
         # than to keep: memory is then not used again while warm.
         self._content = request.route.content if standing is None and telemetry.capture.value else None
         self._asked: Asked | None = None
-        kept = _KEPT if self._content is None and request.choices == 1 else None
+        kept = _PAYLOADS_KEPT if self._content is None and request.choices == 1 else None
         self._payloads: deque[object] = deque(maxlen=kept)
         self.see = self._payloads.append
         self._read = request.route.read

@@ -28,11 +28,11 @@ def run_doctor() -> int:
         raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
     try:
         channels = status_once_discovered(energy.status).channels
-        started = time.monotonic()
+        started_seconds = time.monotonic()
         wait_until(lambda: baseline_known(energy.status().channels), _LEARNING_SECONDS)
         enough_seconds = _PERIODS_TO_MOVE * max((each.period_seconds or 0.0 for each in channels), default=0.0)
-        wait_until(lambda: _all_move(energy.status()), started + enough_seconds - time.monotonic())
-        status = judged(energy.status(), time.monotonic() - started)
+        wait_until(lambda: _all_move(energy.status()), started_seconds + enough_seconds - time.monotonic())
+        status = judged(energy.status(), time.monotonic() - started_seconds)
     finally:
         energy.uninstrument()
     print("\n".join(_lines(status)))
@@ -87,10 +87,9 @@ def _lines(status: Status) -> Iterator[str]:
 def _channel(each: ChannelStatus) -> str:
     channel = each.channel
     sign = "TROUBLE" if each.problem else "guess " if channel.estimated else "ok    "
-    age = "no reading yet" if each.age_seconds is None else f"read {each.age_seconds:.1f} s ago"
     trouble = f". {each.problem}" if each.problem else ""
     kind = ", an estimate from CPU time, no measurement" if channel.estimated else ""
-    return f"{sign} {channel.meter}: {channel.id} ({channel.component}), {each.idle}, {age}{kind}{trouble}"
+    return f"{sign} {channel.meter}: {channel.id} ({channel.component}), {each.idle}, {each.age}{kind}{trouble}"
 
 
 def _verdict(status: Status) -> str:

@@ -168,19 +168,19 @@ class RemoteLedger:
                 self._say(Force(list(wanted), reason))
                 self._lock.wait_for(lambda: self._bills.keys() >= wanted.keys(), _FORCE_SECONDS)
             settled = self._take_bills()
-            given_up = [call for call, entry in wanted.items() if entry.bill is None]
-            if given_up:
-                self._say(Disown(given_up))
-            for call in given_up:
-                self._forget(call)
+            self._give_up([call for call, entry in wanted.items() if entry.bill is None])
             return settled
 
     def disown(self, entry: Entry) -> None:
         with self._lock:
             call = self._numbers.get(entry)
-            if call is not None:
-                self._say(Disown([call]))
-                self._forget(call)
+            self._give_up([] if call is None else [call])
+
+    def _give_up(self, calls: Sequence[int]) -> None:
+        if calls:
+            self._say(Disown(calls))
+        for call in calls:
+            self._forget(call)
 
     def _say(self, message: Message) -> None:
         if self._send is not None:

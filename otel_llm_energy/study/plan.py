@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from otel_llm_energy.servers.announced import URL_PORTS
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.prompts import Prompt, PromptSet
 
@@ -55,7 +56,7 @@ class ServerPlan:
     def port(self) -> int:
         """Where it listens there."""
         parts = urlsplit(self.base_url)
-        return parts.port or (443 if parts.scheme == "https" else 80)
+        return parts.port or URL_PORTS.get(parts.scheme, URL_PORTS["http"])
 
     @property
     def address(self) -> str:

@@ -82,10 +82,10 @@ class UnobservedCalls:
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
         """An LLM span of another library starts: if it says who answers, its claim opens."""
         attributes = enrich.raw_attributes(span)
-        host, _ = _server(attributes)
+        host, port = _server(attributes)
         if host is None or not enrich.marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
             return
-        claim = self._claim(gate, span, attributes, parent_context)
+        claim = self._claim(gate, span, attributes, (host, port), parent_context)
         self._open[claim.span_context.span_id] = claim
 
     def adopt(self, span_id: int) -> Claim | None:
@@ -101,18 +101,22 @@ class UnobservedCalls:
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
         """An LLM span ends that had no call: it may say by now who answered. What was metered since is not all lost."""
         attributes = enrich.raw_attributes(span)
-        host, _ = _server(attributes)
+        host, port = _server(attributes)
         if host is not None and span.start_time is not None and span.context is not None:
-            self._close(self._claim(gate, span, attributes), attributes)
+            self._close(self._claim(gate, span, attributes, (host, port)), attributes)
 
     def _claim(
-        self, gate: Gate, span: Span | ReadableSpan, attributes: _Attributes, parent_context: Context | None = None
+        self,
+        gate: Gate,
+        span: Span | ReadableSpan,
+        attributes: _Attributes,
+        server: tuple[str, int | None],
+        parent_context: Context | None = None,
     ) -> Claim:
         claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
         gate.bind(span, claim, parent_context, ends_for_certain=False)
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
-        host, port = _server(attributes)
-        self._desk.open(claim, host, port, provider, operation, since_ns=_begun_ns(span))
+        self._desk.open(claim, *server, provider, operation, since_ns=_begun_ns(span))
         return claim
 
     def _close(self, claim: Claim, attributes: _Attributes) -> None:
