@@ -45,8 +45,8 @@ _PROMPT = "Tell a story about a lighthouse keeper, number {number}."
 _SEED = 1
 _TINY_CALLS_TOGETHER = 20
 _LONG_SECONDS = 2.0
-# To move the counters takes CPU time, too: as often as matters to a reading at a call's edge, or to one every 2.2 s.
-_STEP_SECONDS = {"rapl": 0.003, "scaphandre": 0.01}
+# To move the counters takes CPU time, too, which no hardware's would: so often, and for each reading of RAPL files.
+_STEP_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Shape:
         ask: how the calls are made.
         targets: by meter.
         beside: other load on the machine.
-        step_seconds: of the feeder, at least; a concave shape wants long ones.
+        step_seconds: of the feeder, and none shorter for a reading, as a concave shape wants; ``None`` if any will do.
         lone: one call at a time.
     """
 
@@ -149,7 +149,7 @@ class Shape:
     model: PowerModel = field(default_factory=PowerModel)
     ask: Callable[[Asker, int], None] = Asker.one_at_a_time
     beside: Callable[[], AbstractContextManager[None]] = nullcontext
-    step_seconds: float = 0.0
+    step_seconds: float | None = None
     slots: int = 1
     lone: bool = True
 
@@ -248,8 +248,9 @@ def measure(shape: Shape, meter: str, calls: int, seed: int) -> Row:
 
 @contextmanager
 def _running(shape: Shape, meter: str, server: ModelServer) -> Iterator[Session]:
-    step_seconds = max(shape.step_seconds, _STEP_SECONDS[meter])
-    with session(meter, server.pid, shape.model, step_seconds, clients=["openai"]) as running:
+    fresh = meter == "rapl" and shape.step_seconds is None
+    step_seconds = shape.step_seconds or _STEP_SECONDS
+    with session(meter, server.pid, shape.model, step_seconds, fresh=fresh, clients=["openai"]) as running:
         yield running
 
 

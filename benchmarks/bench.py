@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +34,16 @@ LAST_TICK_NS = 20_000_000
 
 
 class Recorder:
-    """A meter that passes on another's readings and keeps them, so that other methods see just the same ones."""
+    """A meter that passes on another's readings and keeps them, so that other methods see just the same ones.
 
-    def __init__(self, meter: Meter) -> None:
+    Args:
+        meter: the other one.
+        before: called before each reading.
+    """
+
+    def __init__(self, meter: Meter, before: Callable[[], None] = lambda: None) -> None:
         self._meter = meter
+        self._before = before
         self.name = meter.name
         self.pace = meter.pace
         self.readings: dict[str, list[tuple[int, int]]] = {}
@@ -46,6 +52,7 @@ class Recorder:
         return self._meter.open()
 
     def read(self) -> Sequence[Reading]:
+        self._before()
         readings = self._meter.read()
         for reading in readings:
             at_ns = (reading.earliest_ns + reading.latest_ns) // 2
@@ -132,7 +139,13 @@ class Session:
 
 @contextmanager
 def session(
-    meter: str, server_pid: int, model: PowerModel | None = None, step_seconds: float = 0.002, **options: Any
+    meter: str,
+    server_pid: int,
+    model: PowerModel | None = None,
+    step_seconds: float = 0.002,
+    *,
+    fresh: bool = False,
+    **options: Any,
 ) -> Iterator[Session]:
     """Synthetic counters that follow the machine's CPU use, read as RAPL files or through the real Scaphandre.
 
@@ -141,6 +154,7 @@ def session(
         server_pid: the model server's process, whose part of the energy the feeder writes down.
         model: of the counters' power.
         step_seconds: of the feeder.
+        fresh: it also makes a step for each reading.
         options: for `instrument`.
     """
     model = model or PowerModel()
@@ -149,7 +163,7 @@ def session(
         watched = Watched(server_pid, folder / "truth", folder / "prefilling")
         (folder / "prefilling").write_text("0")
         tree = stack.enter_context(feeding(folder / "powercap", model, step_seconds, watched))
-        recorder = Recorder(stack.enter_context(_meter(meter, tree, folder)))
+        recorder = Recorder(stack.enter_context(_meter(meter, tree, folder)), tree.catch_up if fresh else lambda: None)
         spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(spans))

@@ -4,6 +4,9 @@
 linear shape a stretch of T seconds in which the CPUs were busy for C seconds costs exactly ``idle_watts * T +
 watts_per_cpu * C``, however short the steps.
 
+It moves them step by step, and at once for each byte that comes on its standard input, which it answers with one:
+a reader that asks before it reads finds the counters as fresh as the hardware's, at no more steps than readings.
+
 It alone knows what each joule was for, so it can write that down: see `Truth`.
 """
 
@@ -16,9 +19,10 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -28,11 +32,11 @@ from tests.support.cpu_time import BusyClock, ProcessSumClock, busy_clock, proce
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree, PowerModel
 
 _STEP_SECONDS = 0.002
-_STEPS_AT_ONCE = 50  # before it looks whether to stop
 # To look for new processes of a model server every 20 ms took 4 % of a CPU.
 _LOOK_SECONDS = 0.25
 _STOP_SECONDS = 5
 _RECORD = struct.Struct("<3q")
+_NOW = b"."
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +163,49 @@ class Feeder:
         return extra_nj
 
 
+class FedTree(PowercapTree):
+    """A tree whose counters a feeder process moves.
+
+    Args:
+        root: of the tree.
+        command: that starts the feeder.
+    """
+
+    def __init__(self, root: Path, command: Sequence[str]) -> None:
+        super().__init__(root)
+        self._asking = threading.Lock()
+        repository = Path(__file__).parents[2]
+        self._process = subprocess.Popen(
+            command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+        self._expect(b"ready\n", "did not start")
+
+    def catch_up(self) -> None:
+        """Bring the counters up to now."""
+        assert self._process.stdin is not None
+        with self._asking:
+            self._process.stdin.write(_NOW)
+            self._expect(_NOW, "has ended")
+
+    def _expect(self, answer: bytes, otherwise: str) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.read(len(answer)) != answer:
+            raise RuntimeError(f"The feeder of the synthetic counters {otherwise}; its words are above.")
+
+    def close(self) -> None:
+        """End the feeder, too."""
+        with self._process:
+            self._process.communicate(timeout=_STOP_SECONDS)  # closes its standard input
+        super().close()
+
+
 @contextmanager
 def feeding(
     root: Path,
     model: PowerModel | None = None,
     step_seconds: float = _STEP_SECONDS,
     watched: Watched | None = None,
-) -> Iterator[PowercapTree]:
+) -> Iterator[FedTree]:
     """A tree below ``root`` whose counters a feeder process moves for the length of the block.
 
     A concave shape wants steps of 20 ms or more: CPU time is accounted in ticks, so in a shorter step a busy CPU
@@ -177,19 +217,8 @@ def feeding(
     command = [sys.executable, "-m", "tests.support.feeder", str(root)]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
-    repository = Path(__file__).parents[2]
-    with PowercapTree(root) as tree:
-        process = subprocess.Popen(
-            command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        with process:
-            assert process.stdout is not None
-            if process.stdout.readline() != b"ready\n":
-                raise RuntimeError("The feeder of the synthetic counters did not start; its words are above.")
-            try:
-                yield tree
-            finally:
-                process.communicate(timeout=_STOP_SECONDS)  # closes its standard input
+    with FedTree(root, command) as tree:
+        yield tree
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -214,10 +243,13 @@ def main(arguments: list[str] | None = None) -> None:
         feeder = Feeder(tree, model, busy_clock(), server=server)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        while not select.select([0], [], [], 0)[0]:
-            for _ in range(_STEPS_AT_ONCE):
-                time.sleep(asked.step_seconds)
-                feeder.step()
+        while True:
+            asked_for = select.select([0], [], [], asked.step_seconds)[0]
+            if asked_for and not os.read(0, 1):
+                return
+            feeder.step()
+            if asked_for:
+                os.write(1, _NOW)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import requests
 
 from tests.support.backends import Scaphandre
 from tests.support.cpu_time import ProcessSumClock, busy_clock, process_cpu_ns, tree_cpu_ns
-from tests.support.feeder import Feeder, ServerMeter, Truth, Watched
+from tests.support.feeder import Feeder, ServerMeter, Truth, Watched, feeding
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree, PowerModel
 
 _SPIN = "end = __import__('time').monotonic() + {seconds}\nwhile __import__('time').monotonic() < end: pass"
@@ -118,6 +118,20 @@ def test_fed_counters_agree_with_the_cpu_time_when_the_machine_works(powercap: P
     joules = (powercap.read_uj(PACKAGE) - start_uj) / 1e6
     seconds, busy_seconds = (time.monotonic_ns() - start_ns) / 1e9, (clock.read_ns() - start_busy_ns) / 1e9
     assert joules == pytest.approx(20 * seconds + 60 * busy_seconds, rel=0.02)
+
+
+def test_counters_are_those_of_now_when_a_reader_asks_before_the_next_step(tmp_path: Path) -> None:
+    """The feeder makes a step for whoever asks, however long its own ones are."""
+    with feeding(tmp_path, step_seconds=3600) as tree:
+        tree.catch_up()
+        start_uj, start_ns = tree.read_uj(PACKAGE), time.monotonic_ns()
+        with _spinning(0.2):
+            pass
+        assert tree.read_uj(PACKAGE) == start_uj
+        end_ns = time.monotonic_ns()
+        tree.catch_up()
+        idle_joules = PowerModel().idle_watts * (end_ns - start_ns) / 1e9
+        assert (tree.read_uj(PACKAGE) - start_uj) / 1e6 > idle_joules
 
 
 def test_sum_over_processes_holds_the_work_of_one_that_ended_when_it_was_seen(powercap: PowercapTree) -> None:
