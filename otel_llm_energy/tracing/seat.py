@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_llm_energy.host.folder import BoardError, Folder
 from otel_llm_energy.host.hub import Hub
-from otel_llm_energy.host.journal import Entered, Journal, newest_journal, read_journal
 from otel_llm_energy.host.link import PATIENCE_SECONDS, Link, LinkError, StuckError
 from otel_llm_energy.host.remote import RemoteLedger
-from otel_llm_energy.host.rounds import Rounds
-from otel_llm_energy.host.shared import Call, Register, SharedLedger
+from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.turns import Turn, newest, overtake, succeed, turn_name
 from otel_llm_energy.host.wire import (
     PROTOCOL,
@@ -37,20 +35,17 @@ from otel_llm_energy.host.wire import (
     Opened,
     Read,
     State,
-    WireError,
     bill_from_json,
 )
-from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.tracing.books import Accounts, Books
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.inheritance import Inheritance, close_journal, remote
 from otel_llm_energy.troubles import Troubles
 
 _RETRY_SECONDS = 0.02
 _ALONE_SECONDS = 30.0
 _SAME_CLOCK_NS = 60 * NS_PER_SECOND
-# A journal that is older was left by processes that have long ended.
-_CONTINUED_WITHIN_NS = 30 * NS_PER_SECOND
 
 _logger = logging.getLogger(__name__)
 
@@ -160,9 +155,9 @@ class Seat:
         self._rules = rules
         self._metering = metering
         self._books = metering.books
-        self._make_ledger = make_ledger
         self._settle = settle
         self._own = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._inheritance = Inheritance(self._own, str(rules), make_ledger, self._say, lambda: metering.books.reason)
         self._folder: Folder | None = None
         self._turn: Turn | None = None
         self._hub: Hub | None = None
@@ -202,7 +197,7 @@ class Seat:
     def _hand_over(self) -> None:
         """What is settled from now on, the next holder settles."""
         if isinstance(self._books.ledger, SharedLedger):
-            self._books.change_ledger(_remote)
+            self._books.change_ledger(remote)
         self._let_go()
 
     def forget_in_child(self) -> None:
@@ -362,7 +357,7 @@ class Seat:
         """Give back all descriptors."""
         hub, link, turn, folder = self._hub, self._link, self._turn, self._folder
         self._hub = self._link = self._turn = self._folder = None
-        _close_journal(self._books.ledger)
+        close_journal(self._books.ledger)
         for each in (hub, link, folder):
             if each is not None:
                 with suppress(OSError):
@@ -374,14 +369,21 @@ class Seat:
 
     def _hold(self, turn: Turn) -> None:
         """Read the meters for all, and go on where the holder before us stopped."""
-        assert self._folder is not None
+        folder = self._folder
+        assert folder is not None
         try:
-            hub = Hub(self._folder, turn.name, self)
+            hub = Hub(folder, turn.name, self)
         except BoardError:
             turn.end()
             raise
         self._turn = turn
-        self._books.change_ledger(self._with_journal if self._leading else self._continued)
+        if self._leading:
+            self._books.change_ledger(partial(self._inheritance.with_journal, folder=folder, turn=turn))
+        else:
+            board = self._rules.board
+            self._books.change_ledger(partial(self._inheritance.continued, folder=folder, board=board, turn=turn))
+            if isinstance(self._books.ledger, SharedLedger):
+                self._books.metered_elsewhere()
         turn.clear_earlier()
         self._error = None
         self._books.caution = None
@@ -399,80 +401,16 @@ class Seat:
             # An exporter that was asked by the holder before us just now must not be asked too soon again.
             self._metering.lead(self._last_reading_ns() + self._pause_ns)
 
-    def _continued(self, ledger: Accounts) -> Accounts:
-        """The ledger of the holder before us, with our own calls; what we had, if there is nothing to go on with."""
-        assert self._folder is not None
-        assert self._turn is not None
-        earlier = newest_journal(self._folder, self._rules.board)
-        entered = read_journal(self._folder, earlier, str(self._rules)) if earlier is not None else []
-        now_ns = time.monotonic_ns()
-        register, bills = self._entered(entered, now_ns)
-        if register is None:
-            earlier = None
-            if not isinstance(ledger, RemoteLedger):
-                return ledger
-            start_ns = min([now_ns, *(entry.opened_ns for entry in ledger.calls.values())])
-            register = Register(self._make_ledger, self._make_ledger(start_ns), start_ns)
-        shared = self._shared(register)
-        shared.journal = Journal(
-            self._folder,
-            self._turn.name,
-            str(self._rules),
-            register.beginning,
-            earlier=earlier if entered else None,
-        )
-        shared.remember(bills)
-        shared.follow_on(time.monotonic_ns())  # patience with the members begins only now that the journal is read
-        if isinstance(ledger, RemoteLedger):
-            shared.take_up(ledger)
-        self._books.metered_elsewhere()
-        return shared
-
-    def _entered(self, entered: Sequence[Entered], now_ns: int) -> tuple[Register | None, dict[Call, Bill]]:
-        register = Register(self._make_ledger, self._make_ledger(now_ns), now_ns)
-        bills: dict[Call, Bill] = {}
-        try:
-            for each in entered:
-                bills.update(register.enter(each))
-        except (WireError, KeyError, TypeError, ValueError):
-            self._troubles.warn("journal", "The journal of the shared metering makes no sense.", exc_info=True)
-            return None, {}
-        if not 0 <= now_ns - register.until_ns < _CONTINUED_WITHIN_NS:
-            return None, {}
-        return register, bills
-
     def _last_reading_ns(self) -> int:
         ledger = self._books.ledger
         if not isinstance(ledger, SharedLedger):
             return 0
         return max((Read(*read[1:]).latest_ns for read in ledger.register.last_readings.values()), default=0)
 
-    def _shared(self, register: Register) -> SharedLedger:
-        return SharedLedger(register, self._own, Rounds(), self._say, time.monotonic_ns, lambda: self._books.reason)
-
-    def _share(self, ledger: Accounts) -> Accounts:
-        """The first member has come."""
-        if not isinstance(ledger, Ledger):
-            return ledger
-        assert self._folder is not None
-        assert self._turn is not None
-        register = Register(self._make_ledger, ledger, time.monotonic_ns())
-        register.adopt(self._own)
-        return self._with_journal(self._shared(register))
-
-    def _with_journal(self, ledger: Accounts) -> Accounts:
-        """What is entered from now on the next holder can enter again; that of one process alone needs none."""
-        if isinstance(ledger, SharedLedger):
-            assert self._folder is not None
-            assert self._turn is not None
-            ledger.register.holder = self._own
-            ledger.journal = Journal(self._folder, self._turn.name, str(self._rules), ledger.register.beginning)
-        return ledger
-
     def _become_member(self) -> None:
         """Another process reads the meters; it hears of our calls as soon as it is found."""
         self._searching_since_ns = time.monotonic_ns()
-        self._books.change_ledger(_remote)
+        self._books.change_ledger(remote)
         self._books.metered_elsewhere()
 
     def _give_way(self) -> None:
@@ -500,16 +438,9 @@ class Seat:
         self._let_go_of_turn()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
-            self._books.change_ledger(self._own_again)
+            self._books.change_ledger(self._inheritance.alone)
         self._books.caution = error.reason
         self._lead()
-
-    def _own_again(self, ledger: Accounts) -> Accounts:
-        assert isinstance(ledger, RemoteLedger)
-        start_ns = min([time.monotonic_ns(), *(entry.opened_ns for entry in ledger.calls.values())])
-        shared = self._shared(Register(self._make_ledger, self._make_ledger(start_ns), start_ns))
-        shared.take_up(ledger)
-        return shared
 
     # The holder's side: what the hub tells
 
@@ -537,7 +468,9 @@ class Seat:
 
     def joined(self, hello: Hello) -> None:
         if isinstance(self._books.ledger, Ledger):
-            self._books.change_ledger(self._share)
+            assert self._folder is not None
+            assert self._turn is not None
+            self._books.change_ledger(partial(self._inheritance.shared, folder=self._folder, turn=self._turn))
         ledger = self._books.ledger
         if isinstance(ledger, SharedLedger):
             ledger.joined(hello.member, hello.calls)
@@ -619,15 +552,3 @@ class Seat:
     def waits(self) -> bool:
         ledger = self._books.ledger
         return isinstance(ledger, RemoteLedger) and bool(ledger.calls)
-
-
-def _remote(ledger: Accounts) -> Accounts:
-    if not isinstance(ledger, (Ledger, SharedLedger)):
-        return ledger
-    _close_journal(ledger)
-    return RemoteLedger(ledger.unsettled(), by_weight=ledger.by_weight)
-
-
-def _close_journal(ledger: Accounts) -> None:
-    if isinstance(ledger, SharedLedger) and ledger.journal is not None:
-        ledger.journal.close()
