@@ -217,7 +217,7 @@ def feeding(
     command = [sys.executable, "-m", "tests.support.feeder", str(root)]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
-    with FedTree(root, command) as tree:
+    with contextlib.closing(FedTree(root, command)) as tree:
         yield tree
 
 
