@@ -98,7 +98,7 @@ def _child(name: str, calls: int, streams: int) -> int:
             wrap = set_up(name, stack) if after is None else nullcontext
         except ImportError:
             return _NOT_INSTALLED
-        call, stream = askers(stack, wrap)
+        call, stream = askers(stack, wrap, CHUNKS)
         for number, ask in enumerate([*[call] * (_WARM_UP + calls), *[stream] * (1 + streams)]):
             if number == _WARM_UP:
                 # A collection that goes through all the modules costs as much as dozens of calls, and comes by chance.

@@ -4,7 +4,9 @@ The transport answers at once, so that only our own time is seen. Each candidate
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
 speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A
 median of calls hides what our own threads take now and then; mean and p99 do not. "CPU added" is CPU time, of the
-thread that calls and of all together: the first is what a call waits for where there is an interpreter to spare.
+thread that calls and of all together: the first is what a call waits for where there is an interpreter to spare. A
+stream costs more than a call, whatever the number of its chunks (the meter is read at the first of them, too); what
+each chunk more costs is seen beside a stream of several times as many.
 
 Calls come without a pause, so that whatever our threads do is in some call's way; with one, most of it is not, as in an
 app that waits for its model. Counters are real files of a synthetic powercap tree, read at the calls' edges as on a
@@ -14,6 +16,7 @@ real machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import socket
 import statistics
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ from typing import Any
 CANDIDATES = ("none", "bare-span", "ours", "ours-no-energy")
 PEERS = ("genai-openai", "openllmetry", "openinference")
 CHUNKS = 100
+_MANY_CHUNKS = 500
+_STEP_SECONDS = 0.02  # of the counters, which another process moves on the same CPUs
 _Figures = dict[str, float]
 _ANSWER = {
     "id": "chatcmpl-1",
@@ -94,7 +99,8 @@ def _turn(child: subprocess.Popen[str]) -> _Figures:
 def _print(turns: list[dict[str, _Figures]]) -> None:
     print(
         f"{'':16} {'call us':>8} {'added':>7} {'quartiles':>12} {'quiet added':>12} {'mean added':>11}"
-        f" {'p99 added':>10} {'CPU added':>10} {'of all':>8} {'a chunk us':>11} {'quartiles':>12} {'quiet chunk':>12}"
+        f" {'p99 added':>10} {'CPU added':>10} {'of all':>8} {'a stream':>9} {'quiet':>7}"
+        f" {'a chunk':>8} {'quartiles':>12} {'quiet':>7}"
     )
     for name in turns[0]:
         if not turns[0][name]:
@@ -103,13 +109,12 @@ def _print(turns: list[dict[str, _Figures]]) -> None:
         call_us = statistics.median(turn[name]["call"] for turn in turns)
         added = {key: sorted(turn[name][key] - turn["none"][key] for turn in turns) for key in turns[0][name]}
         middle = {key: statistics.median(differences) for key, differences in added.items()}
-        chunk = sorted((stream - middle["call"]) / CHUNKS for stream in added["stream"])
-        quiet = {key: _quiet(turns, name, key) - _quiet(turns, "none", key) for key in ("call", "stream")}
+        quiet = {key: _quiet(turns, name, key) - _quiet(turns, "none", key) for key in ("call", "stream", "chunk")}
         print(
             f"{name:16} {call_us:8.0f} {middle['call']:7.1f} {_quartiles(added['call']):>12} {quiet['call']:12.1f}"
             f" {middle['mean']:11.1f} {middle['p99']:10.0f} {middle['thread']:10.1f} {middle['cpu']:8.1f}"
-            f" {statistics.median(chunk):11.2f}"
-            f" {_quartiles(chunk):>12} {(quiet['stream'] - quiet['call']) / CHUNKS:12.2f}"
+            f" {middle['stream']:9.0f} {quiet['stream']:7.0f}"
+            f" {middle['chunk']:8.2f} {_quartiles(added['chunk']):>12} {quiet['chunk']:7.2f}"
         )
 
 
@@ -130,10 +135,10 @@ def _child(name: str, options: argparse.Namespace) -> int:
             wrap = set_up(name, stack)
         except ImportError:
             return 0
-        call, stream = askers(stack, wrap)
+        call, stream, long_stream = askers(stack, wrap, CHUNKS, _MANY_CHUNKS)
         for _ in sys.stdin:
             figures = _time(call, options.calls, options.pause_ms)
-            figures["stream"] = _time(stream, options.streams, options.pause_ms)["call"]
+            figures.update(_time_streams(stream, long_stream, options.streams, options.pause_ms))
             print(json.dumps(figures), flush=True)
     return 0
 
@@ -142,11 +147,7 @@ def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, fl
     """Wall time of a call, its median, mean and 99th percentile, and mean CPU time of this thread and of all, in us."""
     walls, cpu_ns, thread_ns = [], time.process_time_ns(), time.thread_time_ns()
     for _ in range(times):
-        start_ns = time.perf_counter_ns()
-        what()
-        walls.append(time.perf_counter_ns() - start_ns)
-        if pause_ms:
-            time.sleep(pause_ms / 1e3)
+        walls.append(_wall_ns(what, pause_ms))
     return {
         "call": statistics.median(walls) / 1e3,
         "mean": statistics.fmean(walls) / 1e3,
@@ -156,46 +157,71 @@ def _time(what: Callable[[], None], times: int, pause_ms: float) -> dict[str, fl
     }
 
 
-def askers(
-    stack: ExitStack, wrap: Callable[[], AbstractContextManager[Any]]
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What makes a call, and what makes a streamed one and reads it to its end, each inside ``wrap``."""
+def _time_streams(
+    stream: Callable[[], None], long_stream: Callable[[], None], times: int, pause_ms: float
+) -> dict[str, float]:
+    """Wall time of a stream, and of each chunk that a long one has more, medians, in us; the two take turns."""
+    walls, chunks = [], []
+    for _ in range(times):
+        walls.append(_wall_ns(stream, pause_ms))
+        chunks.append((_wall_ns(long_stream, pause_ms) - walls[-1]) / (_MANY_CHUNKS - CHUNKS))
+    return {"stream": statistics.median(walls) / 1e3, "chunk": statistics.median(chunks) / 1e3}
+
+
+def _wall_ns(what: Callable[[], None], pause_ms: float) -> int:
+    start_ns = time.perf_counter_ns()
+    what()
+    wall_ns = time.perf_counter_ns() - start_ns
+    if pause_ms:
+        time.sleep(pause_ms / 1e3)
+    return wall_ns
+
+
+def askers(stack: ExitStack, wrap: Callable[[], AbstractContextManager[Any]], *chunks: int) -> list[Callable[[], None]]:
+    """What makes a call, and what makes streamed ones of so many chunks and reads them, each inside ``wrap``."""
     # Something listens at the address, so that the server is found and its activity sampled.
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-    client = _client(listener.getsockname()[1])
+    client = _client(listener.getsockname()[1], chunks)
     message = [{"role": "user", "content": "Hello"}]
 
     def call() -> None:
         with wrap():
             client.chat.completions.create(model="m", messages=message)
 
-    def stream() -> None:
+    def stream(count: int) -> None:
         with wrap():
-            for _ in client.chat.completions.create(model="m", messages=message, stream=True):
+            for _ in client.chat.completions.create(model="m", messages=message, stream=True, max_tokens=count):
                 pass
 
-    return call, stream
+    return [call, *(functools.partial(stream, count) for count in chunks)]
 
 
-def _client(port: int) -> Any:
+def _client(port: int, chunks: Iterable[int]) -> Any:
     """An OpenAI client whose transport answers at once, from memory, in the name of a server of this machine."""
     import httpx2
     from openai import OpenAI
 
     body = json.dumps(_ANSWER).encode()
-    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    delta = {**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
-    last = {**chunk, "choices": [], "usage": _ANSWER["usage"], "timings": _ANSWER["timings"]}
-    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * (CHUNKS - 1), last]]
-    sse = b"".join([*events, b"data: [DONE]\n\n"])
+    sse = {count: _events(count) for count in chunks}
 
     def answer(request: Any) -> Any:
-        if b'"stream":true' in request.content.replace(b" ", b""):
-            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=sse)
+        asked = json.loads(request.content)
+        if asked.get("stream"):
+            content = sse[asked["max_tokens"]]
+            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=content)
         return httpx2.Response(200, headers={"content-type": "application/json"}, content=body)
 
     http = httpx2.Client(transport=httpx2.MockTransport(answer))
     return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", http_client=http)
+
+
+def _events(chunks: int) -> bytes:
+    """A streamed answer."""
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    delta = {**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+    last = {**chunk, "choices": [], "usage": _ANSWER["usage"], "timings": _ANSWER["timings"]}
+    events = [f"data: {json.dumps(each)}\n\n".encode() for each in [*[delta] * (chunks - 1), last]]
+    return b"".join([*events, b"data: [DONE]\n\n"])
 
 
 def tracer_provider() -> Any:
@@ -233,7 +259,7 @@ def _instrument_ours(provider: Any, stack: ExitStack) -> None:
     from tests.support.feeder import feeding
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    tree = stack.enter_context(feeding(folder / "powercap"))
+    tree = stack.enter_context(feeding(folder / "powercap", step_seconds=_STEP_SECONDS))
     handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(tree.root))
     stack.callback(handle.uninstrument)
     time.sleep(2.5)
