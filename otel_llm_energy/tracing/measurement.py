@@ -190,6 +190,12 @@ class Measurement:
                         detach(token)
                     try:
                         advance, value = steps.asend, (yield step)
+                    except GeneratorExit:
+                        # When an event loop ends it closes both, in any order. What is closed already does not raise
+                        # what is thrown into it; what is being closed cannot be closed twice.
+                        if not steps.ag_running:
+                            await steps.aclose()
+                        raise
                     except BaseException as error:  # noqa: BLE001
                         advance, value = steps.athrow, error
 

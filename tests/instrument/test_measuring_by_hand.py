@@ -6,8 +6,9 @@ import asyncio
 import gc
 import inspect
 import os
+import sys
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextvars import copy_context
 from typing import Any
 
@@ -222,6 +223,40 @@ def test_generator_that_its_consumer_leaves_has_not_failed(
     (span,) = exporter.get_finished_spans()
     assert span.status.status_code is StatusCode.UNSET
     assert not caplog.records
+
+
+@pytest.mark.parametrize("cleanup_awaits", [False, True])
+async def test_decorated_generator_closes_well_when_its_event_loop_has_closed_what_it_measures(
+    cleanup_awaits: bool, energy: Instrumentation, exporter: InMemorySpanExporter
+) -> None:
+    """At the loop's end, all asynchronous generators are closed at once; here the inner one first."""
+    begun: list[AsyncGenerator[Any, Any]] = []
+    go_on = asyncio.Event()
+
+    @otel_llm_energy.measure("left")
+    async def left() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            if cleanup_awaits:
+                await go_on.wait()
+
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=begun.append)
+    steps = left()
+    try:
+        await anext(steps)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    outer, inner = begun
+    closing = asyncio.create_task(inner.aclose())
+    await asyncio.sleep(0)
+    await outer.aclose()
+    go_on.set()
+    await closing
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.status.status_code) == ("left", StatusCode.UNSET)
 
 
 @pytest.mark.parametrize("odd", ["5", 5.0, -1, 2**63, float("nan")])
