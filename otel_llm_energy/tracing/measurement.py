@@ -98,10 +98,7 @@ class Measurement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Where each step of a generator runs in a context of its own there is nothing to undo, and OpenTelemetry's
-        # `detach` would log an error.
-        with suppress(ValueError):
-            self._token.var.reset(self._token)
+        _undo(self._token)
         self._end(error)
 
     async def __aenter__(self) -> Measurement:
@@ -187,7 +184,7 @@ class Measurement:
                     except StopAsyncIteration:
                         return
                     finally:
-                        detach(token)
+                        _undo(token)
                     try:
                         advance, value = steps.asend, (yield step)
                     except GeneratorExit:
@@ -263,6 +260,16 @@ class Measurement:
             self.span.set_attribute("error.type", type(error).__qualname__)
             self.span.set_status(Status(StatusCode.ERROR))
         self.span.end()
+
+
+def _undo(token: Any) -> None:
+    """Undo an `attach`.
+
+    Where each step of a generator runs in a context of its own, or what was thrown away is closed in another one, there
+    is nothing to undo, and OpenTelemetry's `detach` would log an error.
+    """
+    with suppress(ValueError):
+        token.var.reset(token)
 
 
 def _counted(count: SupportsIndex | None) -> int | None:

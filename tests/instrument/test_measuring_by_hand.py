@@ -259,6 +259,26 @@ async def test_decorated_generator_closes_well_when_its_event_loop_has_closed_wh
     assert (span.name, span.status.status_code) == ("left", StatusCode.UNSET)
 
 
+async def test_nothing_is_logged_when_a_decorated_generator_is_thrown_away_within_a_step(
+    energy: Instrumentation, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a task that is never finished: what it waited for is closed in the context of whoever lets go of it."""
+
+    @otel_llm_energy.measure("waits")
+    async def waits() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 1
+
+    step = waits().__anext__()
+    copy_context().run(step.send, None)
+    with pytest.raises(GeneratorExit):
+        step.throw(GeneratorExit)
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.status.status_code) == ("waits", StatusCode.UNSET)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("odd", ["5", 5.0, -1, 2**63, float("nan")])
 def test_what_is_no_number_of_tokens_is_left_out_with_a_warning(
     odd: Any, energy: Instrumentation, exporter: InMemorySpanExporter
