@@ -58,6 +58,11 @@ class _Sighting:
             return None
         return span if self._untaken.acquire(blocking=False) else None
 
+    def pass_by(self, span: Span) -> None:
+        """A call is known for that of ``span`` without us: if it is ours, it is nobody else's."""
+        if self._span() is span:
+            self._untaken.acquire(blocking=False)
+
 
 _sighting: ContextVar[_Sighting | None] = ContextVar("otel_llm_instrumentation.sighting", default=None)
 
@@ -79,12 +84,14 @@ def sight(span: Span) -> bool:
 
 def standing_span(operation: str, context: Context) -> Span | None:
     """The span of another instrumentation that stands for a call of this operation, made in this context."""
+    sighting = _sighting.get()
     if context:
         key = _EMBEDDING_KEY if operation == semconv.EMBEDDINGS else _INFERENCE_KEY
         current = get_current_span(context)
         if context.get(key) is not None or stands_for(current, operation):
+            if sighting is not None:  # it stays open while the app reads a stream, and may make other calls
+                sighting.pass_by(current)
             return current
-    sighting = _sighting.get()
     return sighting.take(operation) if sighting is not None else None
 
 

@@ -102,6 +102,20 @@ def test_span_that_is_not_current_stands_for_the_one_call_after_it_when_it_was_s
     assert [each.name for each in watched.spans] == ["chat m", "theirs", "ended", "chat m"]
 
 
+def test_span_that_was_current_during_its_call_stands_for_no_other_while_it_is_open(
+    ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """An app that reads a stream of LangChain's may make calls in between, of which that span says nothing."""
+    span = tracer.start_span("theirs", attributes=_CHAT[0])
+    sight(span)  # type: ignore[arg-type]
+    with trace.use_span(span):
+        ask()
+    ask()
+    span.end()
+    assert [each.name for each in watched.spans] == ["chat m", "theirs"]
+    assert [call.owns_span for call in watched.ended] == [False, True]
+
+
 def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(tracer: trace.Tracer) -> None:
     """OpenLIT's for Ollama says what it is when it ends."""
     assert stands_for(tracer.start_span("chat llama3", kind=SpanKind.CLIENT), "chat")

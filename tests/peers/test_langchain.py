@@ -33,7 +33,7 @@ from tests.instrument.asking import measuring, until
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.instrument.running import REPOSITORY
 from tests.instrumentation import payloads
-from tests.instrumentation.replay import ReplayServer, json_reply, replaying
+from tests.instrumentation.replay import ReplayServer, json_reply, replaying, sse_reply
 from tests.support.powercap import PowercapTree
 
 _QUESTION = {"question": "Write one sentence about the ocean."}
@@ -150,6 +150,23 @@ def test_early_end_of_a_stream_still_has_its_bill(chain: Any, traced: Callable[[
     stream.close()
     (call,) = traced().calls
     assert names.QUALITY in (call.attributes or {})
+
+
+def test_call_that_is_made_while_a_stream_is_read_has_a_span_of_its_own(
+    recorded: tuple[ReplayServer, ChatOpenAI], traced: Callable[[], Trace]
+) -> None:
+    """The span of the stream is open all the while, but stands for its own call alone."""
+    server, model = recorded
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    server.reply = sse_reply(payloads.chunks())
+    for number, _ in enumerate(model.stream("Hello")):
+        if number == 0:
+            server.reply = json_reply(payloads.chat())
+            client.chat.completions.create(model="another", messages=payloads.MESSAGES)
+    trace = traced()
+    assert sorted(call.name for call in trace.calls) == ["chat another", "chat m"]
+    for call in trace.calls:
+        assert names.QUALITY in trace.said(call)
 
 
 def test_agent_and_tool_get_totals_and_each_model_call_its_bill(
