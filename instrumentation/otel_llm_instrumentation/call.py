@@ -61,8 +61,10 @@ def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     context = get_current()
     if _OUR_CALL in context:
         return None
-    standing = standing_span(request.route.operation, context)
-    if standing is None and not is_observed(context):
+    observed = is_observed(context)
+    # Libraries that suppress what is below a span of theirs may not name the model on it as the request does.
+    standing = standing_span(request.route.operation, request.model if observed else None, context)
+    if standing is None and not observed:
         return None
     return Call(telemetry, request, context, standing)
 

@@ -51,10 +51,10 @@ class _Sighting:
         self._span = weakref.ref(span)
         self._untaken = threading.Lock()
 
-    def take(self, operation: str) -> Span | None:
-        """The span, if it is open, stands for a call of this operation, and was not taken yet."""
+    def take(self, operation: str, model: str | None) -> Span | None:
+        """The span, if it is open, stands for a call of this operation and model, and was not taken yet."""
         span = self._span()
-        if span is None or not stands_for(span, operation):
+        if span is None or not stands_for(span, operation) or _is_of_another(span, model):
             return None
         return span if self._untaken.acquire(blocking=False) else None
 
@@ -82,8 +82,8 @@ def sight(span: Span) -> bool:
     return True
 
 
-def standing_span(operation: str, context: Context) -> Span | None:
-    """The span of another instrumentation that stands for a call of this operation, made in this context."""
+def standing_span(operation: str, model: str | None, context: Context) -> Span | None:
+    """The span of another instrumentation that stands for a call of this operation and model, made in this context."""
     sighting = _sighting.get()
     if context:
         key = _EMBEDDING_KEY if operation == semconv.EMBEDDINGS else _INFERENCE_KEY
@@ -92,7 +92,7 @@ def standing_span(operation: str, context: Context) -> Span | None:
             if sighting is not None:  # it stays open while the app reads a stream, and may make other calls
                 sighting.pass_by(current)
             return current
-    return sighting.take(operation) if sighting is not None else None
+    return sighting.take(operation, model) if sighting is not None else None
 
 
 def stands_for(span: Span, operation: str) -> bool:
@@ -125,6 +125,12 @@ def _is_named_for(span: Span, operation: str) -> bool:
     """OpenLIT's spans have the conventional name and kind at once, and say more only when they end."""
     name = str(getattr(span, "name", "")).partition(" ")[0]
     return name in _OPERATION_NAMES and (name == semconv.EMBEDDINGS) == (operation == semconv.EMBEDDINGS)
+
+
+def _is_of_another(span: Span, model: str | None) -> bool:
+    """Whether a span says that it asks another model: calls of some libraries are not ours to see, their spans are."""
+    asked = _attributes_of(span).get(semconv.REQUEST_MODEL)
+    return model is not None and asked is not None and asked != model
 
 
 def _scope_of(span: Span) -> str:

@@ -116,6 +116,34 @@ def test_span_that_was_current_during_its_call_stands_for_no_other_while_it_is_o
     assert [call.owns_span for call in watched.ended] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("asked", "suppressed", "taken"),
+    [("m", False, True), ("claude", False, False), (None, False, True), ("unknown", True, True)],
+)
+def test_sighted_span_stands_only_for_a_call_of_the_model_that_it_names(
+    asked: str | None,
+    suppressed: bool,
+    taken: bool,
+    ask: Callable[[], object],
+    tracer: trace.Tracer,
+    watched: Watched,
+) -> None:
+    """That of a library whose calls are not observed may be open: a stream of another API, say.
+
+    One that suppresses what is below its own span, as OpenLLMetry's for LangChain, may misname it.
+    """
+    model = {} if asked is None else {"gen_ai.request.model": asked}
+    span = tracer.start_span("theirs", attributes={**_CHAT[0], **model})
+    sight(span)  # type: ignore[arg-type]
+    token = otel_context.attach(otel_context.set_value("suppress_language_model_instrumentation", suppressed))
+    try:
+        ask()
+    finally:
+        otel_context.detach(token)
+    span.end()
+    assert [call.owns_span for call in watched.ended] == [not taken]
+
+
 def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(tracer: trace.Tracer) -> None:
     """OpenLIT's for Ollama says what it is when it ends."""
     assert stands_for(tracer.start_span("chat llama3", kind=SpanKind.CLIENT), "chat")
