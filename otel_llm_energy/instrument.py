@@ -284,7 +284,7 @@ class CallMeter:
     # What the gates tell of spans
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
-        if not sight(span):
+        if not sight(span, parent_context):
             return
         LangChainInstrumentor().give_way_to(span.instrumentation_scope.name if span.instrumentation_scope else "")
         conversation = conversation_in(parent_context)

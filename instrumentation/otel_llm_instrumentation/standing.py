@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from otel_llm_instrumentation import semconv
@@ -53,33 +53,52 @@ class _Sighting:
 
     def take(self, operation: str, model: str | None) -> Span | None:
         """The span, if it is open, stands for a call of this operation and model, and was not taken yet."""
-        span = self._span()
-        if span is None or not stands_for(span, operation) or _is_of_another(span, model):
+        span = self._open(operation)
+        if span is None or _is_of_another(span, model):
             return None
         return span if self._untaken.acquire(blocking=False) else None
 
+    def take_around(self, current: Span, operation: str) -> Span | None:
+        """The span, if it is open, stands for a call of this operation, and ``current`` is in its trace."""
+        span = self._open(operation)
+        if span is None or span.get_span_context().trace_id != current.get_span_context().trace_id:
+            return None
+        self._untaken.acquire(blocking=False)
+        return span
+
     def pass_by(self, span: Span) -> None:
-        """A call is known for that of ``span`` without us: if it is ours, it is nobody else's."""
+        """The calls of ``span`` are found without this; if it is this one, let it be taken for no other."""
         if self._span() is span:
             self._untaken.acquire(blocking=False)
+
+    def _open(self, operation: str) -> Span | None:
+        span = self._span()
+        return span if span is not None and stands_for(span, operation) else None
 
 
 _sighting: ContextVar[_Sighting | None] = ContextVar("otel_llm_instrumentation.sighting", default=None)
 
 
-def sight(span: Span) -> bool:
+def sight(span: Span, parent_context: Context | None = None) -> bool:
     """Note a span that starts in this context; whether it is, or may turn out to be, another library's LLM span."""
     scope = _scope_of(span)
     if scope.startswith(_OUR_SCOPES):
         return False
-    if scope not in _SILENT_SCOPES:
-        attributes = _attributes_of(span)
-        if _MARKS.isdisjoint(attributes):
-            return False
-        if not (_is_marked(attributes, _GENERATION) or _is_marked(attributes, _EMBEDDINGS)):
-            return False
+    if scope not in _SILENT_SCOPES and not _marks_a_call(_attributes_of(span)):
+        _keep_in_sight(get_current() if parent_context is None else parent_context)
+        return False
     _sighting.set(_Sighting(span))
     return True
+
+
+def _keep_in_sight(context: Context) -> None:
+    """Some span starts, perhaps below util-genai's for a call, which then is the current one no more."""
+    if context and (context.get(_INFERENCE_KEY) is not None or context.get(_EMBEDDING_KEY) is not None):
+        current = get_current_span(context)
+        if _marks_a_call(_attributes_of(current)):
+            sighting = _Sighting(current)
+            sighting.pass_by(current)
+            _sighting.set(sighting)
 
 
 def standing_span(operation: str, model: str | None, context: Context) -> Span | None:
@@ -88,10 +107,12 @@ def standing_span(operation: str, model: str | None, context: Context) -> Span |
     if context:
         key = _EMBEDDING_KEY if operation == semconv.EMBEDDINGS else _INFERENCE_KEY
         current = get_current_span(context)
-        if context.get(key) is not None or stands_for(current, operation):
+        if stands_for(current, operation):
             if sighting is not None:  # it stays open while the app reads a stream, and may make other calls
                 sighting.pass_by(current)
             return current
+        if context.get(key) is not None:  # the app, or its HTTP client's instrumentation, made a span of its own below
+            return (sighting.take_around(current, operation) if sighting is not None else None) or current
     return sighting.take(operation, model) if sighting is not None else None
 
 
@@ -113,6 +134,12 @@ def _attributes_of(span: Span) -> Mapping[str, object]:
     """As a plain dict: every look at the SDK's own view is a Python call."""
     attributes: Any = getattr(span, "_attributes", None)
     return attributes.copy() if attributes is not None else {}
+
+
+def _marks_a_call(attributes: Mapping[str, object]) -> bool:
+    if _MARKS.isdisjoint(attributes):
+        return False
+    return _is_marked(attributes, _GENERATION) or _is_marked(attributes, _EMBEDDINGS)
 
 
 def _is_marked(attributes: Mapping[str, object], marks: _Marks) -> bool:

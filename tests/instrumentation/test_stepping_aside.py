@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from typing import Any
 
 import openai
@@ -11,7 +12,9 @@ import pytest
 import wrapt
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_llm_instrumentation.openai import OpenAIInstrumentor
@@ -142,6 +145,36 @@ def test_sighted_span_stands_only_for_a_call_of_the_model_that_it_names(
         otel_context.detach(token)
     span.end()
     assert [call.owns_span for call in watched.ended] == [not taken]
+
+
+class _Sights(SpanProcessor):
+    def on_start(self, span: trace.Span, parent_context: Context | None = None) -> None:
+        sight(span, parent_context)
+
+
+@pytest.mark.parametrize("sighted", [True, False], ids=["where it is current", "in a task of its own"])
+def test_span_stands_for_calls_below_spans_that_the_app_makes_within_it(
+    sighted: bool, ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """A chat model of an app's own for LangChain may do so, with spans for its attempts and its HTTP requests."""
+    watched.provider.add_span_processor(_Sights())
+
+    def start() -> trace.Span:
+        return tracer.start_span("theirs", attributes=_CHAT[0])
+
+    span = start() if sighted else copy_context().run(start)
+    inference = otel_context.set_value("opentelemetry.genai.client.inference.context", object())
+    token = otel_context.attach(trace.set_span_in_context(span, inference))
+    try:
+        for attempt in ("first", "second"):
+            with tracer.start_as_current_span(attempt), tracer.start_as_current_span("request"):
+                ask()
+    finally:
+        otel_context.detach(token)
+    ask()
+    span.end()
+    assert [call.span for call in watched.ended[:2]] == [span, span]
+    assert [each.name for each in watched.spans] == ["request", "first", "request", "second", "chat m", "theirs"]
 
 
 def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(tracer: trace.Tracer) -> None:
