@@ -80,6 +80,15 @@ class Asker:
             self._ask(number, streamed=number % 3 == 2)
             time.sleep(self._rng.uniform(0.1, 1.0))
 
+    def busy_between(self, calls: int) -> None:
+        """Short ones without a pause: the client is busy in between, and waits while the server is."""
+        for _ in range(calls):
+            number = next(self._numbers)
+            self._create(number, stream=False, seconds=self._rng.uniform(0.05, 0.1))
+            until = time.monotonic() + self._rng.uniform(0.05, 0.3)
+            while time.monotonic() < until:
+                pass
+
     def marked_prefills(self, calls: int) -> None:
         """The same with long prompts, all streamed: the first chunk says that the prompt has been read."""
         for _ in range(calls):
@@ -119,13 +128,13 @@ class Asker:
     def _stream(self, number: int, words: int = 0) -> Iterator[Any]:
         return iter(self._create(number, stream=True, words=words))
 
-    def _create(self, number: int, *, stream: bool, words: int = 0) -> Any:
-        seconds = 0.3 * (3 / 0.3) ** self._rng.random()
+    def _create(self, number: int, *, stream: bool, words: int = 0, seconds: float | None = None) -> Any:
+        seconds = seconds or 0.3 * (3 / 0.3) ** self._rng.random()
         messages: Any = [{"role": "user", "content": _PROMPT.format(number=number) + " lamp" * words}]
         return self._client.chat.completions.create(
             model="smollm2",
             messages=messages,
-            max_tokens=max(int(seconds * _TOKENS_PER_SECOND), 8),
+            max_tokens=max(int(seconds * _TOKENS_PER_SECOND), 4),
             stream=stream,
             extra_body={"cache_prompt": False, "ignore_eos": True},
         )
@@ -155,15 +164,17 @@ class Shape:
 
 
 _LONE = {"rapl": Target(rms=0.01), "scaphandre": Target(bias=0.01, rms=0.03)}
+_BESIDE = {"rapl": Target(0.02, 0.03), "scaphandre": Target(0.03, 0.06)}
 SHAPES = (
     Shape("linear", "60 W for each busy CPU", _LONE),
     Shape("concave", "the second CPU adds less", _LONE, PowerModel(exponent=0.7), step_seconds=0.02),
     Shape("prefill", "prefill 1.4 times decode", _LONE, PowerModel(prefill_factor=1.4), Asker.marked_prefills),
     Shape("drift", "idle 20 W, up and down by 2 W in a minute", _LONE, PowerModel(idle_swing_watts=2.0)),
+    Shape("busy", "short calls, between which the client is busy", _BESIDE, ask=Asker.busy_between),
     Shape(
         "neighbour",
         "another program, now busy, now not",
-        {"rapl": Target(0.02, 0.03), "scaphandre": Target(0.03, 0.06)},
+        _BESIDE,
         beside=lambda: noisy_neighbour(_SEED),
     ),
     Shape(
