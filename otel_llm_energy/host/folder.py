@@ -21,11 +21,20 @@ class BoardError(Exception):
 
 
 def default_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """Below ``$XDG_RUNTIME_DIR``, which is the user's own and in memory; else in ``/tmp``, with the user's number."""
+    """Below ``$XDG_RUNTIME_DIR``, if that is the user's own, in memory; else in ``/tmp``, with the user's number."""
     runtime = (os.environ if environ is None else environ).get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
+    if runtime and _is_own(Path(runtime)):
         return Path(runtime) / "otel-llm-energy"
     return Path("/tmp") / f"otel-llm-energy-{os.geteuid()}"
+
+
+def _is_own(path: Path) -> bool:
+    """A program started by ``su`` has the variable of another user: whose folder is closed to it, or, to root, open."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return path.is_absolute() and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 class Folder:

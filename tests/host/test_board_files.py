@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,27 @@ def test_folder_is_in_the_runtime_directory_if_there_is_one(tmp_path: Path) -> N
     assert default_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "otel-llm-energy"
     fallback = Path(f"/tmp/otel-llm-energy-{os.geteuid()}")
     assert default_folder({}) == default_folder({"XDG_RUNTIME_DIR": "/nonexistent"}) == fallback
+
+
+def test_runtime_directory_is_left_alone_when_it_is_another_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `su`, which keeps the variable: root's folder there would shut that user out of the own board."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert default_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == Path("/tmp/otel-llm-energy-4711")
+
+
+@pytest.mark.parametrize("error", [PermissionError, OSError(errno.ENAMETOOLONG, "File name too long")])
+def test_folder_is_elsewhere_when_the_runtime_directory_cannot_be_looked_at(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in a folder that only another user may enter; the app's start must not fail of it."""
+
+    def refused(*_: object, **__: object) -> os.stat_result:
+        raise error
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert default_folder({"XDG_RUNTIME_DIR": "/home/other/run"}) == Path(f"/tmp/otel-llm-energy-{os.geteuid()}")
 
 
 def test_folder_is_refused_when_it_is_a_symbolic_link(tmp_path: Path) -> None:
