@@ -31,7 +31,7 @@ from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, Health,
 from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.late import LateTracerProvider
-from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
+from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, records
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
@@ -82,7 +82,7 @@ class Runtime:
 
     def _build(self) -> None:
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
-        directory = self._directory = directory_of(self._options, self._wake)
+        directory = self._directory = directory_of(self._options, self._wake, self._records)
         for host, port in announced(os.environ):
             found = directory.find(host, port, "")
             if isinstance(found, Metered):
@@ -318,6 +318,9 @@ class Runtime:
 
     def _wake(self) -> None:
         self.desk.wake()
+
+    def _records(self) -> bool:
+        return records(self._meter_provider or metrics.get_meter_provider())
 
     def _lag_seconds(self) -> Mapping[MeterPlace, float]:
         """Of each meter, the age of the counter that was read least recently: one of them may be lost."""

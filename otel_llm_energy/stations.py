@@ -35,9 +35,15 @@ from otel_llm_energy.version import __version__
 _logger = logging.getLogger(__name__)
 
 
-def directory_of(options: Settings, wake: Callable[[], None]) -> Directory:
-    """All stations by the addresses of their servers; ``wake`` is told of readings that may settle calls."""
-    stations = _Stations(options, wake)
+def directory_of(options: Settings, wake: Callable[[], None], records: Callable[[], bool]) -> Directory:
+    """All stations by the addresses of their servers.
+
+    Args:
+        options: of `instrument()`.
+        wake: told of readings that may settle calls.
+        records: whether what is metered is recorded in this process.
+    """
+    stations = _Stations(options, wake, records)
     elsewhere = stations.meters_elsewhere()
     local = stations.local(taken=frozenset(elsewhere))
     return Directory(local, stations.named(local, elsewhere))
@@ -46,9 +52,10 @@ def directory_of(options: Settings, wake: Callable[[], None]) -> Directory:
 class _Stations:
     """Makes the stations of one set of options."""
 
-    def __init__(self, options: Settings, wake: Callable[[], None]) -> None:
+    def __init__(self, options: Settings, wake: Callable[[], None], records: Callable[[], bool]) -> None:
         self._options = options
         self._wake = wake
+        self._records = records
 
     def local(self, taken: Collection[Hashable]) -> Station:
         options = self._options
@@ -106,7 +113,7 @@ class _Stations:
             return Ledger(start_ns, idle=options.idle, share=options.share, max_wait_ns=max_wait_ns)
 
         def seat(station: Metering) -> Seat:
-            return Seat(_rules(options, board), station, ledger, self._wake)
+            return Seat(_rules(options, board), station, ledger, self._wake, self._records)
 
         return Station(
             Books(ledger(time.monotonic_ns())),

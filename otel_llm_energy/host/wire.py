@@ -66,6 +66,7 @@ class State(NamedTuple):
         problem: reason and message, while a meter cannot be read.
         period_seconds: the longest time until there is a reading of this instant.
         pause_seconds: between two readings; the next holder waits as long after the last one.
+        is_recorded: the holder has a meter provider, which records what is metered.
     """
 
     channels: Sequence[Mapping[str, Any]]
@@ -73,6 +74,7 @@ class State(NamedTuple):
     problem: Sequence[str] | None
     period_seconds: float
     pause_seconds: float
+    is_recorded: bool = True
 
 
 class Ask(NamedTuple):
@@ -137,6 +139,10 @@ class Hasten(NamedTuple):
     """Somebody cannot wait: read now what may be read now."""
 
 
+class Relieve(NamedTuple):
+    """What the holder meters is recorded nowhere; this process would record it: let somebody else hold the board."""
+
+
 class Ping(NamedTuple):
     """Is anybody there?"""
 
@@ -152,7 +158,7 @@ class Billed(NamedTuple):
     bill: Mapping[str, Any]
 
 
-FromMember = Hello | Until | Opened | Closed | Read | Interrupted | Force | Disown | Hasten | Ping
+FromMember = Hello | Until | Opened | Closed | Read | Interrupted | Force | Disown | Hasten | Relieve | Ping
 FromHolder = Welcome | Refused | State | Ask | Pong | Billed
 Message = FromMember | FromHolder
 
@@ -160,7 +166,7 @@ _KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
         *(Hello, Welcome, Refused, State, Ask, Until, Opened, Closed),
-        *(Read, Interrupted, Force, Disown, Hasten, Ping, Pong, Billed),
+        *(Read, Interrupted, Force, Disown, Hasten, Relieve, Ping, Pong, Billed),
     )
 }
 

@@ -34,6 +34,7 @@ from otel_llm_energy.host.wire import (
     Message,
     Opened,
     Read,
+    Relieve,
     State,
     bill_from_json,
 )
@@ -45,6 +46,8 @@ from otel_llm_energy.troubles import Troubles
 
 _RETRY_SECONDS = 0.02
 _ALONE_SECONDS = 30.0
+_STAYS_AFTER_NS = 5 * NS_PER_SECOND  # a member that is younger may be a short job, and soon leave the board again
+_ROOM_SECONDS = 1.0  # for the others to take the board from a holder that is relieved of it
 _SAME_CLOCK_NS = 60 * NS_PER_SECOND
 
 _logger = logging.getLogger(__name__)
@@ -143,6 +146,8 @@ class Seat:
         metering: what is shared.
         make_ledger: a new ledger that starts at a time of the monotonic clock.
         settle: have the books settled soon; for any thread.
+        records: whether this process's metrics are recorded. A holder whose are not, such as the parent of workers that
+            makes no call itself and so has no tracing of its own, is relieved by a member whose are.
     """
 
     def __init__(
@@ -151,11 +156,13 @@ class Seat:
         metering: Metering,
         make_ledger: Callable[[int], Ledger],
         settle: Callable[[], None],
+        records: Callable[[], bool] = lambda: True,
     ) -> None:
         self._rules = rules
         self._metering = metering
         self._books = metering.books
         self._settle = settle
+        self._records = records
         self._own = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._inheritance = Inheritance(self._own, str(rules), make_ledger, self._say, lambda: metering.books.reason)
         self._folder: Folder | None = None
@@ -164,6 +171,8 @@ class Seat:
         self._link: Link | None = None
         self._leading = False
         self._informed_ns = 0
+        self._welcomed_ns = 0
+        self._relieved = False
         self._holder_pid: int | None = None
         self._error: BoardError | None = None
         self._refusal = ""  # what the last process that cannot be a member was told, while one is there
@@ -414,10 +423,13 @@ class Seat:
         self._books.metered_elsewhere()
 
     def _give_way(self) -> None:
-        """This process was stopped, and another has taken the next turn meanwhile."""
+        """This process was stopped, and another has taken the next turn meanwhile; or it is relieved."""
         self._rest()
         self._become_member()
         self._let_go_of_turn()
+        if self._relieved:
+            self._relieved = False
+            self._stopping.wait(_ROOM_SECONDS)
 
     def _rest(self) -> None:
         self._leading = False
@@ -474,19 +486,27 @@ class Seat:
         ledger = self._books.ledger
         if isinstance(ledger, SharedLedger):
             ledger.joined(hello.member, hello.calls)
-            self._say(hello.member, self._metering.state())
+            self._say(hello.member, self._state())
             self.begin_round()
 
     def said(self, member: str, message: Message) -> None:
         ledger = self._books.ledger
         if isinstance(message, Hasten):
             self._metering.hasten()
+        elif isinstance(message, Relieve):
+            self._make_room()
         elif isinstance(ledger, SharedLedger):
             if isinstance(message, Opened):
                 message = message._replace(server=self._metering.server_key(message.server))
                 self._metering.wake()
             if ledger.said(member, message):
                 self._settle()
+
+    def _make_room(self) -> None:
+        hub = self._hub
+        if hub is not None and not self._records():
+            self._relieved = True
+            hub.stop()
 
     def left(self, member: str) -> None:
         ledger = self._books.ledger
@@ -511,9 +531,12 @@ class Seat:
         now_ns = time.monotonic_ns()
         if now_ns - self._informed_ns > NS_PER_SECOND:
             self._informed_ns = now_ns
-            state = self._metering.state()
+            state = self._state()
             for member in ledger.here:
                 hub.send(member, state)
+
+    def _state(self) -> State:
+        return self._metering.state()._replace(is_recorded=self._records())
 
     def _say(self, member: str, message: Message) -> None:
         hub = self._hub
@@ -528,6 +551,7 @@ class Seat:
             self._become_member()
         self._error = None
         self._holder_pid = pid
+        self._welcomed_ns = time.monotonic_ns()
         link, ledger = self._link, self._books.ledger
         if link is not None and isinstance(ledger, RemoteLedger):
             ledger.connected(lambda messages: link.send(*messages))
@@ -536,6 +560,9 @@ class Seat:
     def informed(self, state: State) -> None:
         self._pause_ns = int(state.pause_seconds * NS_PER_SECOND)
         self._metering.follow(state)
+        link, stays = self._link, time.monotonic_ns() - self._welcomed_ns > _STAYS_AFTER_NS
+        if link is not None and stays and not state.is_recorded and self._records():
+            link.send(Relieve())
 
     def asked(self) -> None:
         ledger = self._books.ledger

@@ -71,6 +71,21 @@ def test_others_go_on_when_the_holder_is_undone(workers: Crew) -> None:
 
 
 @pytest.mark.e2e
+def test_what_is_metered_is_recorded_when_the_first_process_has_no_metrics(workers: Crew) -> None:
+    """As the parent of gunicorn's preloaded workers, or of Celery's: one that has metrics relieves it of the meters."""
+    parent = workers.hire(UNRECORDED="1")
+    until(lambda: parent.role == "holder")
+    worker = workers.hire()
+    until(lambda: worker.role == "holder")
+    worker.tell("ask 2 8")
+    until(lambda: worker.tell("status")["spans"] == 2)
+    until(lambda: parent.role == "member")
+    results = worker.finish()
+    assert_measured(results, 2)
+    assert_adds_up(results)
+
+
+@pytest.mark.e2e
 def test_next_one_reads_the_meters_when_the_holder_is_stopped(workers: Crew) -> None:
     """After a time limit, and it says so. The stopped one, once it goes on, is a member and its calls are billed."""
     holder, *others = workers.hire_metered(3)
