@@ -25,7 +25,7 @@ from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.foreign import UnobservedCalls
-from otel_llm_energy.tracing.forks import after_fork_in_child
+from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, Health, SpanWatch
 from otel_llm_energy.tracing.idle_measurement import measure_idle
@@ -41,6 +41,7 @@ LAST_READING_SECONDS = 12.0  # so long a command that has made its calls waits f
 _LOOK_AGAIN_SECONDS = 1.0
 _LEAST_PERIOD_SECONDS = 5.0  # two of Scaphandre's: another client's request may have frozen the first reading
 _LONGEST_EXIT_SECONDS = 30.0  # as long as the SDK's own batch processor may take
+_EXIT_MILLIS = int(_LONGEST_EXIT_SECONDS * 1000)
 _ONLY_HERE = (
     "Only the idle power of this machine is measured on purpose: that of the meters in servers= is learned while no"
     " call is at work, or given by idle_watts."
@@ -173,11 +174,26 @@ class Runtime:
         if not self._hooked_exit:
             self._hooked_exit = True
             atexit.register(self._at_exit)
+            at_exit_of_worker(while_alive(weakref.WeakMethod(self._at_exit_of_worker)))
 
     def _at_exit(self) -> None:
         self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "shutdown")
         for station in self.desk.stations:
             station.keep_idle()
+
+    def _at_exit_of_worker(self) -> None:
+        """The providers have no hook there: what their batches and counters hold is exported now, or never.
+
+        Both at once: each waits some seconds for a collector that is not there.
+        """
+        if self._stopped:
+            return
+        self._at_exit()
+        metrics_flush = threading.Thread(target=self._flush_metrics, args=(_EXIT_MILLIS,), daemon=True)
+        metrics_flush.start()
+        for gate in self.gates:
+            gate.force_flush(_EXIT_MILLIS)
+        metrics_flush.join(_LONGEST_EXIT_SECONDS)
 
     def make_gate(self, downstream: Downstream) -> Gate:
         """A gate on this runtime's desk."""
@@ -336,6 +352,8 @@ class Runtime:
         if self._stopped:
             return
         self._join_lock = threading.RLock()
+        atexit.unregister(self._at_exit)
+        self._hooked_exit = False
         self._past_health = Health()
         for station in self.desk.stations:
             if station.seat is not None:

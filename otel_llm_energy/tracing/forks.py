@@ -10,22 +10,36 @@ from collections.abc import Callable
 
 def after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     """Call a bound method in every forked child, as long as its object lives."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=while_alive(method))
 
-    def renew() -> None:
+
+def while_alive(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+    """Calls a bound method, as long as its object lives."""
+
+    def call() -> None:
         bound = method()
         if bound is not None:
             bound()
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)
+    return call
 
 
 def at_exit_of_worker(hook: Callable[[], None]) -> None:
-    """Call ``hook`` at the end of this process if it is a worker of multiprocessing, or of billiard, which is Celery's.
+    """Call ``hook`` at the end of this process if it is a forked worker of multiprocessing, of billiard or of Celery.
 
-    A forked one runs none of the interpreter's exit hooks; these libraries have their own, which each fork forgets.
+    Such a one runs none of the interpreter's exit hooks; these libraries have their own, which each fork forgets. Those
+    of Celery's pool do not even run billiard's, but send a signal.
     """
-    for name in ("multiprocessing.util", "billiard.util"):
-        library = sys.modules.get(name)
-        if library is not None:
+    for name in ("multiprocessing", "billiard"):
+        processes, library = sys.modules.get(f"{name}.process"), sys.modules.get(f"{name}.util")
+        if processes is not None and library is not None and _is_forked(processes.current_process().name):
             library.Finalize(None, hook, exitpriority=0)
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        signals.worker_process_shutdown.connect(lambda **_: hook(), weak=False)
+
+
+def _is_forked(process_name: str) -> bool:
+    """Those that were started anew end as any program does."""
+    return process_name != "MainProcess" and not {"--multiprocessing-fork", "--billiard-fork"} & set(sys.orig_argv)

@@ -111,6 +111,13 @@ def test_parent_and_child_measure_and_export_their_own_when_forked(apps: Apps) -
     assert len(apps.receiver.spans) == 6
 
 
+def test_calls_of_forked_workers_are_exported_when_their_pool_ends(apps: Apps) -> None:
+    """Spans and metrics: such workers run no exit hook, neither the interpreter's nor the SDK's."""
+    apps.run("process_pool.py")
+    assert len([joules(call) for call in apps.calls()]) == 3
+    assert sum(point.value for point in apps.receiver.metrics[names.CONSUMPTION.name]) > 0
+
+
 def test_async_calls_of_a_web_app_are_metered_when_it_sets_up_tracing_at_its_start(apps: Apps) -> None:
     """FastAPI's lifespan comes after the import of the one line."""
     apps.run("web.py")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
+from otel_llm_energy.tracing.forks import at_exit_of_worker
 from tests.tracing.children import run_child
 
 
@@ -41,6 +46,23 @@ def test_held_spans_are_exported_when_a_worker_of_multiprocessing_ends() -> None
     names = ("first", "second", "before")
     spans = [line for name in names for line in (f"{name} 0.5 shutdown", f"agent of {name} 0.5")]
     assert run_child("worker_of_multiprocessing") == [*spans, "exporter shut down"]
+
+
+def test_held_spans_are_handed_on_when_a_worker_of_celery_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pool sends a signal and runs no hook at all (seen with Celery 5.7, for whose signals a list stands here)."""
+    receivers: list[Callable[..., None]] = []
+
+    def connect(receiver: Callable[..., None], *, weak: bool) -> None:
+        assert not weak
+        receivers.append(receiver)
+
+    shutdown = SimpleNamespace(connect=connect)
+    monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace(worker_process_shutdown=shutdown))
+    ended: list[str] = []
+    at_exit_of_worker(lambda: ended.append("ended"))
+    for receiver in receivers:
+        receiver(sender="worker", pid=1, exitcode=0)
+    assert ended == ["ended"]
 
 
 def test_child_works_when_another_thread_was_inside_at_the_fork() -> None:
