@@ -18,6 +18,7 @@ from otel_llm_energy.tracing.metrics import records
 
 _HTTP: Final = "http/protobuf"
 _PROTOCOLS: Final = (_HTTP, "grpc")
+_EXPORTERS: Final = ("otlp", "console", "none")
 _LONGEST_SHUTDOWN_SECONDS: Final = 30.0  # the SDK's own default
 
 _logger = logging.getLogger(__name__)
@@ -26,22 +27,23 @@ _logger = logging.getLogger(__name__)
 def set_up_tracing() -> trace.TracerProvider:
     """Set the global tracer provider, and the meter provider if there is none, and say so once.
 
-    Exports by OTLP over HTTP unless ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` (otlp, console, none) or
-    ``OTEL_EXPORTER_OTLP_PROTOCOL`` say otherwise.
+    Exports by OTLP over HTTP unless ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` (some of otlp, console, none)
+    or ``OTEL_EXPORTER_OTLP_PROTOCOL`` say otherwise.
     """
     provider = TracerProvider()
-    exporter = _span_exporter()
-    if exporter is not None:
+    kinds = _choices("OTEL_TRACES_EXPORTER", _EXPORTERS)
+    for exporter in [_span_exporter(kind) for kind in kinds if kind != "none"]:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     if not records(metrics.get_meter_provider()):
-        metric_exporter = _metric_exporter()
-        readers = [] if metric_exporter is None else [PeriodicExportingMetricReader(metric_exporter)]
+        metric_kinds = _choices("OTEL_METRICS_EXPORTER", _EXPORTERS)
+        exporters = [_metric_exporter(kind) for kind in metric_kinds if kind != "none"]
+        readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
         meter_provider = MeterProvider(metric_readers=readers)
         metrics.set_meter_provider(meter_provider)
         if readers and metrics.get_meter_provider() is meter_provider:
             atexit.register(_ShutDownTogether(provider, meter_provider))
-    _logger.info("No tracer provider was set up before the first LLM call: made one that exports by OTLP.")
+    _logger.info("No tracer provider was set up before the first LLM call: made one, exporter %s.", ", ".join(kinds))
     return trace.get_tracer_provider()
 
 
@@ -73,10 +75,7 @@ class _ShutDownTogether:
             _logger.warning("The last metrics could not be exported.", exc_info=True)
 
 
-def _span_exporter() -> SpanExporter | None:
-    kind = _choice("OTEL_TRACES_EXPORTER", ("otlp", "console", "none"))
-    if kind == "none":
-        return None
+def _span_exporter(kind: str) -> SpanExporter:
     if kind == "console":
         return ConsoleSpanExporter()
     if _protocol("TRACES") == "grpc":
@@ -88,10 +87,7 @@ def _span_exporter() -> SpanExporter | None:
     return OTLPSpanExporter()
 
 
-def _metric_exporter() -> MetricExporter | None:
-    kind = _choice("OTEL_METRICS_EXPORTER", ("otlp", "console", "none"))
-    if kind == "none":
-        return None
+def _metric_exporter(kind: str) -> MetricExporter:
     if kind == "console":
         return ConsoleMetricExporter()
     if _protocol("METRICS") == "grpc":
@@ -105,12 +101,14 @@ def _metric_exporter() -> MetricExporter | None:
 
 def _protocol(signal: str) -> str:
     variable = f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"
-    return _choice(variable if os.environ.get(variable) else "OTEL_EXPORTER_OTLP_PROTOCOL", _PROTOCOLS)
+    return _choices(variable if os.environ.get(variable) else "OTEL_EXPORTER_OTLP_PROTOCOL", _PROTOCOLS)[0]
 
 
-def _choice(variable: str, choices: tuple[str, ...]) -> str:
-    """The first of a comma-separated variable; the first choice where it is unset or unknown."""
-    value = os.environ.get(variable, "").split(",")[0].strip().lower()
-    if value and value not in choices:
-        _logger.warning("%s=%s is not known here. Allowed: %s. Using %s.", variable, value, choices, choices[0])
-    return value if value in choices else choices[0]
+def _choices(variable: str, choices: tuple[str, ...]) -> list[str]:
+    """The words of a comma-separated variable; the first choice where it is unset, or none of them is known."""
+    words = [word.strip().lower() for word in os.environ.get(variable, "").split(",") if word.strip()]
+    known = list(dict.fromkeys(word for word in words if word in choices)) or [choices[0]]
+    if not set(words) <= set(choices):
+        wanted, using = ",".join(words), ",".join(known)
+        _logger.warning("%s=%s is not known here. Allowed: %s. Using %s.", variable, wanted, choices, using)
+    return known

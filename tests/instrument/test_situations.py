@@ -83,6 +83,16 @@ def test_own_tracing_follows_the_standard_variables(apps: Apps) -> None:
     assert (apps.receiver.spans, apps.receiver.metrics) == ([], {})
 
 
+def test_calls_go_to_each_exporter_when_the_standard_variables_name_several(apps: Apps) -> None:
+    """As with `opentelemetry-instrument`; the first alone got them."""
+    printed = apps.run("no_tracing.py", OTEL_TRACES_EXPORTER="console, otlp", OTEL_METRICS_EXPORTER="console,otlp")
+    (call,) = apps.calls()
+    joules(call)
+    assert names.JOULES in printed
+    assert names.CONSUMPTION.name in apps.receiver.metrics
+    assert names.CONSUMPTION.name in printed
+
+
 def test_each_processor_gets_the_joules_when_they_run_in_a_pool(apps: Apps) -> None:
     """Also the one that was added after us, and though the pool is shut before any exit hook."""
     apps.run("pool.py")
