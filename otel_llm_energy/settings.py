@@ -29,6 +29,9 @@ _NO_PATHS: Final = ("none", "null", "no", "false", "disabled", "0", "on", "yes",
 _PREFIX: Final = "OTEL_LLM_ENERGY_"
 _LIKE: Final = 0.75  # of difflib's ratio: DETIAL is like DETAIL, and CACHE, which is no option but exists, like none
 
+# What a check may raise of a value: of a number as long as a book, of an address that is no text.
+_REFUSALS: Final = (ValueError, TypeError, OverflowError, AttributeError)
+
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -177,9 +180,12 @@ def _path_or_word(value: Any) -> str:
 
 def _path(value: Any) -> Path:
     try:
-        return Path(value).expanduser()
+        path = Path(value).expanduser()
     except RuntimeError as error:  # a ~ where the user has no home, as in some containers
         raise ValueError(value) from error
+    if b"\0" in os.fsencode(path):  # no file system takes it; nor what cannot be encoded
+        raise ValueError(value)
+    return path
 
 
 def _grams(value: Any) -> float:
@@ -196,7 +202,10 @@ def _list(text: str) -> list[str]:
 def _pairs(text: str) -> Mapping[str, str]:
     """``ollama:11434=http://ollama:8080/metrics#ollama,localhost:8080=name:llama-server``."""
     pairs = [pair.partition("=") for pair in _list(text)]
-    return {address.strip(): server.strip() for address, _, server in pairs}
+    servers = {address.strip(): server.strip() for address, _, server in pairs}
+    if len(servers) < len(pairs):  # of an address that is there twice only one would be heeded
+        raise ValueError(text)
+    return servers
 
 
 OPTIONS: Final[tuple[Option[Any], ...]] = (
@@ -350,14 +359,14 @@ def _value(option: Option[_T], argument: object, environ: Mapping[str, str]) -> 
     if argument is not None:
         try:
             return option.check(argument)
-        except (ValueError, TypeError):
+        except _REFUSALS:
             # Without its cause, which may quote a password.
             raise SettingError(_complaint(option, option.name, argument)) from None
     text = environ.get(option.variable, "").strip()
     if text:
         try:
             return option.read(text)
-        except (ValueError, TypeError):
+        except _REFUSALS:
             instead = "It is left out" if option.default is None else f"Using {option.default!r}"
             _logger.warning("%s %s.", _complaint(option, option.variable, text), instead)
     return option.default

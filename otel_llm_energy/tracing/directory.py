@@ -50,8 +50,8 @@ class Address:
         host, colon, port = text.rpartition(":")
         if not colon or (text.count(":") > 1 and not text.startswith("[")):
             return cls(text.strip("[]").lower(), None)
-        if not port.isdecimal():
-            raise ValueError(f"{text!r}: the port after the colon must be a number.")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{text!r}: the port after the colon must be a number from 1 to 65535.")
         return cls(host.strip("[]").lower(), int(port))
 
     def __str__(self) -> str:
