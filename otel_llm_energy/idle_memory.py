@@ -6,6 +6,7 @@ A figure holds for the machine, kernel, frequency governor, meter and channel th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -227,7 +228,12 @@ def _own_text(path: Path) -> str | None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put a new file in the place of the old one, readable by the user alone; readers see one or the other."""
+    """Put a new file in the place of the old one, readable by the user alone; readers see one or the other.
+
+    Only in the place of a file: root would have put it in that of /dev/null, which many name where they want none.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "what is there is no file")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # its mode is 0600
     try:

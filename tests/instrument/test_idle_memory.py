@@ -184,6 +184,19 @@ def test_nothing_happens_when_the_file_cannot_be_written(tmp_path: Path, caplog:
     assert len(caplog.records) == 1
 
 
+def test_what_is_there_stays_when_it_is_no_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A device such as /dev/null, which root could replace: a named pipe stands for it here. One line says so."""
+    path.parent.mkdir()
+    os.mkfifo(path)
+    each = memory(path)
+    with caplog.at_level(logging.INFO):
+        each.recall(meters())
+        each.keep({"package-0": [IDLE]})
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert list(path.parent.iterdir()) == [path]
+    assert len(caplog.records) == 1
+
+
 def test_file_is_written_only_when_there_is_news(kept: Path) -> None:
     """The same figure a minute later wears out no disk."""
     before = kept.stat().st_ino
