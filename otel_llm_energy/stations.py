@@ -77,7 +77,9 @@ class _Stations:
         """By address: this machine's for a process that the user names, else one for each meter elsewhere."""
         stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
         for source, meters in elsewhere.items():
-            board = _hashed(repr(next(iter(meters.values()))) if isinstance(source, int) else repr(source))
+            # A meter that says nothing of what it reads is told from others by whose it is.
+            named = [_told(next(iter(meters.values()))), *sorted(map(str, meters))]
+            board = _hashed(json.dumps(named) if isinstance(source, int) else repr(source))
             stations.update(dict.fromkeys(meters, self._elsewhere(board, meters)))
         return stations
 
@@ -150,9 +152,18 @@ def _idle_memory(options: Settings) -> IdleMemory:
 def _rules(options: Settings, board: str) -> Rules:
     """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
     folder = default_folder() if options.board == "auto" else Path(options.board)
-    decisive = {option.name: repr(getattr(options, option.name)) for option in OPTIONS if option.common}
+    decisive = {option.name: _told(getattr(options, option.name)) for option in OPTIONS if option.common}
     settings = _hashed(json.dumps([decisive, _network_namespace()]))
     return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
+
+
+def _told(value: object) -> str:
+    """Says the same of an option's value in each process: an object's standard repr holds its place in memory."""
+    if isinstance(value, Mapping):
+        return str({key: _told(each) for key, each in value.items()})
+    if isinstance(value, (list, tuple)):
+        return str([_told(each) for each in value])
+    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
 
 
 def _hashed(text: str) -> str:

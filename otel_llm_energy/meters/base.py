@@ -57,7 +57,9 @@ class Pace:
 class Meter(Protocol):
     """A source of cumulative energy readings of one machine. It knows nothing of calls.
 
-    The object is a description until `open` is called; `open` after `close` starts afresh.
+    The object is a description until `open` is called; `open` after `close` starts afresh. Its repr should say what it
+    reads: of a class without a ``__repr__`` no idle power is kept for the next run, and processes that share their
+    metering take any two meters for the same.
     """
 
     name: str

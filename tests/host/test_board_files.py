@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,10 @@ import pytest
 from otel_llm_energy.host.folder import BoardError, Folder, default_folder
 from otel_llm_energy.host.journal import Journal, newest_journal, read_journal
 from otel_llm_energy.host.turns import newest, overtake, succeed
+from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.settings import settings
+from otel_llm_energy.stations import _rules
 
 RULES = "1 0.1.0 same"
 
@@ -60,6 +64,30 @@ def test_folder_is_elsewhere_when_the_runtime_directory_cannot_be_looked_at(
 
     monkeypatch.setattr(Path, "stat", refused)
     assert default_folder({"XDG_RUNTIME_DIR": "/home/other/run"}) == Path(f"/tmp/otel-llm-energy-{os.geteuid()}")
+
+
+class OwnMeter:
+    """A user's, without a representation of its own."""
+
+    name = "own"
+    pace = Pace(1.0, 1.0)
+
+    def open(self) -> Sequence[Channel]:
+        raise MeterError("meter-not-found", "It is only named.")
+
+    def read(self) -> Sequence[Reading]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def test_processes_agree_when_their_meter_is_the_users_own() -> None:
+    """Each has an object of its own, whose standard representation holds its place in memory."""
+    ours, theirs = OwnMeter(), OwnMeter()
+    assert _rules(settings({}, meters=ours), "local") == _rules(settings({}, meters=[theirs]), "local")
+    ours_elsewhere, theirs_elsewhere = (settings({}, servers={"gpu-1": each}) for each in (ours, theirs))
+    assert _rules(ours_elsewhere, "gpu") == _rules(theirs_elsewhere, "gpu")
+    assert _rules(ours_elsewhere, "gpu") != _rules(settings({}, servers={"gpu-2": theirs}), "gpu")
 
 
 def test_folder_is_refused_when_it_is_a_symbolic_link(tmp_path: Path) -> None:
