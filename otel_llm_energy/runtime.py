@@ -336,7 +336,9 @@ class Runtime:
         self.desk.wake()
 
     def _records(self) -> bool:
-        return records(self._meter_provider or metrics.get_meter_provider())
+        """What is metered goes somewhere: into metrics, or to who listens to the readings, as a study does."""
+        listened_to = any(station.reading_listeners for station in self.desk.stations)
+        return listened_to or records(self._meter_provider or metrics.get_meter_provider())
 
     def _lag_seconds(self) -> Mapping[MeterPlace, float]:
         """Of each meter, the age of the counter that was read least recently: one of them may be lost."""

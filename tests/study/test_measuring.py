@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 
 from otel_llm_energy.cli import main
 from otel_llm_energy.cli.model import MODEL_NAME
@@ -18,7 +19,9 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters import RaplMeter
 from otel_llm_energy.meters.discovery import Discovery, OpenMeter
 from otel_llm_energy.quantities import Channel, IdlePower, Reading
+from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.settings import settings
 from otel_llm_energy.stations import NoActivity
 from otel_llm_energy.status import Status
 from otel_llm_energy.study.collect import Options, collect
@@ -137,6 +140,14 @@ def test_command_and_session_say_why_a_meter_is_left_out_when_another_works(
     (left_out,) = json.loads(path.read_text())["left_out"]
     assert (left_out["name"], left_out["reason"]) == ("scaphandre", "meter-refused")
     assert f"scaphandre: {left_out['message']}" in capsys.readouterr().err
+
+
+def test_study_is_not_relieved_of_the_meters_when_it_has_no_metrics() -> None:
+    """An app that is started meanwhile would record them, but the study listens to their readings."""
+    runtime = Runtime(settings({}, meters="cpu-estimate", board="off"), meter_provider=NoOpMeterProvider())
+    assert not runtime._records()
+    runtime.listen("127.0.0.1", 9, lambda readings: None)
+    assert runtime._records()
 
 
 @pytest.mark.parametrize("elsewhere", [(), (Channel("gpu-0", "gpu", "nvml"),)], ids=["all", "some"])
