@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import socket
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -15,6 +16,7 @@ from otel_llm_energy.host.lines import LineSocket, Waker, peer_pid, peer_user_id
 from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, Welcome, WireError, decode, encode
 
 _MOST_MEMBERS = 1024
+_KNOCKING_SECONDS = 0.1  # between two tries to let somebody in, or they would take a whole CPU
 
 
 class Holder(Protocol):
@@ -118,8 +120,12 @@ class Hub:
         self.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it is gone already, or no descriptor is left: it will try again
+        try:
             accepted, _ = self._listener.accept()
+        except OSError:  # it is gone already, or no descriptor is left: then it goes on knocking
+            time.sleep(_KNOCKING_SECONDS)
+            return
+        with contextlib.suppress(OSError):
             if peer_user_id(accepted) != os.geteuid() or len(self._connections) >= _MOST_MEMBERS:
                 accepted.close()
                 return

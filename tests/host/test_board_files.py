@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
 from otel_llm_energy.host.folder import BoardError, Folder, default_folder
+from otel_llm_energy.host.hub import Hub
 from otel_llm_energy.host.journal import Journal, newest_journal, read_journal
 from otel_llm_energy.host.turns import newest, overtake, succeed
 from otel_llm_energy.meters.base import MeterError, Pace
@@ -187,6 +191,26 @@ def test_turn_is_over_when_another_thread_ends_it_meanwhile(
     finally:
         for other in others:
             os.close(other)
+
+
+def test_nobody_is_let_in_all_the_time_when_no_descriptor_is_left(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who knocks makes the socket ready again at once: between two tries the thread rests."""
+    hub = Hub(folder, "local.1", MagicMock(patience_seconds=lambda: None))
+    seen: list[str] = []
+
+    def rest(seconds: float) -> None:
+        seen.append("rest")
+        hub.stop()
+
+    monkeypatch.setattr(time, "sleep", rest)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(folder.socket_path("local.1.sock"))
+        monkeypatch.setattr(socket.socket, "accept", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+        hub.serve()
+    hub.close()
+    assert seen == ["rest"]
 
 
 def test_journal_says_what_was_entered_when_it_is_read(folder: Folder) -> None:
