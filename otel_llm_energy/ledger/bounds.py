@@ -18,8 +18,8 @@ from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.timeline import Step
 
 # A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
-# clock speed. Assumed, not measured.
-UNEVEN = 1.1
+# clock speed. Assumed, not measured: that of prefill, next to decode, may be 1.4, and no call is all prefill.
+UNEVEN = 1.25
 _parts = itemgetter(1)
 
 Divisions = Sequence[tuple[int, float]]
