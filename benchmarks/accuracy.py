@@ -81,10 +81,15 @@ class Asker:
             time.sleep(self._rng.uniform(0.1, 1.0))
 
     def busy_between(self, calls: int) -> None:
-        """Short ones without a pause: the client is busy in between, and waits while the server is."""
+        """Of 50 to 250 ms: the client is busy in between, and waits while the server is."""
         for _ in range(calls):
-            number = next(self._numbers)
-            self._create(number, stream=False, seconds=self._rng.uniform(0.05, 0.1))
+            messages: Any = [{"role": "user", "content": "Hi."}]
+            self._client.chat.completions.create(
+                model="smollm2",
+                messages=messages,
+                max_tokens=self._rng.randrange(4, 14),
+                extra_body={"cache_prompt": True, "ignore_eos": True},
+            )
             until = time.monotonic() + self._rng.uniform(0.05, 0.3)
             while time.monotonic() < until:
                 pass
@@ -128,13 +133,13 @@ class Asker:
     def _stream(self, number: int, words: int = 0) -> Iterator[Any]:
         return iter(self._create(number, stream=True, words=words))
 
-    def _create(self, number: int, *, stream: bool, words: int = 0, seconds: float | None = None) -> Any:
-        seconds = seconds or 0.3 * (3 / 0.3) ** self._rng.random()
+    def _create(self, number: int, *, stream: bool, words: int = 0) -> Any:
+        seconds = 0.3 * (3 / 0.3) ** self._rng.random()
         messages: Any = [{"role": "user", "content": _PROMPT.format(number=number) + " lamp" * words}]
         return self._client.chat.completions.create(
             model="smollm2",
             messages=messages,
-            max_tokens=max(int(seconds * _TOKENS_PER_SECOND), 4),
+            max_tokens=max(int(seconds * _TOKENS_PER_SECOND), 8),
             stream=stream,
             extra_body={"cache_prompt": False, "ignore_eos": True},
         )
