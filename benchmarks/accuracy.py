@@ -83,13 +83,7 @@ class Asker:
     def busy_between(self, calls: int) -> None:
         """Of 50 to 250 ms: the client is busy in between, and waits while the server is."""
         for _ in range(calls):
-            messages: Any = [{"role": "user", "content": "Hi."}]
-            self._client.chat.completions.create(
-                model="smollm2",
-                messages=messages,
-                max_tokens=self._rng.randrange(4, 14),
-                extra_body={"cache_prompt": True, "ignore_eos": True},
-            )
+            self._greet(self._rng.randrange(4, 14), ignore_eos=True)
             until = time.monotonic() + self._rng.uniform(0.05, 0.3)
             while time.monotonic() < until:
                 pass
@@ -116,12 +110,16 @@ class Asker:
     def tiny(self, calls: int) -> None:
         """One token each, as fast as it goes: some 50 calls a second."""
         for number in range(calls * _TINY_CALLS_TOGETHER):
-            messages: Any = [{"role": "user", "content": "Hi."}]
-            self._client.chat.completions.create(
-                model="smollm2", messages=messages, max_tokens=1, extra_body={"cache_prompt": True}
-            )
+            self._greet(1)
             if number % _TINY_CALLS_TOGETHER == _TINY_CALLS_TOGETHER - 1:
                 time.sleep(0.3)
+
+    def _greet(self, max_tokens: int, **options: Any) -> None:
+        """The prompt is always the same, and read once."""
+        messages: Any = [{"role": "user", "content": "Hi."}]
+        self._client.chat.completions.create(
+            model="smollm2", messages=messages, max_tokens=max_tokens, extra_body={"cache_prompt": True, **options}
+        )
 
     def _ask(self, number: int, *, streamed: bool) -> None:
         if streamed:

@@ -178,7 +178,11 @@ class FedTree(PowercapTree):
         self._process = subprocess.Popen(
             command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
         )
-        self._expect(b"ready\n", "did not start")
+        try:
+            self._expect(b"ready\n", "did not start")
+        except RuntimeError:
+            self.close()
+            raise
 
     def catch_up(self) -> None:
         """Bring the counters up to now."""
