@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from otel_llm_energy.machine import cpu_model
+from otel_llm_energy.meters.base import says_what_it_reads
 from otel_llm_energy.meters.discovery import OpenMeter
 from otel_llm_energy.quantities import Channel, IdlePower
 
@@ -75,7 +76,7 @@ class IdleMemory:
 
         A meter that does not say in its repr what it reads could read something else the next time.
         """
-        known = [meter for meter in meters if type(meter.meter).__repr__ is not object.__repr__]
+        known = [meter for meter in meters if says_what_it_reads(meter.meter)]
         self._keys = {channel.id: _key(meter, channel) for meter in known for channel in learning_channels(meter)}
         kept = self._read() if self._keys else {}
         self._kept = {

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 
 from otel_llm_energy.meters.base import MeterError
@@ -222,7 +222,7 @@ class Runtime:
         return flushed & self._flush_metrics(remaining_millis())
 
     def _flush_metrics(self, timeout_millis: int) -> bool:
-        flush = getattr(self._meter_provider or metrics.get_meter_provider(), "force_flush", None)
+        flush = getattr(self._metrics.provider, "force_flush", None)
         try:
             return flush is None or flush(timeout_millis) is not False
         except Exception:
@@ -338,7 +338,7 @@ class Runtime:
     def _records(self) -> bool:
         """What is metered goes somewhere: into metrics, or to who listens to the readings, as a study does."""
         listened_to = any(station.reading_listeners for station in self.desk.stations)
-        return listened_to or records(self._meter_provider or metrics.get_meter_provider())
+        return listened_to or records(self._metrics.provider)
 
     def _lag_seconds(self) -> Mapping[MeterPlace, float]:
         """Of each meter, the age of the counter that was read least recently: one of them may be lost."""

@@ -15,7 +15,7 @@ from typing import TypeGuard
 from otel_llm_energy.host.folder import default_folder
 from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
 from otel_llm_energy.ledger.ledger import Ledger
-from otel_llm_energy.meters.base import Meter, ProcessMeter
+from otel_llm_energy.meters.base import Meter, ProcessMeter, says_what_it_reads
 from otel_llm_energy.meters.discovery import Discovery, OpenMeter, discover
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
@@ -158,12 +158,12 @@ def _rules(options: Settings, board: str) -> Rules:
 
 
 def _told(value: object) -> str:
-    """Says the same of an option's value in each process: an object's standard repr holds its place in memory."""
+    """Says the same of an option's value in each process."""
     if isinstance(value, Mapping):
         return str({key: _told(each) for key, each in value.items()})
     if isinstance(value, (list, tuple)):
         return str([_told(each) for each in value])
-    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
+    return repr(value) if says_what_it_reads(value) else type(value).__qualname__
 
 
 def _hashed(text: str) -> str:

@@ -19,7 +19,7 @@ from otel_llm_energy.ledger.timeline import Step
 
 # A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
 # clock speed. Assumed, not measured: that of prefill, next to decode, may be 1.4, and no call is all prefill.
-UNEVEN = 1.25
+_UNEVEN = 1.25
 _parts = itemgetter(1)
 
 Divisions = Sequence[tuple[int, float]]
@@ -32,8 +32,8 @@ def uneven(portion: float, portion_of_run: float) -> tuple[float, float]:
     In doubt is what a busy second costs in all buckets of a cell, as it is they that say how much energy it was.
     """
     rest = 1 - portion_of_run
-    least = portion / (portion_of_run + UNEVEN * rest)
-    return least, min(UNEVEN * portion / (UNEVEN * portion_of_run + rest), 1.0)
+    least = portion / (portion_of_run + _UNEVEN * rest)
+    return least, min(_UNEVEN * portion / (_UNEVEN * portion_of_run + rest), 1.0)
 
 
 def held_nj(bucket: Bucket, baseline: Baseline, covered_ns: int) -> tuple[float, float]:

@@ -8,13 +8,13 @@ import weakref
 from collections.abc import Callable
 
 
-def after_fork_in_child(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+def after_fork_in_child(method: weakref.WeakMethod[Callable[[], object]]) -> None:
     """Call a bound method in every forked child, as long as its object lives."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=while_alive(method))
 
 
-def while_alive(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+def while_alive(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[], None]:
     """Calls a bound method, as long as its object lives."""
 
     def call() -> None:

@@ -18,7 +18,7 @@ from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.claims import Claim, Desk
-from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker
+from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 from otel_llm_energy.tracing.mailbox import Mailbox
 from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
@@ -513,14 +513,7 @@ class Gate:
         """Registered so late, it runs before the tracer provider's own hook, which ends the next processor."""
         if self._exit_hook is not None:
             return
-        release = weakref.WeakMethod(self.deactivate)
-
-        def at_exit() -> None:
-            method = release()
-            if method is not None:
-                method("shutdown")
-
-        self._exit_hook = at_exit
+        at_exit = self._exit_hook = while_alive(weakref.WeakMethod(self.deactivate))
         atexit.register(at_exit)
         at_exit_of_worker(at_exit)
 

@@ -50,6 +50,11 @@ class EnergyMetrics:
         self._lag_seconds = lag_seconds
         self._made: _Instruments | None = None
 
+    @property
+    def provider(self) -> MeterProvider:
+        """The one that is given, or the global one of now."""
+        return self._provider or metrics.get_meter_provider()
+
     def settled(self, claims: Iterable[Claim]) -> None:
         """Count the bills of these calls, once each."""
         instruments = self._instruments()
@@ -70,7 +75,7 @@ class EnergyMetrics:
 
     def _instruments(self) -> _Instruments | None:
         if self._made is None:
-            provider = self._provider or metrics.get_meter_provider()
+            provider = self.provider
             if records(provider):
                 self._made = _Instruments(provider.get_meter("otel_llm_energy"), self._health, self._lag_seconds)
         return self._made

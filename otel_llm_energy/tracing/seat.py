@@ -156,7 +156,7 @@ class Seat:
         metering: Metering,
         make_ledger: Callable[[int], Ledger],
         settle: Callable[[], None],
-        records: Callable[[], bool] = lambda: True,
+        records: Callable[[], bool],
     ) -> None:
         self._rules = rules
         self._metering = metering
