@@ -123,12 +123,12 @@ class _Channels:
         """Those from which the server drew at all."""
         if self._always_used or not stretches:
             return self
-        start_ns, end_ns = stretches[0].start_ns, stretches[-1].end_ns
+        start_ns, end_ns = stretches[0][0], stretches[-1][1]
         return _Channels([each for each in self.each if not each.sweep.unused_by(each.server, start_ns, end_ns)])
 
     def covered_ns(self, stretches: Sequence[Stretch]) -> int:
         """How much of these stretches lies in buckets, of every channel."""
-        if stretches and self._whole_from_ns <= stretches[0].start_ns and stretches[-1].end_ns <= self._whole_to_ns:
+        if stretches and self._whole_from_ns <= stretches[0][0] and stretches[-1][1] <= self._whole_to_ns:
             return sum([end_ns - start_ns for start_ns, end_ns, _ in stretches])
         return min([each.covered_ns(stretches) for each in self.each])
 
@@ -142,7 +142,7 @@ def charge_nj(entry: Entry, sweep: Sweep) -> int:
 
 def _parted(windows: Sequence[Window], channels: Sequence[ServerChannel]) -> bool:
     """Whether bucket edges lie near enough to the edges between phases to tell the phases' energy apart."""
-    for (start_ns, edge_ns, *_), (next_edge_ns, end_ns, *_) in pairwise(windows):
+    for (start_ns, edge_ns, _, _), (next_edge_ns, end_ns, _, _) in pairwise(windows):
         within_ns = _PARTED_WITHIN * min(edge_ns - start_ns, end_ns - next_edge_ns)
         for at_ns in (edge_ns,) if edge_ns == next_edge_ns else (edge_ns, next_edge_ns):
             for channel in channels:

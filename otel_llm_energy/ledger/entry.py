@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from otel_llm_energy.ledger.bill import Bill, Window
 
-Charged = tuple[int, int, int]  # start, end, weight
-
-
-class Stretch(NamedTuple):
-    """Parts of a call's windows for which it is charged, and which adjoin."""
-
-    start_ns: int
-    end_ns: int
-    windows: Sequence[Window]
+Charged = tuple[int, int, int]
+"""A stretch of time for which a call is charged: (start and end in ns, weight)."""
+Stretch = tuple[int, int, Sequence[Window]]
+"""Parts of a call's windows for which it is charged, and which adjoin: (start and end in ns, those parts)."""
 
 
 class Entry:
@@ -101,14 +95,14 @@ class Entry:
             return ()
         start_ns, end_ns = parts[0].start_ns, parts[-1].end_ns
         if end_ns - start_ns == self.within_ns:
-            return (Stretch(start_ns, end_ns, parts),)
+            return ((start_ns, end_ns, parts),)
         adjoining: list[list[Window]] = []
         for part in parts:
             if adjoining and adjoining[-1][-1].end_ns == part.start_ns:
                 adjoining[-1].append(part)
             else:
                 adjoining.append([part])
-        return [Stretch(each[0].start_ns, each[-1].end_ns, each) for each in adjoining]
+        return [(each[0].start_ns, each[-1].end_ns, each) for each in adjoining]
 
     @property
     def charged_exactly(self) -> bool:

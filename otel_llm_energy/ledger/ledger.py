@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from itertools import takewhile
 
 from otel_llm_energy.ledger.activity import ActivityLog
 from otel_llm_energy.ledger.bill import Window, unavailable
 from otel_llm_energy.ledger.billing import Biller, Sharing, charge_nj
+from otel_llm_energy.ledger.closed_calls import ClosedCalls
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.ledger.entry import Charged, Entry
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
@@ -116,11 +116,10 @@ class Ledger:
         self._servers: dict[str, _Server] = {}
         self._accounts: dict[str, _Account] = {}
         self._activity: dict[str, ActivityLog] = {}
-        self._closed: list[tuple[int, int, Entry]] = []  # by end of the last window
+        self._closed = ClosedCalls()
         self._billed_nj: dict[str, int] = {}
         self._late_nj: dict[str, int] = {}
         self._forced: dict[Entry, Mapping[str, int]] = {}  # what entries billed ahead of the sweep were billed
-        self._sequence = 0
         self._forgotten_ns = start_ns
 
     @property
@@ -219,8 +218,7 @@ class Ledger:
             self._learn_route(books, entry.route, reported)
         elif reported:
             books.reports[entry.route] = True
-        self._sequence += 1
-        heappush(self._closed, (entry.last_charged_ns, self._sequence, entry))
+        self._closed.add(entry)
 
     def _learn_route(self, books: _Server, route: str, reported: bool) -> None:
         books.reports[route] = reported
@@ -291,7 +289,7 @@ class Ledger:
     def unsettled(self) -> list[Entry]:
         """The entries without a bill, open and closed, in the order of opening or closing."""
         entries = [entry for books in self._servers.values() for entry in books.open]
-        entries += [entry for _, _, entry in sorted(self._closed)]
+        entries += self._closed
         return [entry for entry in entries if entry.bill is None]
 
     def balance(self) -> dict[str, Balance]:
@@ -382,8 +380,7 @@ class Ledger:
     def _due(self) -> Iterator[Entry]:
         swept_ns = self._swept_ns()
         billers: dict[str, Biller] = {}
-        while self._closed and (swept_ns is None or self._closed[0][0] <= swept_ns):
-            _, _, entry = heappop(self._closed)
+        for entry in self._closed.take(swept_ns):
             if entry.bill is not None:
                 self._correct(entry, self._forced.pop(entry, {}))
                 continue
@@ -427,7 +424,7 @@ class Ledger:
             oldest = next(iter(books.open), None)
             if oldest is not None:
                 oldest_ns = min(oldest_ns, oldest.opened_ns)
-        oldest_ns = min([oldest_ns, *(entry.start_ns for _, _, entry in self._closed)])
+        oldest_ns = min([oldest_ns, *(entry.start_ns for entry in self._closed)])
         for books in self._servers.values():
             books.timeline.forget_before(steps_ns, oldest_ns - _KEEP_FREE_NS)
         for account in self._accounts.values():
@@ -439,14 +436,13 @@ class Ledger:
 def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
     """Adjoining windows as one stretch of work: (start, end, slots held, weight)."""
     stretches: list[tuple[int, int, int, int]] = []
-    last = None
+    until_ns = held = weighs = -1
     for start_ns, end_ns, phase, weight in windows:
         slots = 0 if phase == "load" else 1
-        if last == (start_ns, slots, weight):
-            stretches[-1] = (stretches[-1][0], end_ns, slots, weight)
-        else:
-            stretches.append((start_ns, end_ns, slots, weight))
-        last = end_ns, slots, weight
+        adjoins = start_ns == until_ns and slots == held and weight == weighs
+        since_ns = stretches.pop()[0] if adjoins else start_ns
+        stretches.append((since_ns, end_ns, slots, weight))
+        until_ns, held, weighs = end_ns, slots, weight
     return stretches
 
 

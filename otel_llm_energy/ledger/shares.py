@@ -91,7 +91,7 @@ class ServerChannel:
         """The same of one window of a stretch in which some energy is shared by weight: each has its own."""
         start_ns, end_ns, _, weight = window
         sums.by_weight = sums.by_weight or bool(weight and self.clocks.weighed.between(start_ns, end_ns))
-        return self._add(sums, Stretch(start_ns, end_ns, (window,)), weight)
+        return self._add(sums, (start_ns, end_ns, (window,)), weight)
 
     def _add(self, sums: Sums, stretch: Stretch, weight: int) -> int:
         """The same of a stretch of one weight."""
@@ -148,7 +148,8 @@ class ServerChannel:
         sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt_nj(first, last, idle_nj)) * (1 + scale)
         sums.known = sums.known and first.known and last.known
         sums.baseline = sums.baseline and first.has_baseline and last.has_baseline
-        sums.origins.update((first.baseline.origin, last.baseline.origin))
+        sums.origins.add(first.baseline.origin)
+        sums.origins.add(last.baseline.origin)
 
     def _unknown_nj(self, first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int) -> int:
         """Of a stretch's energy above idle, what was given while activity was known, but the server's part was not.

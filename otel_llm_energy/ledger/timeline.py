@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.tracks import Growth, Track
@@ -51,7 +50,7 @@ class Timeline:
         self._weighed = 0  # calls at work whose weight is known
         self._weight = 0
         self._integrated_ns = start_ns
-        self._edges: list[_Edge] = []
+        self._edges: list[_Edge] = []  # after `frozen_ns`; sorted when they are needed, not one by one
         self._times_ns = [start_ns]
         self._counts = [0]
         self._weights = [0]
@@ -64,14 +63,14 @@ class Timeline:
     def add(self, start_ns: int, end_ns: int | None = None, *, slots: int = 1, weight: int = 0) -> None:
         """A call is at work from ``start_ns`` on, or until ``end_ns``; both not before `frozen_ns`."""
         if end_ns is None:
-            heappush(self._edges, (start_ns, 1, slots, 0, 0))
+            self._edges.append((start_ns, 1, slots, 0, 0))
         else:
-            heappush(self._edges, (start_ns, 1, slots, slots, weight))
-            heappush(self._edges, (end_ns, -1, -slots, -slots, weight))
+            self._edges.append((start_ns, 1, slots, slots, weight))
+            self._edges.append((end_ns, -1, -slots, -slots, weight))
 
     def end(self, end_ns: int) -> None:
         """A call that was added without an end stops work at ``end_ns``, not before `frozen_ns`."""
-        heappush(self._edges, (end_ns, -1, -1, 0, 0))
+        self._edges.append((end_ns, -1, -1, 0, 0))
 
     def edge_times(self, until_ns: int) -> list[int]:
         """Times of the edges after `frozen_ns` and up to ``until_ns``, in order."""
@@ -88,15 +87,18 @@ class Timeline:
 
     def freeze(self, until_ns: int) -> None:
         """Make the function final up to ``until_ns``."""
-        edges = self._edges
         busy: list[Growth] = []
         load: list[Growth] = []
-        while edges and edges[0][0] <= until_ns:
-            time_ns = edges[0][0]
+        edges = self._edges
+        edges.sort()
+        done = 0
+        while done < len(edges) and edges[done][0] <= until_ns:
+            time_ns = edges[done][0]
             self._extend(time_ns)
             count = self._counts[-1]
-            while edges and edges[0][0] == time_ns:
-                _, calls, slots, windows, weight = heappop(edges)
+            while done < len(edges) and edges[done][0] == time_ns:
+                _, calls, slots, windows, weight = edges[done]
+                done += 1
                 count += calls
                 self._slots += slots
                 self._windows += windows
@@ -107,6 +109,7 @@ class Timeline:
             if count != self._counts[-1] or weight != self._weights[-1]:
                 self._integrate(busy, load)
                 self._set_count(time_ns, count, weight)
+        del edges[:done]
         self._extend(until_ns)
         self._integrate(busy, load)
         for track, growths in ((self.busy, busy), (self.load, load)):
