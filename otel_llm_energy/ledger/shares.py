@@ -116,7 +116,11 @@ class ServerChannel:
     ) -> None:
         before_nj = begin[1] + begin[2]
         for _, until_ns, phase, _ in windows:
-            _, idle_nj, dyn_nj = end if until_ns == end[0] else self.clocks.given(until_ns, weight)
+            if until_ns == end[0]:
+                _, idle_nj, dyn_nj = end
+            else:
+                bucket = self._bucket_at(until_ns, self._edge)
+                _, idle_nj, dyn_nj = (bucket or self.clocks).given(until_ns, weight)
             phases_nj[phase] = phases_nj.get(phase, 0) + idle_nj + dyn_nj - before_nj
             before_nj = idle_nj + dyn_nj
 
