@@ -37,7 +37,8 @@ def at_exit_of_worker(hook: Callable[[], None]) -> None:
             library.Finalize(None, hook, exitpriority=0)
     signals = sys.modules.get("celery.signals")
     if signals is not None:
-        signals.worker_process_shutdown.connect(lambda **_: hook(), weak=False)
+        pid = os.getpid()  # a forked worker has what its parent connected, and connects its own
+        signals.worker_process_shutdown.connect(lambda **_: hook() if os.getpid() == pid else None, weak=False)
 
 
 def _is_forked(process_name: str) -> bool:

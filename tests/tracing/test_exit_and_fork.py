@@ -49,7 +49,10 @@ def test_held_spans_are_exported_when_a_worker_of_multiprocessing_ends() -> None
 
 
 def test_held_spans_are_handed_on_when_a_worker_of_celery_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pool sends a signal and runs no hook at all (seen with Celery 5.7, for whose signals a list stands here)."""
+    """Its pool sends a signal and runs no hook at all (seen with Celery 5.7, for whose signals a list stands here).
+
+    A worker also has what its parent connected before the fork: each hook is for the process that it was made in.
+    """
     receivers: list[Callable[..., None]] = []
 
     def connect(receiver: Callable[..., None], *, weak: bool) -> None:
@@ -59,10 +62,13 @@ def test_held_spans_are_handed_on_when_a_worker_of_celery_ends(monkeypatch: pyte
     shutdown = SimpleNamespace(connect=connect)
     monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace(worker_process_shutdown=shutdown))
     ended: list[str] = []
-    at_exit_of_worker(lambda: ended.append("ended"))
+    with monkeypatch.context() as parent:
+        parent.setattr("os.getpid", lambda: -1)
+        at_exit_of_worker(lambda: ended.append("parent"))
+    at_exit_of_worker(lambda: ended.append("worker"))
     for receiver in receivers:
         receiver(sender="worker", pid=1, exitcode=0)
-    assert ended == ["ended"]
+    assert ended == ["worker"]
 
 
 def test_child_works_when_another_thread_was_inside_at_the_fork() -> None:
