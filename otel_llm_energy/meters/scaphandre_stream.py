@@ -125,10 +125,14 @@ class ScaphandreStream:
         return readings
 
     def _step(self, record: Mapping[str, Any], unix_ns: int) -> Reading | None:
-        """The reading at the end of the step that the record is about; ``None`` if its time is not after the last."""
+        """The reading at the end of the step that the record is about; ``None`` if it cannot be dated.
+
+        What seems to be no later than the last record, or is yet to come, was dated before the wall clock was set.
+        """
         before_ns, self._unix_ns = self._unix_ns, unix_ns
         at_ns = unix_ns - self._ahead_ns
-        if self._at_ns is not None and at_ns <= self._at_ns:
+        is_old = self._at_ns is not None and at_ns <= self._at_ns
+        if is_old or at_ns > self._clock() + _CLOCK_STEP_NS:
             self._unix_ns = None
             return None
         self._at_ns = at_ns

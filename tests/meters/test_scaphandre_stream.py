@@ -255,6 +255,30 @@ def test_the_wall_clock_may_step_without_any_energy_being_made_up(writer: Writer
     assert joules(readings) == pytest.approx(WATTS * seconds(4, 7), rel=0.03)
 
 
+def test_readings_go_on_when_the_wall_clock_is_set_back_before_a_record_was_read(writer: Writer) -> None:
+    """Its time is an hour to come by then: taken for that, it would keep out all others until the hour is over."""
+    clocks = Clocks()
+    clocks.to_record(3)
+    writer.up_to(4)
+    meter = clocks.meter(writer.path)
+    meter.open()
+    readings = list(meter.read())
+    clocks.to_record(4)
+    clocks.unix_ns -= 3_600_000_000_000
+    writer.up_to(5)
+    readings += meter.read()
+    stepped = [
+        {**record, "host": {**record["host"], "timestamp": record["host"]["timestamp"] - 3600}} for record in RECORDS
+    ]
+    clocks.advance(seconds(4, 8))
+    text = json.dumps(RECORDS[:5], separators=(",", ":"))[:-1] + json.dumps(stepped[5:9], separators=(",", ":"))
+    writer.path.write_text(text.replace("}[{", "},{"))
+    readings += meter.read()
+    assert gaps(readings) == ["reset"]
+    assert (readings[-1].latest_ns - readings[0].latest_ns) / 1e9 == pytest.approx(seconds(3, 8), abs=0.01)
+    assert joules(readings) == pytest.approx(WATTS * seconds(5, 8), rel=0.03)
+
+
 def test_the_meter_says_so_when_scaphandre_has_stopped(writer: Writer) -> None:
     """At opening and later; and it goes on by itself when records come again."""
     clocks = Clocks()
@@ -302,8 +326,9 @@ def test_a_pipe_is_refused_when_it_is_named_as_the_file(tmp_path: Path) -> None:
 def test_nothing_is_left_open_when_the_meter_is_closed(writer: Writer) -> None:
     """Nor after an open that failed."""
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
-    writer.up_to(2)
     clocks = Clocks()
+    clocks.to_record(1)
+    writer.up_to(2)
     meter = clocks.meter(writer.path)
     for _ in range(3):
         meter.open()
