@@ -43,6 +43,36 @@ class _Zone:
     part: int | None
 
 
+class _Counter:
+    """A counter's file, held open. Not thread-safe.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, channel_id: str, path: Path) -> None:
+        self.channel_id = channel_id
+        self._path = path
+        self._descriptor = _opened(path)
+
+    def read(self) -> int:
+        """What it says, µJ. Raises `OSError` or `ValueError`."""
+        try:
+            return int(pread(self._descriptor, _COUNTER_BYTES))
+        except OSError:
+            # Its driver was unloaded, or its socket's CPUs were; what comes back is another file of the same name.
+            descriptor, self._descriptor = self._descriptor, _opened(self._path)
+            os.close(descriptor)
+            return int(pread(self._descriptor, _COUNTER_BYTES))
+
+    def close(self) -> None:
+        """Give back the descriptor. Never raises."""
+        try:
+            os.close(self._descriptor)
+        except OSError:
+            _logger.debug("descriptor %d was closed by someone else", self._descriptor)
+
+
 class RaplMeter:
     """Reads the powercap tree: one channel per CPU package and per DRAM domain.
 
@@ -76,7 +106,7 @@ class RaplMeter:
         # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
         self._lock = threading.RLock()
         self._lock_pid = os.getpid()
-        self._counters: tuple[tuple[str, int], ...] = ()
+        self._counters: tuple[_Counter, ...] = ()
         self._lost: set[str] = set()
 
     def __repr__(self) -> str:
@@ -100,10 +130,10 @@ class RaplMeter:
                 "or another meter.",
             )
         channels = _unique([self._channel(zone) for zone in zones])
-        counters: list[tuple[str, int]] = []
+        counters: list[_Counter] = []
         try:
             for zone, channel in zip(zones, channels, strict=True):
-                counters.append((channel.id, _open_counter(self.root, zone.folder / "energy_uj")))
+                counters.append(_open_counter(self.root, channel.id, zone.folder / "energy_uj"))
         except MeterError:
             _close_all(counters)
             raise
@@ -121,16 +151,16 @@ class RaplMeter:
         readings: list[Reading] = []
         with self._lock:
             before_ns = clock()
-            for channel_id, fd in self._counters:
+            for counter in self._counters:
                 try:
-                    energy_uj = int(pread(fd, _COUNTER_BYTES))
+                    energy_uj = counter.read()
                 except (OSError, ValueError) as error:
-                    self._note_lost(channel_id, error)
+                    self._note_lost(counter.channel_id, error)
                     before_ns = clock()
                     continue
                 after_ns = clock()
                 if energy_uj >= 0:
-                    readings.append(Reading(channel_id, energy_uj, before_ns - _REFRESH_NS, after_ns))
+                    readings.append(Reading(counter.channel_id, energy_uj, before_ns - _REFRESH_NS, after_ns))
                 before_ns = after_ns
             if not readings:
                 raise self._nothing_read()
@@ -238,9 +268,9 @@ def _limit_uw(constraint: Path) -> int | None:
     return next((limit for limit in candidates if limit is not None and limit in _LIMIT_UW), None)
 
 
-def _open_counter(root: Path, path: Path) -> int:
+def _open_counter(root: Path, channel_id: str, path: Path) -> _Counter:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _Counter(channel_id, path)
     except PermissionError:
         raise MeterError(
             "meter-permission",
@@ -251,12 +281,13 @@ def _open_counter(root: Path, path: Path) -> int:
         raise MeterError("meter-unreadable", f"{path}: {error.strerror}.") from error
 
 
-def _close_all(counters: Sequence[tuple[str, int]]) -> None:
-    for _, fd in counters:
-        try:
-            os.close(fd)
-        except OSError:
-            _logger.debug("descriptor %d was closed by someone else", fd)
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _close_all(counters: Sequence[_Counter]) -> None:
+    for counter in counters:
+        counter.close()
 
 
 def _text(path: Path) -> str | None:

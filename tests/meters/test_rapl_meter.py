@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,6 +212,25 @@ def test_a_lost_counter_is_named_once_when_the_others_are_read_on(
     meter.close()
     (record,) = caplog.records
     assert "package-0/dram gave no number" in record.getMessage()
+
+
+def test_a_counter_is_read_again_when_its_driver_was_unloaded_and_came_back(tmp_path: Path) -> None:
+    """What the kernel makes then is another file of the same name; that of before never gives a number again."""
+    zone(tmp_path, "intel-rapl:0", "package-0", 7)
+    memory = zone(tmp_path, "intel-rapl:0:0", "dram", 0)
+    counter = memory / "energy_uj"
+    counter.unlink()
+    with subprocess.Popen(["sleep", "60"]) as driver:  # a file in /proc ends like one of a driver
+        counter.symlink_to(f"/proc/{driver.pid}/oom_score")
+        meter = RaplMeter(tmp_path)
+        meter.open()
+        assert len(meter.read()) == 2
+        driver.kill()
+    assert [reading.channel_id for reading in meter.read()] == ["package-0"]
+    counter.unlink()
+    counter.write_text("9\n")
+    assert [reading.energy_uj for reading in meter.read()] == [7, 9]
+    meter.close()
 
 
 def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:
