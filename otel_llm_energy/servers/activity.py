@@ -162,6 +162,9 @@ class CpuActivity:
 class ProcessTree:
     """The CPU time of a process and its descendants; what ended ones used stays in the sum. Not thread-safe.
 
+    What a child used after the last look at it, or one that came and went between two looks, its parent tells when it
+    has waited for it, in ticks.
+
     A held descriptor of /proc/PID/stat fails once its process is gone, even if the number is used again.
 
     Args:
@@ -187,6 +190,10 @@ class ProcessTree:
         self._descriptors: dict[int, int] = {}
         self._cpu_ns: dict[int, int] = {}
         self._ended_ns = 0
+        self._waited_ns: dict[int, int] = {}  # by process: what the children used for which it has waited
+        self._newly_waited_ns = self._newly_ended_ns = 0  # since the last look; of the latter, what was known of them
+        self._awaited_ns = 0  # known of those that had ended by the last look without having been waited for
+        self._apart: set[int] = set()  # trees of their own below this one, until they end
         self._admit(pid)
         if start_ticks is not None and self._start_ticks() != start_ticks:
             self.close()
@@ -205,15 +212,33 @@ class ProcessTree:
         if self.root not in self._descriptors:
             self.close()
             return None
+        self._add_unseen()
         return self._ended_ns + sum(self._cpu_ns.values())
 
     def then_ns(self, cpu_ns: Mapping[int, int]) -> int | None:
         """What `read_ns` would have been when the processes had used so much; ``None`` if the root was not there."""
         return sum(cpu_ns.get(pid, 0) for pid in self._descriptors) if self.root in cpu_ns else None
 
+    def _add_unseen(self) -> None:
+        """Add what ended children used beyond what was known of them."""
+        waited_ns, ended_ns = self._newly_waited_ns, self._newly_ended_ns
+        self._newly_waited_ns = self._newly_ended_ns = 0
+        if waited_ns and self._one_apart_has_ended():
+            waited_ns = 0  # among it is all that the other tree ever used
+        more_ns = max(waited_ns - self._awaited_ns, 0)
+        self._ended_ns += max(more_ns - ended_ns, 0)
+        # A parent that was looked at just before it waited for its child will tell at the next look.
+        self._awaited_ns = max(ended_ns - more_ns, 0)
+
+    def _one_apart_has_ended(self) -> bool:
+        ended = {pid for pid in self._apart if self._procfs.stat(pid) is None}
+        self._apart -= ended
+        return bool(ended)
+
     def disown(self, pid: int) -> None:
         """From now on a process below and its descendants are another tree; what they used so far stays in the sum."""
         pending = [pid] if pid != self.root and pid in self._descriptors else []
+        self._apart.update(pending)
         while pending:
             child = pending.pop()
             self._disowned.add(child)
@@ -233,8 +258,11 @@ class ProcessTree:
         try:
             stat = parse_stat(pread(self._descriptors[pid], _STAT_BYTES))
         except (OSError, ValueError):
+            self._newly_ended_ns += self._cpu_ns[pid] + self._waited_ns.get(pid, 0)
             self._dismiss(pid)
             return
+        self._newly_waited_ns += stat.waited_ns - self._waited_ns.get(pid, stat.waited_ns)
+        self._waited_ns[pid] = stat.waited_ns
         if self._cpu_clock is None:
             cpu_ns = stat.cpu_ns
         if cpu_ns is not None:
@@ -249,6 +277,7 @@ class ProcessTree:
             for child in self._procfs.children(pending.pop()):
                 if child in self._others:
                     self._disowned.add(child)
+                    self._apart.add(child)
                 if child not in self._descriptors and child not in self._disowned and self._admit(child):
                     pending.append(child)
 
@@ -263,6 +292,7 @@ class ProcessTree:
     def _dismiss(self, pid: int) -> None:
         _close(self._descriptors.pop(pid))
         self._ended_ns += self._cpu_ns.pop(pid)
+        self._waited_ns.pop(pid, None)
 
     def _start_ticks(self) -> int | None:
         stat = self._procfs.stat(self.root)

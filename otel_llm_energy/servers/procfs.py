@@ -16,12 +16,16 @@ from otel_llm_energy.syscalls import names_in, read_file, read_link
 
 
 class ProcessStat(NamedTuple):
-    """/proc/PID/stat: parent, start (clock ticks since boot), CPU time of all threads (ns, in whole ticks)."""
+    """/proc/PID/stat: parent, start (clock ticks since boot), CPU time of all threads (ns, in whole ticks).
+
+    ``waited_ns`` is the CPU time of those children, and of theirs, that have ended and that it has waited for.
+    """
 
     parent: int
     start_ticks: int
     cpu_ns: int
     ended: bool
+    waited_ns: int
 
 
 def parse_stat(text: bytes) -> ProcessStat:
@@ -31,7 +35,9 @@ def parse_stat(text: bytes) -> ProcessStat:
         state, threads = fields[0], int(fields[17])
         # A main thread that has left the others behind is a zombie too, but its process lives.
         ended = state in b"ZX" and threads <= 1
-        return ProcessStat(int(fields[1]), int(fields[19]), (int(fields[11]) + int(fields[12])) * TICK_NS, ended)
+        user, system, waited_user, waited_system = map(int, fields[11:15])
+        cpu_ns, waited_ns = (user + system) * TICK_NS, (waited_user + waited_system) * TICK_NS
+        return ProcessStat(int(fields[1]), int(fields[19]), cpu_ns, ended, waited_ns)
     except IndexError:
         raise ValueError("a line of /proc/PID/stat is cut short") from None
 

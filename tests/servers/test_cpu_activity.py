@@ -64,6 +64,31 @@ def test_a_childs_work_stays_counted_when_it_has_ended() -> None:
     activity.close()
 
 
+@pytest.mark.parametrize("cpu_clock", [process_cpu_ns, None], ids=["clock", "ticks"])
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_a_childs_work_is_the_servers_when_it_has_ended_before_it_was_seen(
+    seen_before: bool, cpu_clock: object
+) -> None:
+    """A server that starts a process for each request, or an app that runs a program: it lives for a sample or two."""
+    activity = CpuActivity(cpu_clock=cpu_clock)  # type: ignore[arg-type]
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        before = taken(activity)
+        for _ in range(2):
+            running.do("work")
+            if seen_before:
+                taken(activity)
+            running.do("end")
+            after = taken(activity)
+        own = taken(activity)
+    activity.close()
+    tolerance_ns = 2 * after.resolution_ns
+    assert used_ns(before, after, server) >= 2 * (WORK_NS - tolerance_ns)
+    assert used_ns(before, after, server) <= after.total_ns - before.total_ns + tolerance_ns
+    assert used_ns(after, own, server) < WORK_NS / 2, "counted once"
+
+
 def test_the_part_is_unknown_when_the_server_has_ended() -> None:
     """None, not zero, and for good."""
     activity = CpuActivity()
@@ -190,6 +215,24 @@ def test_tree_leaves_out_what_is_watched_as_a_server_of_its_own(server_first: bo
         after = taken(activity)
     activity.close()
     assert used_ns(before, after, server) >= WORK_NS - after.resolution_ns
+    assert used_ns(before, after, app) < WORK_NS / 2
+
+
+@pytest.mark.parametrize("server_first", [True, False])
+def test_an_apps_work_is_its_own_when_the_server_that_it_started_ends(server_first: bool) -> None:
+    """The kernel adds all that a child ever used to its parent's children once that has waited for it."""
+    activity = CpuActivity()
+    app = Server("app", "app", "local", pid=os.getpid())
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        for each in (server, app) if server_first else (app, server):
+            activity.watch(each)
+        running.do("work")
+        running.do("end")
+        before = taken(activity)
+        running.kill()
+        after = taken(activity)
+    activity.close()
     assert used_ns(before, after, app) < WORK_NS / 2
 
 
