@@ -180,19 +180,20 @@ class Books:
             event = (Books._open, claim, server, route, reports)
             self._intake.extend(event)
 
-    def close(self, claim: Claim, report: ServerReport | None) -> None:
-        """The call of an open claim has ended."""
+    def close(self, claim: Claim, report: ServerReport | None, *, ended_ns: int | None = None) -> None:
+        """The call of an open claim has ended, or had at ``ended_ns``, where that was not known then."""
         prefill_seconds = decode_seconds = load_seconds = end_unix_ns = None
         if report is not None:
             prefill_seconds, decode_seconds = report.prefill_seconds, report.decode_seconds
             load_seconds, end_unix_ns = report.load_seconds, report.end_unix_ns
         with self._intake_lock:
-            ended_ns = self._clock_ns()
+            now_ns = self._clock_ns()
+            ended_ns = now_ns if ended_ns is None else min(max(ended_ns, claim.opened_ns), now_ns)
             self._closed += 1
             event = (Books._close, claim, ended_ns, prefill_seconds, decode_seconds, load_seconds, end_unix_ns)
             self._intake.extend(event)
             waiting = self._closed - self._closed_entered
-        if waiting > _STARVED_CALLS and ended_ns - self._entered_ns > _STARVED_NS:
+        if waiting > _STARVED_CALLS and now_ns - self._entered_ns > _STARVED_NS:
             # An app that lets go of the interpreter time and again, for less than it takes a thread to wake up, keeps
             # all others from it, for seconds; what is held would grow until the app's threads must wait for all of it.
             time.sleep(_HELP_SECONDS)

@@ -119,11 +119,11 @@ class SettlingDesk:
             claim.first_chunk_ns = self._clock_ns()
             station.read_edge()
 
-    def close(self, claim: Claim, report: ServerReport | None = None) -> None:
-        """A call has ended; its tokens are known."""
+    def close(self, claim: Claim, report: ServerReport | None = None, *, ended_ns: int | None = None) -> None:
+        """A call has ended, or had at ``ended_ns`` (monotonic clock); its tokens are known."""
         station = self._station_of(claim)
         if station is not None:
-            station.books.close(claim, report)
+            station.books.close(claim, report, ended_ns=ended_ns)
             station.read_edge()
         elif claim.bill is None:
             # Books that are not ours are the parent's, from before a fork: their locks may be held for ever.

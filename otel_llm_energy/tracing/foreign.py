@@ -48,7 +48,7 @@ class CallDesk(Protocol):
         since_ns: int | None = None,
     ) -> None: ...
 
-    def close(self, claim: Claim, report: ServerReport | None = None) -> None: ...
+    def close(self, claim: Claim, report: ServerReport | None = None, *, ended_ns: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class UnobservedCalls:
         """Close the claim of a span that is about to end, if it is still ours."""
         claim = None if span.context is None else self.adopt(span.context.span_id)
         if claim is not None:
-            self._close(claim, enrich.raw_attributes(span))
+            self._close(claim, span, enrich.raw_attributes(span))
 
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
         """An LLM span ends that had no call: it may say by now who answered. What was metered since is not all lost."""
         attributes = enrich.raw_attributes(span)
         host, port = _server(attributes)
         if host is not None and span.start_time is not None and span.context is not None:
-            self._close(self._claim(gate, span, attributes, (host, port)), attributes)
+            self._close(self._claim(gate, span, attributes, (host, port)), span, attributes)
 
     def _claim(
         self,
@@ -116,14 +116,15 @@ class UnobservedCalls:
         claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
         gate.bind(span, claim, parent_context, ends_for_certain=False)
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
-        self._desk.open(claim, *server, provider, operation, since_ns=_begun_ns(span))
+        # Some libraries make a span afterwards, or end it long after the call, and say when that was.
+        self._desk.open(claim, *server, provider, operation, since_ns=_past_ns(span.start_time))
         return claim
 
-    def _close(self, claim: Claim, attributes: _Attributes) -> None:
+    def _close(self, claim: Claim, span: ReadableSpan, attributes: _Attributes) -> None:
         tokens = enrich.tokens_said(attributes)
         claim.input_tokens, claim.output_tokens = tokens.input, tokens.output
         claim.facts = _facts(attributes)
-        self._desk.close(claim, _report(attributes))
+        self._desk.close(claim, _report(attributes), ended_ns=_past_ns(span.end_time))
 
     def told_elsewhere(self, span: ReadableSpan) -> bool:
         """Whether this LLM span describes a call that has its bill on another span.
@@ -148,13 +149,10 @@ class UnobservedCalls:
         return False
 
 
-def _begun_ns(span: ReadableSpan) -> int | None:
-    """When the work began, on the monotonic clock; ``None`` for now.
-
-    Some libraries make a span afterwards, with a start in the past. A future one is of a wall clock that was stepped.
-    """
+def _past_ns(unix_ns: int | None) -> int | None:
+    """A time in the past on the monotonic clock; ``None`` for now. A future one is of a wall clock that was stepped."""
     now_ns = time.monotonic_ns()
-    past_ns = time.time_ns() - (span.start_time or 0)
+    past_ns = time.time_ns() - (unix_ns or 0)
     return now_ns - past_ns if _CLOCKS_APART_NS < past_ns < now_ns else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import urllib.request
 import weakref
 from collections.abc import Iterator
@@ -100,6 +101,28 @@ def test_span_that_names_its_server_is_billed(
     assert bill[names.JOULES] > 0
     assert bill[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(bill[names.JOULES] / 16, rel=1e-4)
     assert said(exporter, "app")[names.SUBTREE_JOULES] == bill[names.JOULES]
+
+
+def test_span_is_billed_up_to_its_end_when_that_is_told_later(
+    base_url: str,
+    address: dict[str, Any],
+    energy: Instrumentation,
+    tracer: trace.Tracer,
+    exporter: InMemorySpanExporter,
+) -> None:
+    """What the server did for others since then is not its own."""
+    theirs = {**_CHAT, **address}
+    ask_unobserved(base_url)
+    with tracer.start_as_current_span("at once", attributes=theirs):
+        ask_unobserved(base_url)
+    later = tracer.start_span("later", attributes=theirs)
+    ask_unobserved(base_url)
+    ended_unix_ns = time.time_ns()
+    for _ in range(5):
+        ask_unobserved(base_url)
+    later.end(ended_unix_ns)
+    energy.force_flush()
+    assert said(exporter, "later")[names.JOULES] < 3 * said(exporter, "at once")[names.JOULES]
 
 
 def test_there_is_one_bill_when_the_call_is_observed_as_well(
