@@ -19,6 +19,11 @@ THIS_PROCESS = "process"
 
 ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+# Who uses no more of a CPU than this part, for so long while calls are open, may not be who answers them.
+_IDLE_PART = 0.02
+_IDLE_NS = NS_PER_SECOND // 2
+_LOOK_AGAIN_NS = 2 * NS_PER_SECOND
+_LOOK_AGAIN_IDLE_NS = 10 * NS_PER_SECOND
 # Reasons for which it is in doubt whether this machine's energy is the server's at all.
 _CAUTIONS = frozenset({"relay", "not-listening"})
 
@@ -64,6 +69,8 @@ class ServerWatch:
         self._keys: dict[tuple[str, int], str] = {}
         self._found: dict[str, Server] = {}
         self._looked_ns: dict[str, int] = {}
+        self._last_sample: ActivitySample | None = None
+        self._idle_ns: dict[str, int] = {}  # by server: for how long it has done nothing while calls were open
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, int, Server]] = []
@@ -147,7 +154,8 @@ class ServerWatch:
         if sample is not None:
             self.final = False
             sample = _under_keys(sample, keys)
-            self._replace_dead(sample.by_server_ns)
+            self._note_idle(sample)
+            self._replace(sample.by_server_ns)
             self._books.sample(sample, final=final)
         for sample in self._gpus.samples(self.resources):
             self._books.sample(_under_keys(sample, keys), final=final)
@@ -157,13 +165,15 @@ class ServerWatch:
         server = self._resolve(host, port)
         self._looked_ns[key] = self._clock_ns()
         caution = server.reason if server.reason in _CAUTIONS else ""
+        old = self._found.get(key)
+        if old == server:
+            return
         known = next((name for name, other in self._found.items() if other.id == server.id), None)
         if known is not None and known != key:
             self._keys[host, port] = known
             if caution:
                 self._books.set_server(known, slots=None, caution=caution)
             return
-        old = self._found.get(key)
         if old is not None and old.id != server.id:
             self._activity.forget(old.id)
             self._gpus.forget(old.id)
@@ -176,12 +186,25 @@ class ServerWatch:
         if server.reason is not None:
             _logger.info("%s", server.message)
 
-    def _replace_dead(self, by_key: Mapping[str, int | None]) -> None:
-        """A server that has ended may have been started again at its address."""
+    def _note_idle(self, sample: ActivitySample) -> None:
+        last, self._last_sample = self._last_sample, sample
+        if last is None or not self._books.busy:
+            return
+        length_ns = sample.at_ns - last.at_ns
+        for key, busy_ns in sample.by_server_ns.items():
+            then_ns = last.by_server_ns.get(key)
+            if busy_ns is None or then_ns is None or busy_ns - then_ns > _IDLE_PART * length_ns:
+                self._idle_ns[key] = 0
+            else:
+                self._idle_ns[key] = self._idle_ns.get(key, 0) + length_ns
+
+    def _replace(self, by_key: Mapping[str, int | None]) -> None:
+        """Look again who answers where the server has ended, or does nothing: it may have left its port to another."""
         now_ns = self._clock_ns()
         for address, key in list(self._keys.items()):  # calls by new names come in other threads
-            gone = by_key.get(key) is None
-            if gone and self._books.busy and now_ns - self._looked_ns.get(key, 0) > 2 * NS_PER_SECOND:
+            gone, idle = by_key.get(key) is None, self._idle_ns.get(key, 0) >= _IDLE_NS
+            pause_ns = _LOOK_AGAIN_NS if gone else _LOOK_AGAIN_IDLE_NS
+            if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
                 self._waiting.append(address)
 

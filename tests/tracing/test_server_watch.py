@@ -23,10 +23,12 @@ NOBODY = Server("unknown:localhost:80", "localhost:80", "unknown", reason="not-l
 
 
 class Idle:
-    """No server does anything; those that are watched."""
+    """No server does anything, unless told to; those that are watched."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_ns: Callable[[], int] = lambda: 1) -> None:
         self.watched: dict[str, Server] = {}
+        self.busy_ns = 0
+        self._clock_ns = clock_ns
 
     def watch(self, server: Server) -> None:
         self.watched[server.id] = server
@@ -35,8 +37,8 @@ class Idle:
         del self.watched[server_id]
 
     def sample(self) -> ActivitySample:
-        by_server_ns = {name: None if server.pid is None else 0 for name, server in self.watched.items()}
-        return ActivitySample("cpu", 1, 0, by_server_ns, 1, 0, 0)
+        by_server_ns = {name: None if server.pid is None else self.busy_ns for name, server in self.watched.items()}
+        return ActivitySample("cpu", self._clock_ns(), self.busy_ns, by_server_ns, 1, 0, 0)
 
     def close(self) -> None:
         self.watched.clear()
@@ -50,7 +52,8 @@ class Watched:
         self.ledger = Ledger(0)
         self.books = Books(self.ledger)
         self.now_ns = NS_PER_SECOND
-        self.watch = ServerWatch(self.books, Idle(), lambda _, port: self.answers[port], lambda: self.now_ns)
+        self.activity = Idle(lambda: self.now_ns)
+        self.watch = ServerWatch(self.books, self.activity, lambda _, port: self.answers[port], lambda: self.now_ns)
 
     def caution(self, port: int) -> str | None:
         """Why bills of calls to this port are degraded, after it was looked up."""
@@ -113,6 +116,32 @@ def test_caution_is_taken_back_when_the_server_is_there_at_last() -> None:
     watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
     watched.watch.sample()  # only while calls are open is one that is gone looked up again
     assert not watched.caution(80)
+
+
+def test_who_took_over_the_port_is_found_when_the_server_lives_on_without_it() -> None:
+    """It does nothing while calls are answered."""
+    watched = Watched({80: OLLAMA})
+    assert not watched.caution(80)
+    other = Server("pid:8:1", "vllm", "local", pid=8, start_ticks=1)
+    watched.answers[80] = other
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    for _ in range(12):
+        watched.now_ns += NS_PER_SECOND
+        watched.watch.sample()
+    assert watched.watch.found() == {"localhost:80": other}
+
+
+def test_server_is_not_looked_up_again_while_it_works() -> None:
+    """That takes some 10 ms of CPU time."""
+    watched = Watched({80: OLLAMA})
+    assert not watched.caution(80)
+    watched.answers[80] = NOBODY
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    for _ in range(12):
+        watched.now_ns += NS_PER_SECOND
+        watched.activity.busy_ns += NS_PER_SECOND // 4
+        watched.watch.sample()
+    assert watched.watch.found() == {"localhost:80": OLLAMA}
 
 
 class Sampled:
