@@ -24,7 +24,8 @@ _BY_REASON: Final[Mapping[str, str]] = {
     "guest-cpu": "Run Scaphandre with --vm in this guest (the host must share its counters), or name counters that are "
     "this machine's own: export OTEL_LLM_ENERGY_POWERCAP_ROOT=/path/to/powercap",
     "taken": "servers={'localhost:11434': ScaphandreMeter(url, process='ollama')}   (this machine's servers, too)",
-    "meter-tls": "PrometheusMeter(url, ca_file='/path/to/authority.pem'), or for all: export REQUESTS_CA_BUNDLE=...",
+    "meter-tls": "ScaphandreMeter(url, ca_file='/path/authority.pem') (PrometheusMeter, too) or, if it is elsewhere: "
+    "export REQUESTS_CA_BUNDLE=...",
     "nvml-not-installed": "pip install 'otel-llm-energy[nvidia]'",
     "gpu-no-driver": "nvidia-smi   (it shows what is wrong with the driver; in a container: docker run --gpus all ...)",
     "gpu-lost": "nvidia-smi   (then restart the machine, or reset the GPU)",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
@@ -46,6 +47,7 @@ class ScaphandreMeter:
         range_uj: where the counters wrap (``max_energy_range_uj`` of the host's powercap tree), µJ. Scaphandre does
             not tell; without it a wrap is a gap.
         scale_error: relative error of the joules, 0.05 for 5 %.
+        ca_file: of the authority that signed the certificate of an https address; ``None`` for the usual ones.
         timeout_seconds: for one request, s.
         clock: the monotonic clock, ns.
     """
@@ -61,6 +63,7 @@ class ScaphandreMeter:
         interval_seconds: float = MIN_INTERVAL_SECONDS,
         range_uj: int | None = None,
         scale_error: float = RAPL_SCALE_ERROR,
+        ca_file: str | None = None,
         timeout_seconds: float = 3.0,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -72,7 +75,9 @@ class ScaphandreMeter:
         self.pace = Pace(interval_seconds, interval_seconds)
         self.process = process
         self.cpus = cpus
-        self._exporter = Exporter(url, timeout_seconds=timeout_seconds, clock=clock)
+        if ca_file is not None and not Path(ca_file).exists():
+            raise ValueError(f"ScaphandreMeter(ca_file={ca_file!r}): there is no such file or folder of certificates.")
+        self._exporter = Exporter(url, ca_file=ca_file, timeout_seconds=timeout_seconds, clock=clock)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj
         self._scale_error = scale_error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
+import threading
 import time
 import traceback
 from collections.abc import Iterable
@@ -33,6 +35,7 @@ from otel_llm_energy.quantities import Channel, Reading
 from tests.meters.exporters import ManualClock, exporter, page, say
 from tests.meters.record_fixtures import RANGE_UJ
 from tests.support.children import free_port
+from tests.support.tls import certified
 
 FIXTURES = Path(__file__).with_name("fixtures")
 
@@ -429,6 +432,32 @@ def test_credentials_are_sent_but_never_shown_when_the_url_has_them(caplog: pyte
     told += ["".join(traceback.format_exception(error.value)) for error in (caught, caught_refused)]
     assert caught_refused.value.__context__ is None
     assert not [text for text in told if "pa%40ss" in text or "pa@ss" in text or "hush" in text]
+
+
+def test_counters_are_read_when_the_authority_of_an_own_certificate_is_named(tmp_path: Path) -> None:
+    """Scaphandre speaks no TLS, so a proxy before it does, often on the same host."""
+    signed = certified(tmp_path / "certificates", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(signed.certificate, signed.key)
+
+    def secured(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            encrypted.recv(4096)
+            encrypted.sendall(page(totals(1)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/metrics"
+        answering = threading.Thread(target=lambda: secured(listener.accept()[0]))
+        answering.start()
+        channels = ScaphandreMeter(url, ca_file=str(signed.authority)).open()
+        answering.join()
+    assert [channel.id for channel in channels] == ["package-0"]
+
+
+def test_an_authority_that_is_not_there_is_refused_at_once() -> None:
+    """By a line that names option and value."""
+    with pytest.raises(ValueError, match=r"ca_file='/nowhere/ca.pem'"):
+        ScaphandreMeter("https://gpu-box:8080/metrics", ca_file="/nowhere/ca.pem")
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host/x", "http://", "http://user:secret@", "http://h:x/"])
