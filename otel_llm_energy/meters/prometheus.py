@@ -38,6 +38,7 @@ _STALE_INTERVALS = 4
 _FROZEN_SAMPLES = 3
 _SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
 _CLOCK_LOOKS = 8
+_REMEMBERED_SCRAPES = 8
 
 
 Labels = tuple[tuple[str, str], ...]
@@ -121,6 +122,7 @@ class PrometheusMeter:
         self._host: Mapping[str, str] = self._labels
         self._counters = HostCounters(with_processes=self.process is not None)
         self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
+        self._scraped_ns: deque[int] = deque(maxlen=_REMEMBERED_SCRAPES)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
         self._ahead = _ClockDifference()
 
@@ -155,8 +157,7 @@ class PrometheusMeter:
         """
         self.close()
         scrapes = self._ask(COUNTER_FAMILIES, _LOOK_BACK_SECONDS)
-        self._interval_ns = _interval_ns(scrapes.by_host_ns.values())
-        self.pace = _pace(self._interval_ns / NS_PER_SECOND)
+        self._learn_interval(scrapes.by_host_ns.values())
         host = self._the_host(scrapes)
         found = counters(scrapes.by_time_ns[max(scrapes.by_time_ns)].samples) if host else None
         if host is None or found is None or not found.by_channel_uj:
@@ -165,7 +166,9 @@ class PrometheusMeter:
         channels = self._counters.channels(
             found, meter=self.name, range_uj=self._range_uj, scale_error=self._scale_error
         )
-        self._last_ns = max(scrapes.by_time_ns) - 1
+        *earlier_ns, newest_ns = sorted(scrapes.by_time_ns)
+        self._scraped_ns.extend(earlier_ns)
+        self._last_ns = newest_ns - 1
         self._first_readings = self._new_readings()
         return channels
 
@@ -195,8 +198,16 @@ class PrometheusMeter:
         readings: list[Reading] = []
         for at_ns in sorted(time_ns for time_ns in scrapes.by_time_ns if time_ns > last_ns):
             readings += self._take(at_ns, scrapes.by_time_ns[at_ns])
+        self._learn_interval([self._scraped_ns])
         self._check_age(now_ns)
         return readings
+
+    def _learn_interval(self, scraped_ns: Iterable[Sequence[int]]) -> None:
+        """How often the host is scraped; when the app starts there may have been one scrape, and later another rule."""
+        interval_ns = _interval_ns(scraped_ns)
+        if interval_ns is not None:
+            self._interval_ns = interval_ns
+        self.pace = _pace(self._interval_ns / NS_PER_SECOND)
 
     def _take(self, at_ns: int, scrape: _Scrape) -> list[Reading]:
         """The readings of one scrape; none where the exporter repeats itself."""
@@ -204,6 +215,7 @@ class PrometheusMeter:
         if not found.by_channel_uj:
             return []
         self._last_ns = at_ns
+        self._scraped_ns.append(at_ns)
         refreshed_ns = self._date(at_ns, scrape, found)
         if refreshed_ns is None:
             return []
@@ -348,10 +360,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _interval_ns(times_ns: Iterable[Sequence[int]]) -> int:
-    """The usual time between two scrapes of a host."""
+def _interval_ns(times_ns: Iterable[Sequence[int]]) -> int | None:
+    """The usual time between two scrapes of a host; ``None`` if there was one only."""
     steps = [later - earlier for each in times_ns for earlier, later in pairwise(sorted(each))]
-    return int(median(steps)) if steps else int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
+    return int(median(steps)) if steps else None
 
 
 def _pace(interval_seconds: float) -> Pace:

@@ -125,6 +125,19 @@ def test_polls_follow_the_interval_when_prometheus_scrapes_more_seldom(interval:
     assert interval < meter.pace.longest_seconds <= interval + 6.1
 
 
+def test_polls_follow_the_interval_when_there_was_one_scrape_at_first(replay: Replay) -> None:
+    """App and Prometheus are started together: how seldom it scrapes shows later."""
+    replay.keep("one:8080")
+    replay.stretch(60 / 3)
+    replay.now = replay.times("one:8080")[0] + 1
+    time = Time(replay)
+    meter = time.meter()
+    meter.open()
+    time.pass_by(3 * 60)
+    meter.read()
+    assert 60 < meter.pace.longest_seconds <= 66.1
+
+
 def test_a_host_must_be_chosen_when_there_are_several(replay: Replay) -> None:
     """The message names them, and how to choose."""
     with pytest.raises(MeterError, match=r"one:8080, two:8080.*instance=") as caught:
