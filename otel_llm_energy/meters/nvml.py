@@ -26,6 +26,8 @@ POWER_SCALE_ERROR = 0.1
 "Power Draw", Fermi and Kepler); as much again is assumed for what happens between two samples."""
 
 _LOOK_FOR_PROCESSES_NS = NS_PER_SECOND
+_LONGEST_STEP_NS = 5 * NS_PER_SECOND  # powers further apart do not say what was drawn in between
+_PJ_PER_UJ = 1_000_000
 
 _logger = logging.getLogger(__name__)
 
@@ -189,10 +191,13 @@ class _PowerCard:
         at_ns = (before_ns + after_ns) // 2
         if self._last is not None:
             last_ns, last_mw = self._last
-            self._energy_pj += (last_mw + power_mw) * (at_ns - last_ns) // 2
+            if at_ns - last_ns <= _LONGEST_STEP_NS:
+                self._energy_pj += (last_mw + power_mw) * (at_ns - last_ns) // 2
+            else:
+                self._energy_pj -= _PJ_PER_UJ  # a counter that steps back tells the ledger that energy is missing
         self._last = (at_ns, power_mw)
         state = self._state.read(after_ns)
-        return Reading(_channel_id(self.gpu), self._energy_pj // 1_000_000, before_ns, after_ns, state)
+        return Reading(_channel_id(self.gpu), self._energy_pj // _PJ_PER_UJ, before_ns, after_ns, state)
 
 
 class _IdleState:

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from otel_llm_energy.ledger.counter import Counter
 from otel_llm_energy.meters import MeterError, NvmlMeter, discover
 from otel_llm_energy.meters.nvml import POWER_SCALE_ERROR, REFRESH_NS
 from tests.meters.exporters import exporter
@@ -118,6 +120,27 @@ def test_power_is_integrated_when_a_card_has_no_counter(
         clock.advance(0.5)
         (reading,) = meter.read()
     assert reading.energy_uj == 25_000_000 + 50_000_000 + 75_000_000
+
+
+def test_no_power_is_made_up_when_a_card_without_a_counter_did_not_answer_for_a_while(
+    driver: FakeDriver, meter: NvmlMeter, clock: ManualClock
+) -> None:
+    """What it drew in that minute nobody knows: for the ledger a gap, and from then on it counts again."""
+    driver.say(gpu0_energy_mj=None)
+    (channel,) = meter.open()
+    counter = Counter(channel)
+    readings = [*meter.read()]
+    for seconds, problem in ((0.5, None), (1, LOST), (59, None), (0.5, None)):
+        clock.advance(seconds)
+        driver.say(gpu0_error=problem)
+        with nullcontext() if problem is None else pytest.raises(MeterError):
+            readings += meter.read()
+    buckets = [bucket for reading in readings if (bucket := counter.read(reading))]
+    assert [(bucket.gap, bucket.energy_nj) for bucket in buckets] == [
+        (None, 25_000_000_000),
+        ("reset", 0),
+        (None, 25_000_000_000),
+    ]
 
 
 @pytest.mark.parametrize(
