@@ -45,7 +45,9 @@ class Biller:
         self, server: str, sweeps: Sequence[Sweep], silent: Sequence[Sweep], timeline: Timeline, sharing: Sharing
     ) -> None:
         self._drawn = _Channels([ServerChannel(server, sweep) for sweep in sweeps])
-        self._silent = _Channels([ServerChannel(server, sweep) for sweep in silent])
+        # Missed only by who drew from it at last: not every server works on the GPU that is lost.
+        missed = [sweep for sweep in silent if not sweep.unused_of_late_by(server)]
+        self._silent = _Channels([ServerChannel(server, sweep) for sweep in missed])
         self._timeline = timeline
         self._sharing = sharing
 

@@ -150,6 +150,11 @@ class Sweep:
         absent = self._absent.get(server)
         return absent is not None and absent.between(start_ns, end_ns) >= end_ns - start_ns
 
+    def unused_of_late_by(self, server: str) -> bool:
+        """The server drew nothing from this channel in the last bucket that was swept."""
+        absent = self._absent.get(server)
+        return absent is not None and absent.end_ns >= self.swept_ns
+
     def _share(
         self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
     ) -> tuple[Baseline, int, dict[str, ServerPart]]:

@@ -68,6 +68,7 @@ class NvmlMeter:
         self._clock = clock
         self._nvml: Nvml | None = None
         self._cards: list[_Card] = []
+        self._lost: set[str] = set()
 
     def __repr__(self) -> str:
         return "NvmlMeter()"
@@ -131,18 +132,30 @@ class NvmlMeter:
         return _CounterCard(nvml, gpu, self._clock), self._scale_error
 
     def read(self) -> Sequence[Reading]:
-        """Readings of those GPUs whose counter has moved since the last time.
+        """Readings of those GPUs whose counter has moved since the last time; one that does not answer is left out.
 
         Raises:
-            MeterError: ``meter-closed``, or why a GPU does not answer, e.g. ``gpu-lost``.
+            MeterError: ``meter-closed``, or why no GPU answers, e.g. ``gpu-lost``.
         """
         if self._nvml is None:
             raise MeterError("meter-closed", "NvmlMeter: the meter is not open.")
-        try:
-            readings = [card.read() for card in self._cards]
-        except NvmlError as error:
-            raise MeterError(error.reason, str(error)) from error
+        readings: list[Reading | None] = []
+        problem: NvmlError | None = None
+        for card in self._cards:
+            try:
+                readings.append(card.read())
+            except NvmlError as error:
+                problem = error
+                self._note_lost(card.gpu, error)
+        if problem is not None and not readings:
+            raise MeterError(problem.reason, str(problem)) from problem
         return [reading for reading in readings if reading is not None]
+
+    def _note_lost(self, gpu: Gpu, error: NvmlError) -> None:
+        """Say once that a GPU does not answer any more."""
+        if gpu.uuid not in self._lost:
+            self._lost.add(gpu.uuid)
+            _logger.warning("GPU %d is left out until it answers: %s", gpu.index, error)
 
     def close(self) -> None:
         """Give the library back."""

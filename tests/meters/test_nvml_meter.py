@@ -187,6 +187,23 @@ def test_reading_fails_with_a_reason_when_a_gpu_is_lost(driver: FakeDriver, mete
     assert len(meter.read()) == 1
 
 
+def test_other_gpus_are_read_on_when_one_is_lost(
+    driver: FakeDriver, meter: NvmlMeter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log once; no figure is made up for it, and it counts again when it comes back."""
+    driver.say(count=2, gpu1_energy_mj=1)
+    meter.open()
+    meter.read()
+    driver.say(gpu0_error=LOST)
+    for energy_mj in (2, 3):
+        driver.say(gpu1_energy_mj=energy_mj)
+        assert [reading.channel_id for reading in meter.read()] == ["gpu-1"]
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "GPU 0" in record.getMessage()
+    driver.say(gpu0_error=None, gpu0_energy_mj=6_000_000)
+    assert [reading.channel_id for reading in meter.read()] == ["gpu-0"]
+
+
 def test_meter_can_be_opened_again_when_it_was_closed(meter: NvmlMeter) -> None:
     """After a fork, or another `instrument()`; closed, it says so."""
     meter.open()
