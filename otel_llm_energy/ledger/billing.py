@@ -19,6 +19,8 @@ _COARSE_WIDTH = 0.5
 _MOST_UNKNOWN = 0.1
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
 _PARTED_WITHIN = 0.1
+# Who keeps less of a CPU busy than this during a call passes it on: what runs models on CPUs takes one or more.
+_LEAST_CPUS = 0.05
 _SILENT = "counter-silent"
 
 
@@ -74,6 +76,9 @@ class Biller:
             return unavailable(reason or "no-reading"), {}
         sums = Sums(parted=_parted(entry.windows, channels.each))
         by_channel = {channel.id: channel.add(sums, stretches) for channel in channels.each}
+        passed_on = bool(entry.route) and sums.most_cpus < _LEAST_CPUS  # work by hand has no route, and may wait
+        if passed_on:
+            reason = reason or "relay"
         energy_nj = sums.idle_nj + sums.dyn_nj
         concurrency = _concurrency(stretches, self._timeline)
         lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
@@ -85,7 +90,7 @@ class Biller:
             reason=why,
             above_idle_nj=sums.dyn_nj if sums.baseline else None,
             lower_nj=lower_nj,
-            upper_nj=None if missing.each else upper_nj,
+            upper_nj=None if missing.each or passed_on else upper_nj,
             phases_nj=sums.phases_nj,
             components_nj=sums.components_nj,
             meter=channels.meter,

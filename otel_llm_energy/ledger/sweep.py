@@ -122,18 +122,19 @@ class Sweep:
             self._learn_cost_of_load(bucket, activity)
             baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
             even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
+            cpus = parts.cpus_at_work
             busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
             baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
-            steps = {}
+            steps, cpus = {}, {}
             busy = Busy(0, 0, 0)
         self._close(bucket)
         # Only of those at work here: there may be many servers, and the others' calls hardly ask.
         before, self._now = self._now, {name: self.clocks(name).now() for name, at_work in steps.items() if at_work}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, cpus, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 
     def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
