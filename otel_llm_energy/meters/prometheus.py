@@ -298,7 +298,8 @@ class PrometheusMeter:
         # One that was not scraped for an interval has given way to the newest, such as a pod that was started again.
         alive = [host for host, at_ns in newest_ns.items() if last_ns - at_ns < 0.9 * self._interval_ns]
         if len(alive) > 1:
-            names = ", ".join(sorted(_shown(dict(host)) for host in alive))
+            common = set(alive[0]).intersection(*alive)  # one host may be scraped by two jobs, or by two replicas
+            names = ", ".join(sorted(_shown(dict(set(host) - common)) for host in alive))
             raise MeterError(
                 "meter-ambiguous",
                 f"{self.url}: Scaphandre of several hosts: {names}. Choose one: PrometheusMeter(url, instance=...) or"

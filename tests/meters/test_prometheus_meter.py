@@ -145,6 +145,18 @@ def test_a_host_must_be_chosen_when_there_are_several(replay: Replay) -> None:
     assert caught.value.reason == "meter-ambiguous"
 
 
+def test_what_tells_them_apart_is_shown_when_one_host_is_scraped_twice(replay: Replay) -> None:
+    """By two jobs, or two replicas behind one Thanos: the instance is the same."""
+    replay.keep("one:8080")
+    replay.series = [
+        {**each, "metric": {**each["metric"], "replica": replica}} for each in replay.series for replica in "ab"
+    ]
+    with pytest.raises(MeterError, match=r"replica=a, replica=b\. .*labels=") as caught:
+        Time(replay).meter().open()
+    assert caught.value.reason == "meter-ambiguous"
+    assert Time(replay).meter(labels={"replica": "a"}).open()
+
+
 def test_the_only_host_is_kept_when_another_one_is_scraped_later(replay: Replay) -> None:
     """Who named none means the one that there was: the new one's energy is not mixed in."""
     both = replay.series
