@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -26,7 +26,7 @@ class Poller:
     def __init__(self, name: str, work: Callable[[], float]) -> None:
         self._name = name
         self._work = work
-        self._wakes: SimpleQueue[None] = SimpleQueue()  # reentrant: a signal, or a collection, may end a call anywhere
+        self._wakes = _new_queue()
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._troubles = Troubles(_logger)
@@ -34,6 +34,9 @@ class Poller:
     def start(self) -> None:
         """Start the thread; it never keeps the interpreter from ending."""
         if self._thread is None:
+            # Made together and by the names of now: gevent may have replaced both since `__init__`, or since this
+            # module was imported, and a green thread that waits at a queue of the other kind would stop all others.
+            self._wakes = _new_queue()
             self._thread = threading.Thread(target=self._run, name=f"otel-llm-energy {self._name}", daemon=True)
             self._thread.start()
 
@@ -53,7 +56,7 @@ class Poller:
     def _run(self) -> None:
         with suppress_instrumentation():
             while not self._stopped:
-                with suppress(Empty):
+                with suppress(queue.Empty):
                     self._wakes.get(timeout=max(self._step(), 0.0))
 
     def _step(self) -> float:
@@ -62,3 +65,8 @@ class Poller:
         except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong in one round
             self._troubles.warn("poll", "%s failed and is tried again.", self._name, exc_info=True)
             return _AFTER_ERROR_SECONDS
+
+
+def _new_queue() -> queue.SimpleQueue[None]:
+    """Reentrant: a signal, or a collection, may end a call anywhere."""
+    return queue.SimpleQueue()

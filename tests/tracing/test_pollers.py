@@ -1,0 +1,36 @@
+"""The threads that do one thing again and again, and what they wait at."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+import pytest
+
+from otel_llm_energy.tracing.pollers import Poller
+
+
+def test_poller_waits_at_the_queue_of_now_when_it_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gevent does, with threads: in a worker of gunicorn that loaded the app before it was forked."""
+    waited: list[object] = []
+
+    class Replacement(queue.Queue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            waited.append(self)
+            return super().get(block, timeout)
+
+    rounds = threading.Semaphore(0)
+
+    def work() -> float:
+        rounds.release()
+        return 60.0
+
+    poller = Poller("playing", work)
+    monkeypatch.setattr(queue, "SimpleQueue", Replacement)
+    poller.start()
+    assert rounds.acquire(timeout=10)
+    poller.wake()
+    assert rounds.acquire(timeout=10)
+    poller.stop()
+    assert waited
