@@ -206,7 +206,7 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
     try:
         return runtime.measure_idle(seconds)
     finally:
-        runtime.desk.stop()
+        runtime.stop()
 
 
 class CallMeter:

@@ -125,6 +125,7 @@ class Runtime:
                 processor.gate.desk, processor.gate.watch = NoDesk(), None
         self.desk.report_balance()
         self.desk.stop()
+        self._metrics.leave()
 
     @property
     def meter_provider(self) -> MeterProvider | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -18,6 +19,7 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Health
 
 _Pairs = tuple[tuple[str, str | int], ...]  # attributes, as a key
+_OBSERVED: Final = "_otel_llm_energy_observed"
 
 
 class MeterPlace(NamedTuple):
@@ -46,9 +48,9 @@ class EnergyMetrics:
         lag_seconds: Callable[[], Mapping[MeterPlace, float]] = dict,
     ) -> None:
         self._provider = meter_provider
-        self._health = health
-        self._lag_seconds = lag_seconds
+        self._source = _Source(health, lag_seconds)
         self._made: _Instruments | None = None
+        self._left = False
 
     @property
     def provider(self) -> MeterProvider:
@@ -73,11 +75,19 @@ class EnergyMetrics:
         if instruments is not None:
             instruments.unattributed.add(joules, {**_channel_attributes(channel), conventions.REASON: reason})
 
+    def leave(self) -> None:
+        """Record no more, and be asked no more at collections."""
+        self._left = True
+        if self._made is not None:
+            self._made.observed.leave(self._source)
+
     def _instruments(self) -> _Instruments | None:
-        if self._made is None:
+        if self._made is None and not self._left:
             provider = self.provider
             if records(provider):
-                self._made = _Instruments(provider.get_meter("otel_llm_energy"), self._health, self._lag_seconds)
+                observed = _observed_of(provider)
+                observed.source = self._source
+                self._made = _Instruments(provider.get_meter("otel_llm_energy"), observed)
         return self._made
 
 
@@ -86,22 +96,63 @@ def records(provider: MeterProvider) -> bool:
     return not type(provider).__module__.startswith("opentelemetry.metrics")
 
 
+class _Source(NamedTuple):
+    """Whom the observable instruments ask at a collection."""
+
+    health: Callable[[], Iterable[Health]] = tuple
+    lag_seconds: Callable[[], Mapping[MeterPlace, float]] = dict
+
+
+class _Observed:
+    """What stands behind the observable instruments of one meter provider, whoever measures just then.
+
+    An SDK keeps the callbacks that it was given first, for good, and heeds no others of these names.
+
+    Attributes:
+        source: who measures now.
+    """
+
+    def __init__(self) -> None:
+        self.source = _Source()
+        self._past = Health()  # of those who have left: what is counted never goes down
+
+    def health(self) -> Iterable[Health]:
+        return [self._past, *self.source.health()]
+
+    def lag_seconds(self) -> Mapping[MeterPlace, float]:
+        return self.source.lag_seconds()
+
+    def leave(self, source: _Source) -> None:
+        """It measures no more, and is let go."""
+        if self.source is source:
+            for each in source.health():
+                self._past.add(each)
+            self._past.held = 0
+            self.source = _Source()
+
+
+def _observed_of(provider: MeterProvider) -> _Observed:
+    """The one of this provider, kept on it."""
+    observed = getattr(provider, _OBSERVED, None)
+    if not isinstance(observed, _Observed):
+        observed = _Observed()
+        with suppress(AttributeError):  # it has no room for it
+            setattr(provider, _OBSERVED, observed)
+    return observed
+
+
 class _Instruments:
     """The instruments of `conventions` on one meter."""
 
-    def __init__(
-        self,
-        meter: Meter,
-        health: Callable[[], Iterable[Health]],
-        lag_seconds: Callable[[], Mapping[MeterPlace, float]],
-    ) -> None:
+    def __init__(self, meter: Meter, observed: _Observed) -> None:
+        self.observed = observed
         self.consumption = _counter(meter, conventions.CONSUMPTION)
         self.metered = _counter(meter, conventions.METERED)
         self.unattributed = _counter(meter, conventions.UNATTRIBUTED)
         self.operation = _histogram(meter, conventions.OPERATION)
         self.per_output_token = _histogram(meter, conventions.PER_OUTPUT_TOKEN)
-        _observe_health(meter, health)
-        _observe_lag(meter, lag_seconds)
+        _observe_health(meter, observed.health)
+        _observe_lag(meter, observed.lag_seconds)
 
     def record(self, claims: Iterable[Claim]) -> None:
         """Calls that are billed: each one in the histograms, in the context of its span so that exemplars link.

@@ -9,11 +9,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -432,6 +436,22 @@ def test_measure_idle_reads_the_real_counters_when_nothing_is_instrumented(
         assert set(watts) == {"package-0", "package-0/dram"}
         assert watts["package-0"] > 10
         assert path.exists()
+
+
+def test_no_meter_is_said_to_lag_when_idle_power_was_measured(
+    powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read only meanwhile; ever since, its last reading is older at each collection."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: provider)
+    with suppress(MeterError):  # a busy machine is refused
+        otel_llm_energy.measure_idle(1, meters="rapl", powercap_root=powercap.root, idle_cache="off")
+    data = reader.get_metrics_data()
+    assert data is not None
+    said = [m for of in data.resource_metrics for scope in of.scope_metrics for m in scope.metrics]
+    assert names.METERED.name in [each.name for each in said]
+    assert not [each.data.data_points for each in said if each.name == names.METER_LAG.name]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 4000, float("nan")])

@@ -173,6 +173,26 @@ def test_health_and_lag_are_read_at_collection() -> None:
     }
 
 
+def test_health_and_lag_are_of_who_measures_now_when_it_was_done_again() -> None:
+    """The SDK keeps the first callbacks: a meter that was given up grew ever older, and the next one was not seen."""
+    measured = Measured()
+    measured.metrics.metered(PACKAGE, 1.0)
+    measured.health.forwarded = 40
+    measured.metrics.leave()
+    assert measured.points("llm.energy.meter.lag") == []
+    health = Health()
+    again = EnergyMetrics(
+        measured.provider, health=lambda: [health], lag_seconds=lambda: {MeterPlace("rapl", ""): 0.125}
+    )
+    again.metered(PACKAGE, 1.0)
+    health.held, health.forwarded = 2, 3
+    measured.metrics.leave()
+    ((_, lag),) = measured.points("llm.energy.meter.lag")
+    ((_, held),) = measured.points("llm.energy.processor.held")
+    (_, forwarded), _ = measured.points("llm.energy.processor.forwarded")
+    assert (lag.value, held.value, forwarded.value) == (0.125, 2, 43)
+
+
 def test_nothing_is_made_when_the_meter_provider_records_nothing() -> None:
     """No SDK, no work."""
     metrics = EnergyMetrics(NoOpMeterProvider())
