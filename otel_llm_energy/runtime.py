@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ from otel_llm_energy.servers.announced import announced
 from otel_llm_energy.settings import Settings
 from otel_llm_energy.stations import directory_of
 from otel_llm_energy.status import Status, channel_statuses
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
@@ -211,10 +211,10 @@ class Runtime:
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Settle and hand on what is held, spans and metrics, within the timeout; False if it was exceeded."""
-        deadline_ns = time.monotonic_ns() + timeout_millis * 1_000_000
+        deadline_ns = monotonic_ns() + timeout_millis * 1_000_000
 
         def remaining_millis() -> int:
-            return max((deadline_ns - time.monotonic_ns()) // 1_000_000, 1)
+            return max((deadline_ns - monotonic_ns()) // 1_000_000, 1)
 
         self.desk.settle_now(min(timeout_millis / 1000, self._period_seconds()), "flush")
         flushed = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from otel_llm_energy.servers.figures import FigureActivity
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.settings import OPTIONS, Settings
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS
@@ -118,7 +118,7 @@ class _Stations:
             return Seat(_rules(options, board), station, ledger, self._wake, self._records)
 
         return Station(
-            Books(ledger(time.monotonic_ns())),
+            Books(ledger(monotonic_ns())),
             find,
             activity,
             who,

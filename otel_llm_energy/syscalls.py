@@ -13,9 +13,20 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 _PART_BYTES: Final = 4096
+
+
+def monotonic_ns(clock_ns: Callable[[], int] = time.monotonic_ns) -> int:
+    """The monotonic clock as it is, ns.
+
+    A test that freezes time (freezegun) puts other functions under the names in `time`; readings go on meanwhile, also
+    for other processes, which share them. What is bound as a default is not replaced.
+    """
+    return clock_ns()
 
 
 class _DirectoryEntry(ctypes.Structure):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from otel_llm_energy.host.wire import (
     encode,
 )
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import monotonic_ns
 
 PATIENCE_SECONDS = 5.0
 """A holder from which nothing has come for so long, although it was asked, is taken to be stopped."""
@@ -81,7 +81,7 @@ class Link:
         self._member = member
         self._is_over = is_over
         self._patience_ns = int(patience_seconds * NS_PER_SECOND)
-        self._heard_ns = time.monotonic_ns()
+        self._heard_ns = monotonic_ns()
         self._pinged = False
         self._welcomed = False
         self._going = True
@@ -168,7 +168,7 @@ class Link:
         )
 
     def _hear(self, message: Message) -> None:
-        self._heard_ns, self._pinged = time.monotonic_ns(), False
+        self._heard_ns, self._pinged = monotonic_ns(), False
         if isinstance(message, Welcome):
             self._welcomed = True
             self._member.welcomed(message.pid)
@@ -187,10 +187,10 @@ class Link:
     def _see_that_it_lives(self) -> None:
         if self._is_over():
             raise LinkError("Another process holds the board now.")
-        silent_ns = time.monotonic_ns() - self._heard_ns
+        silent_ns = monotonic_ns() - self._heard_ns
         if self._pinged and silent_ns > self._patience_ns:
             raise StuckError("The holder of the board does not answer.")
         if not self._pinged and self._member.waits() and silent_ns > _PING_SECONDS * NS_PER_SECOND:
             # A silence from before anything was expected counts for nothing.
-            self._heard_ns, self._pinged = time.monotonic_ns(), True
+            self._heard_ns, self._pinged = monotonic_ns(), True
             self._lines.send(encode(Ping()))

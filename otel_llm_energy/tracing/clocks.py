@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import monotonic_ns
 
 # Slewing moves the wall clock by 0.5 ms a second at most (adjtime(3)); what is more was a step.
 _STEPPED_NS = 20_000_000
@@ -71,4 +72,4 @@ class SleepWatch:
 def _asleep_ns() -> int:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic_ns()

@@ -17,6 +17,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_llm_energy import conventions
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.servers.announced import URL_PORTS
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.books import ServerReport
 from otel_llm_energy.tracing.claims import CallFacts, Claim
@@ -151,7 +152,7 @@ class UnobservedCalls:
 
 def _past_ns(unix_ns: int | None) -> int | None:
     """A time in the past on the monotonic clock; ``None`` for now. A future one is of a wall clock that was stepped."""
-    now_ns = time.monotonic_ns()
+    now_ns = monotonic_ns()
     past_ns = time.time_ns() - (unix_ns or 0)
     return now_ns - past_ns if _CLOCKS_APART_NS < past_ns < now_ns else None
 

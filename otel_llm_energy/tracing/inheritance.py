@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 from otel_llm_energy.host.folder import Folder
@@ -16,6 +15,7 @@ from otel_llm_energy.host.wire import Message, WireError
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.books import Accounts
 from otel_llm_energy.troubles import Troubles
 
@@ -55,7 +55,7 @@ class Inheritance:
         """The ledger of the holder before us, with our own calls; what we had, if there is nothing to go on with."""
         earlier = newest_journal(folder, board)
         entered = read_journal(folder, earlier, self._rules) if earlier is not None else []
-        now_ns = time.monotonic_ns()
+        now_ns = monotonic_ns()
         register, bills = self._entered(entered, now_ns)
         if register is None:
             earlier = None
@@ -67,7 +67,7 @@ class Inheritance:
             folder, turn.name, self._rules, register.beginning, earlier=earlier if entered else None
         )
         shared.remember(bills)
-        shared.follow_on(time.monotonic_ns())  # patience with the members begins only now that the journal is read
+        shared.follow_on(monotonic_ns())  # patience with the members begins only now that the journal is read
         if isinstance(ledger, RemoteLedger):
             shared.take_up(ledger)
         return shared
@@ -76,7 +76,7 @@ class Inheritance:
         """The holder's own, now that the first member has come."""
         if not isinstance(ledger, Ledger):
             return ledger
-        register = Register(self._make_ledger, ledger, time.monotonic_ns())
+        register = Register(self._make_ledger, ledger, monotonic_ns())
         register.adopt(self._member)
         return self.with_journal(self._shared(register), folder, turn)
 
@@ -91,7 +91,7 @@ class Inheritance:
         """A member's calls in a ledger of its own."""
         if not isinstance(ledger, RemoteLedger):
             return ledger
-        shared = self._shared(self._fresh(ledger, time.monotonic_ns()))
+        shared = self._shared(self._fresh(ledger, monotonic_ns()))
         shared.take_up(ledger)
         return shared
 
@@ -113,7 +113,7 @@ class Inheritance:
         return Register(self._make_ledger, self._make_ledger(start_ns), start_ns)
 
     def _shared(self, register: Register) -> SharedLedger:
-        return SharedLedger(register, self._member, Rounds(), self._say, time.monotonic_ns, self._reason)
+        return SharedLedger(register, self._member, Rounds(), self._say, monotonic_ns, self._reason)
 
 
 def remote(ledger: Accounts) -> Accounts:

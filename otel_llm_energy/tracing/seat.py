@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from otel_llm_energy.host.wire import (
 )
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.inheritance import Inheritance, close_journal, remote
 from otel_llm_energy.troubles import Troubles
@@ -178,7 +178,7 @@ class Seat:
         self._refusal = ""  # what the last process that cannot be a member was told, while one is there
         self._refused: set[int] = set()  # processes, to say it of each once
         self._pause_ns = 0
-        self._searching_since_ns = time.monotonic_ns()
+        self._searching_since_ns = monotonic_ns()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="otel-llm-energy board", daemon=True)
         self._troubles = Troubles(_logger)
@@ -319,7 +319,7 @@ class Seat:
 
     def _overtake_if_late(self, number: int) -> Turn | None:
         """A holder that has the lock but does not listen is just starting, unless that takes too long."""
-        if time.monotonic_ns() - self._searching_since_ns < PATIENCE_SECONDS * NS_PER_SECOND:
+        if monotonic_ns() - self._searching_since_ns < PATIENCE_SECONDS * NS_PER_SECOND:
             return None
         return self._overtake(number)
 
@@ -339,7 +339,7 @@ class Seat:
             link.close()
         if self._holder_pid is not None:
             self._holder_pid = None
-            self._searching_since_ns = time.monotonic_ns()
+            self._searching_since_ns = monotonic_ns()
         ledger = self._books.ledger
         if isinstance(ledger, RemoteLedger):
             ledger.disconnected()
@@ -359,7 +359,7 @@ class Seat:
     def _hello(self) -> Hello:
         ledger = self._books.ledger
         calls = list(ledger.calls) if isinstance(ledger, RemoteLedger) else []
-        rules, now_ns = self._rules, time.monotonic_ns()
+        rules, now_ns = self._rules, monotonic_ns()
         return Hello(rules.protocol, rules.settings, self._own, os.getpid(), now_ns, calls, rules.calls_servers)
 
     def _let_go(self) -> None:
@@ -418,7 +418,7 @@ class Seat:
 
     def _become_member(self) -> None:
         """Another process reads the meters; it hears of our calls as soon as it is found."""
-        self._searching_since_ns = time.monotonic_ns()
+        self._searching_since_ns = monotonic_ns()
         self._books.change_ledger(remote)
         self._books.metered_elsewhere()
 
@@ -463,7 +463,7 @@ class Seat:
             what = f"has version {hello.version!r} of otel-llm-energy, the one that reads the meters {rules.protocol!r}"
         elif hello.settings != rules.settings:
             what = "has other options of metering, or another network namespace, than the one that reads the meters"
-        elif abs(time.monotonic_ns() - hello.now_ns) > _SAME_CLOCK_NS:
+        elif abs(monotonic_ns() - hello.now_ns) > _SAME_CLOCK_NS:
             what = "has another clock than the one that reads the meters"
         else:
             return None
@@ -528,7 +528,7 @@ class Seat:
 
     def _inform(self, hub: Hub, ledger: SharedLedger) -> None:
         """Let the members know what is read, now and then."""
-        now_ns = time.monotonic_ns()
+        now_ns = monotonic_ns()
         if now_ns - self._informed_ns > NS_PER_SECOND:
             self._informed_ns = now_ns
             state = self._state()
@@ -551,7 +551,7 @@ class Seat:
             self._become_member()
         self._error = None
         self._holder_pid = pid
-        self._welcomed_ns = time.monotonic_ns()
+        self._welcomed_ns = monotonic_ns()
         link, ledger = self._link, self._books.ledger
         if link is not None and isinstance(ledger, RemoteLedger):
             ledger.connected(lambda messages: link.send(*messages))
@@ -560,7 +560,7 @@ class Seat:
     def informed(self, state: State) -> None:
         self._pause_ns = int(state.pause_seconds * NS_PER_SECOND)
         self._metering.follow(state)
-        link, stays = self._link, time.monotonic_ns() - self._welcomed_ns > _STAYS_AFTER_NS
+        link, stays = self._link, monotonic_ns() - self._welcomed_ns > _STAYS_AFTER_NS
         if link is not None and stays and not state.is_recorded and self._records():
             link.send(Relieve())
 
