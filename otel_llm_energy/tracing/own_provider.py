@@ -6,6 +6,8 @@ import atexit
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from opentelemetry import metrics, trace
@@ -32,19 +34,34 @@ def set_up_tracing() -> trace.TracerProvider:
     """
     provider = TracerProvider()
     kinds = _choices("OTEL_TRACES_EXPORTER", _EXPORTERS)
-    for exporter in [_span_exporter(kind) for kind in kinds if kind != "none"]:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+    with _warning_of("Spans"):
+        for exporter in [_span_exporter(kind) for kind in kinds if kind != "none"]:
+            provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     if not records(metrics.get_meter_provider()):
-        metric_kinds = _choices("OTEL_METRICS_EXPORTER", _EXPORTERS)
-        exporters = [_metric_exporter(kind) for kind in metric_kinds if kind != "none"]
-        readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
-        meter_provider = MeterProvider(metric_readers=readers)
-        metrics.set_meter_provider(meter_provider)
-        if readers and metrics.get_meter_provider() is meter_provider:
-            atexit.register(_ShutDownTogether(provider, meter_provider))
+        with _warning_of("Metrics"):
+            _set_up_metrics(provider)
     _logger.info("No tracer provider was set up before the first LLM call: made one, exporter %s.", ", ".join(kinds))
     return trace.get_tracer_provider()
+
+
+def _set_up_metrics(provider: TracerProvider) -> None:
+    kinds = _choices("OTEL_METRICS_EXPORTER", _EXPORTERS)
+    exporters = [_metric_exporter(kind) for kind in kinds if kind != "none"]
+    readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
+    meter_provider = MeterProvider(metric_readers=readers)
+    metrics.set_meter_provider(meter_provider)
+    if readers and metrics.get_meter_provider() is meter_provider:
+        atexit.register(_ShutDownTogether(provider, meter_provider))
+
+
+@contextmanager
+def _warning_of(what: str) -> Iterator[None]:
+    """The SDK raises where a variable has a value that it does not allow: that costs these, and nothing else."""
+    try:
+        yield
+    except Exception:
+        _logger.warning("%s are not exported: what the OTEL_... variables ask for cannot be made.", what, exc_info=True)
 
 
 class _ShutDownTogether:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,6 +15,13 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from otel_llm_energy.tracing.own_provider import _ShutDownTogether
 
 _SECONDS = 20
+
+
+_APP = """
+from otel_llm_energy.tracing.own_provider import set_up_tracing
+
+set_up_tracing().get_tracer("app").start_span("first call").end()
+"""
 
 
 class Meeting:
@@ -59,3 +69,23 @@ def test_nothing_is_ended_twice_when_the_app_has_shut_its_metrics_down(caplog: p
     meter_provider.shutdown()
     hook()
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "said", "exported"),
+    [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "Metrics are not exported: what the OTEL_... variables ask for", True),
+        ("OTEL_BSP_SCHEDULE_DELAY", "Spans are not exported: what the OTEL_... variables ask for", False),
+    ],
+)
+def test_wrong_variable_costs_no_more_than_it_is_for(variable: str, said: str, exported: bool) -> None:
+    """The SDK raises for it: the span of the first call was lost, or tracing was tried anew at each call."""
+    done = subprocess.run(
+        [sys.executable, "-c", _APP],
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console", variable: "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, said in done.stderr, "first call" in done.stdout) == (0, True, exported), done.stderr
