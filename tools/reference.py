@@ -62,7 +62,8 @@ Besides the standard attributes of a call (model, operation, provider, server), 
 _SETTINGS = """## Settings
 
 As keywords of `instrument()` or as variables; the keyword wins. A wrong keyword raises, a wrong variable warns once.
-The standard `OTEL_*` variables are obeyed, `OTEL_SDK_DISABLED` among them.
+The standard `OTEL_*` variables are obeyed, `OTEL_SDK_DISABLED` among them; `OTEL_CONFIG_FILE` by
+`opentelemetry-instrument` only.
 """
 
 

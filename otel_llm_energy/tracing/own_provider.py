@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 
 from otel_llm_energy.tracing.metrics import records
 
+_CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 _HTTP: Final = "http/protobuf"
 _PROTOCOLS: Final = (_HTTP, "grpc")
 _EXPORTERS: Final = ("otlp", "console", "none")
@@ -32,6 +33,10 @@ def set_up_tracing() -> trace.TracerProvider:
     Exports by OTLP over HTTP unless ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` (some of otlp, console, none)
     or ``OTEL_EXPORTER_OTLP_PROTOCOL`` say otherwise.
     """
+    if os.environ.get(_CONFIG_FILE):
+        _logger.warning(
+            "%s is not heeded where an app has no tracing of its own; opentelemetry-instrument heeds it.", _CONFIG_FILE
+        )
     provider = TracerProvider()
     kinds = _choices("OTEL_TRACES_EXPORTER", _EXPORTERS)
     with _warning_of("Spans"):

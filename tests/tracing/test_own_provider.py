@@ -80,12 +80,23 @@ def test_nothing_is_ended_twice_when_the_app_has_shut_its_metrics_down(caplog: p
 )
 def test_wrong_variable_costs_no_more_than_it_is_for(variable: str, said: str, exported: bool) -> None:
     """The SDK raises for it: the span of the first call was lost, or tracing was tried anew at each call."""
-    done = subprocess.run(
+    done = _run_app(**{variable: "0"})
+    assert (said in done.stderr, "first call" in done.stdout) == (True, exported), done.stderr
+
+
+def test_file_that_would_configure_tracing_is_said_not_to_be_heeded() -> None:
+    """Else its spans are missing at the place that it names, and nothing says why."""
+    done = _run_app(OTEL_CONFIG_FILE="otel.yaml")
+    assert "OTEL_CONFIG_FILE is not heeded" in done.stderr
+    assert "first call" in done.stdout
+
+
+def _run_app(**settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", _APP],
-        env={**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console", variable: "0"},
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console", **settings},
         capture_output=True,
         text=True,
         timeout=60,
-        check=False,
+        check=True,
     )
-    assert (done.returncode, said in done.stderr, "first call" in done.stdout) == (0, True, exported), done.stderr
