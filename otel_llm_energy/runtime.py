@@ -357,7 +357,7 @@ class Runtime:
         self._join_lock = threading.RLock()
         atexit.unregister(self._at_exit)
         self._hooked_exit = False
-        self._past_health = Health()
+        self._past_health.held = 0
         for station in self.desk.stations:
             if station.seat is not None:
                 station.seat.forget_in_child()

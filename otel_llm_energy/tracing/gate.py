@@ -528,7 +528,7 @@ class Gate:
         self._errands.clear()
         self._first_deadline_ns = None
         self._tree.forget_claims()
-        self._health = Health()
+        self._health.held = 0  # all else stays: the SDK's counters go on in the child, and none may go down
 
     def _action_failed(self) -> None:
         self._failed("action", "The energy of some spans is not accounted for.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from otel_llm_energy.tracing.forks import at_exit_of_worker
 from tests.tracing.children import run_child
+from tests.tracing.fakes import Pipeline
 
 
 @pytest.mark.parametrize("program", ["exit_with_batch", "exit_with_pool"])
@@ -39,6 +41,25 @@ def test_each_process_exports_its_own_when_forked_while_spans_are_held() -> None
             "exporter shut down",
         ]
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_what_was_counted_does_not_go_down_in_a_forked_child() -> None:
+    """The SDK's counters go on there; as a difference, the one that began anew was less than nothing."""
+    line = Pipeline()
+    for name in ("first", "held"):
+        span = line.tracer.start_span(name)
+        claim = line.call(span)
+        span.end()
+        if name == "first":
+            line.desk.settle(claim, 1.0)
+    line.sent()
+    assert (line.gate.health.forwarded, line.gate.health.held) == (1, 1)
+    child = os.fork()
+    if not child:
+        health = line.gate.health
+        os._exit(0 if (health.forwarded, health.held) == (1, 0) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_held_spans_are_exported_when_a_worker_of_multiprocessing_ends() -> None:
