@@ -49,9 +49,10 @@ def show(worker):
     os.write(1, f"{said}\\n".encode())  # in one piece: several processes write at the same time
 
 if __name__ == "__main__":
-    worker = multiprocessing.get_context("spawn").Process(target=show, args=("worker",))
-    worker.start()
-    worker.join()
+    for method in ("spawn", "forkserver"):
+        worker = multiprocessing.get_context(method).Process(target=show, args=(method,))
+        worker.start()
+        worker.join()
     show = "import os, sys; seen = [name in sys.modules for name in ('otel_llm_energy', 'sitecustomize')]"
     show += "; os.write(1, 'other {} {}{}'.format(*seen, os.linesep).encode())"
     subprocess.run([sys.executable, "-c", show], check=True)
@@ -104,9 +105,10 @@ def test_workers_are_measured_when_an_app_starts_them_anew(tmp_path: Path) -> No
     done = _command("run", str(script), PYTHONPATH=os.pathsep.join([str(tmp_path / "hidden"), *sys.path]))
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line != "hidden"]
-    assert said == ["worker True sitecustomize", "other False True"]
-    # By this program itself, by multiprocessing's own helper, by the worker and by the other one.
-    assert done.stdout.count("hidden") == 4
+    assert said == ["spawn True sitecustomize", "forkserver True sitecustomize", "other False True"]
+    # By this program itself, by multiprocessing's own helper, by the worker, by the server that forks the next, and by
+    # the other one.
+    assert done.stdout.count("hidden") == 5
 
 
 def test_spans_leave_with_energy_when_a_script_ends_at_once(

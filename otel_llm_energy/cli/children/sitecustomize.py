@@ -2,7 +2,7 @@
 
 Every Python that finds this folder in PYTHONPATH runs this as it starts: of other versions, in other environments, for
 other purposes. So it is plain code of any version, does what the file of this name that it hides would have done, and
-leaves all processes alone that are no workers of multiprocessing.
+leaves all processes alone that are not multiprocessing's.
 """
 
 import os
@@ -35,6 +35,12 @@ def _measure():
         logging.getLogger("otel_llm_energy").warning("LLM calls of this process are not measured.", exc_info=True)
 
 
+def _is_of_multiprocessing(argv):
+    # type: (list[str]) -> bool
+    """A worker, or the server that forks workers (the usual way from Python 3.14 on)."""
+    return "--multiprocessing-fork" in argv or any("from multiprocessing.forkserver import" in word for word in argv)
+
+
 _run_hidden()
-if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
+if _is_of_multiprocessing(getattr(sys, "orig_argv", [])):
     _measure()
