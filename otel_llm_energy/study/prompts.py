@@ -201,6 +201,11 @@ def _prompts(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Prompt]:
 def _prompt(name: str, number: int, row: Mapping[str, Any]) -> Prompt:
     def text(key: str) -> str:
         value = row.get(key)
+        if isinstance(value, (list, dict, bytes)):  # as Python writes it, it would be asked, or never found
+            raise StudyError(
+                f"{name}, prompt {number}: {key} is no text, but a {type(value).__name__}. "
+                "The turns of a conversation are rows of their own, with its name as conversation."
+            )
         return "" if value is None else str(value)
 
     check = text("check") or "contains"

@@ -96,6 +96,8 @@ def test_empty_and_huge_prompts_are_kept_when_a_csv_holds_them(tmp_path: Path) -
         ("p.parquet", "no parquet", "not a Parquet file"),
         ("p.txt", "\n", "there is no prompt in it"),
         ("p.jsonl", '{"prompt": "One?", "check": "guess"}', "check cannot be 'guess'"),
+        ("p.jsonl", '{"prompt": [{"role": "user", "content": "One?"}]}', "prompt 1: prompt is no text, but a list"),
+        ("p.jsonl", '{"prompt": "One?"}\n{"prompt": "Two?", "expected": ["2"]}', "prompt 2: expected is no text"),
     ],
 )
 def test_error_says_what_is_wrong_when_a_file_cannot_be_read(
