@@ -70,7 +70,7 @@ def read_prompts(source: str) -> PromptSet:
     """Read prompts from a csv, jsonl, txt or Parquet file, or a built-in set.
 
     csv, jsonl and Parquet have a column ``prompt``, and may have ``type``, ``id``, ``conversation``, ``expected`` and
-    ``check``. A txt file has a prompt on each line that is not blank.
+    ``check``. A txt file has a prompt on each line that is not blank; blank lines of the others are none either.
 
     Args:
         source: a path, or one of the built-in sets' names.
@@ -137,7 +137,7 @@ def _csv_rows(name: str, text: str) -> Sequence[Mapping[str, Any]]:
     except pl.exceptions.PolarsError as error:
         raise StudyError(f"{name}: not a csv file: {_first_line(error)}") from error
     _insist_on_prompt(name, frame.columns)
-    return frame.to_dicts()
+    return [row for row in frame.iter_rows(named=True) if any(value is not None for value in row.values())]
 
 
 def _parquet_rows(name: str, content: bytes) -> Sequence[Mapping[str, Any]]:

@@ -87,6 +87,12 @@ def test_empty_and_huge_prompts_are_kept_when_a_csv_holds_them(tmp_path: Path) -
     assert [len(each.text) for each in read_prompts(str(tmp_path / "p.csv")).prompts] == [0, 1_000_000]
 
 
+def test_blank_lines_are_no_prompts_when_a_csv_ends_with_some(tmp_path: Path) -> None:
+    """Editors and spreadsheets leave them; a row that names anything is one."""
+    (tmp_path / "p.csv").write_text("id,prompt\na,One?\n\n,\nempty,\n\n")
+    assert [each.id for each in read_prompts(str(tmp_path / "p.csv")).prompts] == ["a", "empty"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
