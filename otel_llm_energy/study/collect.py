@@ -349,7 +349,7 @@ class _Run:
                 asker.ask(self._request(call.model, messages, call.max_tokens), answer)
             except Exception as error:  # noqa: BLE001 - every failure is a row
                 failure = error
-            text = "".join(answer)
+            text = _text(answer)
             row |= self._columns.answered(call.prompt, text, failure)
         if failure is not None:
             self._see_whether_gone(asker)
@@ -366,7 +366,7 @@ class _Run:
                 f"{call.server.base_url}: an earlier turn is not answered again: {error_words(error)}"
             ) from error
         self._rest()
-        return "".join(answer)
+        return _text(answer)
 
     def _rest(self) -> None:
         self._stop.wait(self._plan.rest_seconds)
@@ -388,6 +388,11 @@ class _Run:
                 return
             if self._stop.wait(1.0):
                 return
+
+
+def _text(answer: Sequence[str]) -> str:
+    """All pieces; halves of a character that came in two are joined, and one without its other is U+FFFD."""
+    return "".join(answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from otel_llm_energy.study import StudyError
 CHECKS: Final = ("exact", "contains", "regex")
 _BUILT_IN: Final = ("starter",)
 _ID_DIGITS: Final = 16
+_HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,12 @@ def _prompt(name: str, number: int, row: Mapping[str, Any]) -> Prompt:
                 f"{name}, prompt {number}: {key} is no text, but a {type(value).__name__}. "
                 "The turns of a conversation are rows of their own, with its name as conversation."
             )
-        return "" if value is None else str(value)
+        found = "" if value is None else str(value)
+        if _HALF.search(found):  # JSON can say it; no file or request can hold it
+            raise StudyError(
+                f"{name}, prompt {number}: {key} holds half of a character ({ascii(found)[:60]}). Mend it."
+            )
+        return found
 
     check = text("check") or "contains"
     if check not in CHECKS:

@@ -8,7 +8,11 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +52,32 @@ def _table(folder: Path) -> pl.DataFrame:
 
 def _planned_ids(plan: Plan) -> list[str]:
     return [call.id for call in calls_of(jobs(plan, read_prompts(plan.prompts)))]
+
+
+@contextmanager
+def _server(answer: str, content_type: str) -> Iterator[str]:
+    """Answers the same to whatever is asked; its base URL."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.e2e
@@ -95,6 +125,14 @@ def test_empty_and_huge_prompts_are_failed_rows_when_they_are_asked(
     assert (progress.done, progress.failed) == (3, 2)
     errors = dict(_table(tmp_path / "out").select("prompt_id", "error_type").rows())
     assert errors == {"fine": None, "empty": "empty_prompt", "huge": "BadRequestError"}
+
+
+def test_answer_is_kept_whole_when_a_character_comes_in_two_halves(tmp_path: Path) -> None:
+    """Each chunk is JSON of its own; half a character alone no table can hold, and so none of the rows."""
+    chunks = [json.dumps({"choices": [{"delta": {"content": half}}]}) for half in ("a \ud83d", "\ude00", " \ud83d")]
+    with _server("".join(f"data: {chunk}\n\n" for chunk in chunks), "text/event-stream") as base_url:
+        collect(_plan(tmp_path, base_url, [{"prompt": "Hello."}]), tmp_path / "out", Options(energy=_NO_METER))
+    assert _table(tmp_path / "out")["response"].to_list() == ["a \U0001f600 \ufffd"]
 
 
 def test_texts_are_not_kept_when_content_is_unwanted(

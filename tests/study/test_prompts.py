@@ -104,6 +104,7 @@ def test_blank_lines_are_no_prompts_when_a_csv_ends_with_some(tmp_path: Path) ->
         ("p.jsonl", '{"prompt": "One?", "check": "guess"}', "check cannot be 'guess'"),
         ("p.jsonl", '{"prompt": [{"role": "user", "content": "One?"}]}', "prompt 1: prompt is no text, but a list"),
         ("p.jsonl", '{"prompt": "One?"}\n{"prompt": "Two?", "expected": ["2"]}', "prompt 2: expected is no text"),
+        ("p.jsonl", '{"prompt": "One?", "type": "\\ud83d"}', "prompt 1: type holds half of a character"),
     ],
 )
 def test_error_says_what_is_wrong_when_a_file_cannot_be_read(
