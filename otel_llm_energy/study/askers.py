@@ -95,12 +95,21 @@ class _OpenAIAsker:
             "extra_body": dict(self.server.extra),
         }
         if not request.stream:
-            choices = create(**wanted).choices
-            answer.append((choices[0].message.content or "") if choices else "")
+            whole = create(**wanted)
+            if isinstance(whole, str):
+                raise self._no_model_server()
+            answer.append((whole.choices[0].message.content or "") if whole.choices else "")
             return
+        chunk = None
         for chunk in create(**wanted, stream=True, stream_options={"include_usage": True}):
             if chunk.choices and chunk.choices[0].delta.content:
                 answer.append(chunk.choices[0].delta.content)
+        if chunk is None:
+            raise self._no_model_server()
+
+    def _no_model_server(self) -> StudyError:
+        """The library takes a web page for text, or for a stream without chunks."""
+        return StudyError(f"{self.server.base_url}: what answers there is no model server. Correct base_url.")
 
     def alive(self) -> bool:
         return _answers(f"{self._url}/models", self._headers)

@@ -135,6 +135,16 @@ def test_answer_is_kept_whole_when_a_character_comes_in_two_halves(tmp_path: Pat
     assert _table(tmp_path / "out")["response"].to_list() == ["a \U0001f600 \ufffd"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_calls_are_failed_rows_when_what_answers_is_no_model_server(tmp_path: Path, stream: bool) -> None:
+    """A web page is no answer of a model, though the client library takes it for one without a word."""
+    with _server("<html>Welcome</html>", "text/html") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "Hello."}], stream=stream)
+        progress = collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    assert (progress.done, progress.failed) == (1, 1)
+    assert "no model server" in _table(tmp_path / "out")["error"].item()
+
+
 def test_texts_are_not_kept_when_content_is_unwanted(
     tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
