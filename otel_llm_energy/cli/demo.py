@@ -36,6 +36,7 @@ from otel_llm_energy.runtime import LAST_READING_SECONDS
 _SLOTS = 2  # four calls at once then both share the server and queue for it
 _EXPORT_SECONDS = 5
 _GRPC_PORT = 4317
+_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def run_demo(options: DemoOptions) -> int:
         CommandError: something that it needs is missing or fails.
     """
     _require_extra(options)
+    _require_urls(options)
     results = _results(options)
     if options.as_json:
         print(json.dumps(results.as_json(), indent=2, allow_nan=False), flush=True)
@@ -84,6 +86,20 @@ def _require_extra(options: DemoOptions) -> None:
     lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
     if lacking:
         raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
+
+
+def _require_urls(options: DemoOptions) -> None:
+    """What no client can call is said before anything is asked."""
+    for name, url in (("--base-url", options.base_url), ("--otlp", options.otlp_endpoint)):
+        if url is None or (name == "--otlp" and os.environ.get(_PROTOCOL) == "grpc"):  # gRPC knows other forms
+            continue
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            raise CommandError(f"{name} cannot be {url!r}. Write it as http://localhost:8000 is written.")
 
 
 def _results(options: DemoOptions) -> Results:
@@ -196,7 +212,7 @@ def _send(spans: Sequence[ReadableSpan], endpoint: str) -> None:
 
 def _exporter(endpoint: str) -> SpanExporter:
     """gRPC on its standard port or where ``OTEL_EXPORTER_OTLP_PROTOCOL`` says so; else HTTP."""
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = os.environ.get(_PROTOCOL)
     if protocol == "grpc" or (protocol is None and urlsplit(endpoint).port == _GRPC_PORT):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
 

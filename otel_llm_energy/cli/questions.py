@@ -65,6 +65,8 @@ class Questioner:
             answer = self._completions.create(**self._request(question))
         except self._error as error:
             raise self._failed(error) from error
+        if isinstance(answer, str):
+            raise self._no_model_server()
         self.asked[answer.id] = question
 
     def _ask_streamed(self, question: str) -> None:
@@ -86,12 +88,17 @@ class Questioner:
             models = self._client.models.list().data
         except self._error as error:
             raise self._failed(error) from error
+        except AttributeError as error:  # the library takes a web page for text, in which it looks for models
+            raise self._no_model_server() from error
         if not models:
             raise CommandError(f"{self._base_url} lists no model. Name one with --model.")
         return models[0].id
 
     def _failed(self, error: Exception) -> CommandError:
         return CommandError(f"The server at {self._base_url} did not answer: {error}")
+
+    def _no_model_server(self) -> CommandError:
+        return CommandError(f"What answers at {self._base_url} is no OpenAI-compatible server. Is a /v1 missing?")
 
 
 def _at_once(tasks: Sequence[Callable[[], None]]) -> None:

@@ -16,6 +16,7 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.cli.model import MODEL_NAME
 from otel_llm_energy.cli.questions import CALLS
 from otel_llm_energy.cli.screen import significant
+from tests.support.answering import answering
 from tests.support.children import environment_without_settings, free_port
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
 
@@ -153,6 +154,30 @@ def test_error_names_the_server_when_it_does_not_answer(capfd: pytest.CaptureFix
     url = f"http://127.0.0.1:{free_port()}/v1"
     assert main(["demo", "--json", "--base-url", url]) == 1
     assert f"The server at {url} did not answer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "m"]], ids=["the-first", "named"])
+def test_error_names_the_server_when_it_is_no_model_server(
+    model: list[str], without_meter: dict[str, str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web page, as at the address without /v1 of some servers; the client library takes it for an answer."""
+    for name, value in without_meter.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("otel_llm_energy.cli.demo._wait_for_baseline", lambda energy: None)
+    with answering("<html>Welcome</html>", "text/html") as url:
+        assert main(["demo", "--json", "--base-url", url, *model]) == 1
+    assert f"What answers at {url} is no OpenAI-compatible server." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--base-url", "--otlp"])
+@pytest.mark.parametrize("url", ["http://[::1", "http://localhost:99999", "localhost:4318"])
+def test_error_names_the_option_when_it_is_no_url(
+    option: str, url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is fetched or asked: it was a traceback, in the end."""
+    monkeypatch.setattr("otel_llm_energy.cli.demo._results", None)
+    assert main(["demo", "--json", option, url]) == 1
+    assert f"{option} cannot be {url!r}." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["rich", "xllamacpp"])

@@ -8,11 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +24,7 @@ from otel_llm_energy.study.dataset import read_manifest, scan
 from otel_llm_energy.study.journal import Journal, rows_in
 from otel_llm_energy.study.plan import Plan, calls_of, jobs, make_plan
 from otel_llm_energy.study.prompts import read_prompts
+from tests.support.answering import answering
 from tests.support.powercap import PowercapTree
 
 if TYPE_CHECKING:
@@ -52,32 +49,6 @@ def _table(folder: Path) -> pl.DataFrame:
 
 def _planned_ids(plan: Plan) -> list[str]:
     return [call.id for call in calls_of(jobs(plan, read_prompts(plan.prompts)))]
-
-
-@contextmanager
-def _server(answer: str, content_type: str) -> Iterator[str]:
-    """Answers the same to whatever is asked; its base URL."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1"
-        finally:
-            server.shutdown()
 
 
 @pytest.mark.e2e
@@ -130,7 +101,7 @@ def test_empty_and_huge_prompts_are_failed_rows_when_they_are_asked(
 def test_answer_is_kept_whole_when_a_character_comes_in_two_halves(tmp_path: Path) -> None:
     """Each chunk is JSON of its own; half a character alone no table can hold, and so none of the rows."""
     chunks = [json.dumps({"choices": [{"delta": {"content": half}}]}) for half in ("a \ud83d", "\ude00", " \ud83d")]
-    with _server("".join(f"data: {chunk}\n\n" for chunk in chunks), "text/event-stream") as base_url:
+    with answering("".join(f"data: {chunk}\n\n" for chunk in chunks), "text/event-stream") as base_url:
         collect(_plan(tmp_path, base_url, [{"prompt": "Hello."}]), tmp_path / "out", Options(energy=_NO_METER))
     assert _table(tmp_path / "out")["response"].to_list() == ["a \U0001f600 \ufffd"]
 
@@ -138,7 +109,7 @@ def test_answer_is_kept_whole_when_a_character_comes_in_two_halves(tmp_path: Pat
 @pytest.mark.parametrize("stream", [True, False])
 def test_calls_are_failed_rows_when_what_answers_is_no_model_server(tmp_path: Path, stream: bool) -> None:
     """A web page is no answer of a model, though the client library takes it for one without a word."""
-    with _server("<html>Welcome</html>", "text/html") as base_url:
+    with answering("<html>Welcome</html>", "text/html") as base_url:
         plan = _plan(tmp_path, base_url, [{"prompt": "Hello."}], stream=stream)
         progress = collect(plan, tmp_path / "out", Options(energy=_NO_METER))
     assert (progress.done, progress.failed) == (1, 1)
