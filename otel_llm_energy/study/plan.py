@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from otel_llm_energy.servers.announced import URL_PORTS
 from otel_llm_energy.study import StudyError
@@ -21,6 +21,8 @@ ORDERS: Final = ("random", "by-model")
 EMBEDDED: Final = "embedded"
 """As a server's address: the small model that comes with the package, started for the length of the study."""
 _ID_DIGITS: Final = 20
+_MOST: Final = 1e6  # a socket takes no longer timeout than 24 days
+_MOST_WHOLE: Final = 2**63  # what a table's column holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        entries = json.loads(text)["plan"] if path.suffix == ".json" else _toml(text)
+        entries = dict(json.loads(text)["plan"]) if path.suffix == ".json" else _toml(text)
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -253,15 +255,16 @@ def _server(entry: Any, where: str) -> ServerPlan:
     if not isinstance(entry, Mapping):
         raise StudyError(f"{where}: not a table.")
     given = _known({"name": "", **entry}, ServerPlan, where)
-    parts = urlsplit(str(given["base_url"]))
-    if given["base_url"] != EMBEDDED and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise StudyError(
-            f"{where}: base_url cannot be {given['base_url']!r}. Write it as http://localhost:8000/v1, or {EMBEDDED}."
-        )
-    if parts.username or parts.password:
+    parts = _address(given["base_url"])
+    if parts.username or parts.password or (not parts.netloc and "@" in str(given["base_url"])):
         raise StudyError(
             f"{where}: base_url holds credentials. Put the key into a variable and name it as api_key_variable."
         )
+    if given["base_url"] != EMBEDDED and not parts.netloc:
+        raise StudyError(
+            f"{where}: base_url cannot be {given['base_url']!r}. Write it as http://localhost:8000/v1, or {EMBEDDED}."
+        )
+    _insist_on_types(given, where)
     models = given["models"]
     given["models"] = (models,) if isinstance(models, str) else tuple(models)
     given["name"] = given["name"] or parts.netloc or EMBEDDED
@@ -275,6 +278,28 @@ def _server(entry: Any, where: str) -> ServerPlan:
     if server.api not in APIS:
         raise StudyError(f"{where}: api cannot be {server.api!r}. Allowed: {', '.join(APIS)}.")
     return server
+
+
+def _address(url: object) -> SplitResult:
+    """The parts of an http or https address; nothing but empty ones if it is none."""
+    none = urlsplit("")
+    try:
+        parts = urlsplit(str(url))
+        _ = parts.port  # raises where it is no port
+    except ValueError:
+        return none
+    return parts if parts.scheme in URL_PORTS and parts.hostname else none
+
+
+def _insist_on_types(server: Mapping[str, Any], where: str) -> None:
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "models": ((str, list, tuple), "a list of names"),
+        "extra": (Mapping, "a table"),
+        **dict.fromkeys(("name", "api", "api_key_variable", "machine", "meter"), (str, "a text")),
+    }
+    for key, (kind, words) in kinds.items():
+        if key in server and not isinstance(server[key], kind):
+            raise StudyError(f"{where}: {key} cannot be {server[key]!r}. Allowed: {words}.")
 
 
 def _known(entries: Mapping[str, Any], kind: type[Plan] | type[ServerPlan], where: str) -> dict[str, Any]:
@@ -295,10 +320,10 @@ def _check(plan: Plan, where: str) -> None:
             raise StudyError(f"{where}: {name} cannot be {getattr(plan, name)!r}. Allowed: {words}.")
 
     def whole(value: object, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value < _MOST_WHOLE
 
     def at_least_0(value: object) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST
 
     insist(isinstance(plan.prompts, str) and bool(plan.prompts), "prompts", "a path or a built-in set's name")
     insist(whole(plan.repeats, 1), "repeats", "a whole number from 1")
@@ -309,9 +334,12 @@ def _check(plan: Plan, where: str) -> None:
     insist(whole(plan.warm_up, 0), "warm_up", "a whole number from 0")
     insist(whole(plan.seed, 0), "seed", "a whole number from 0")
     insist(whole(plan.concurrency, 1), "concurrency", "a whole number from 1")
-    insist(at_least_0(plan.temperature), "temperature", "a number from 0")
-    insist(at_least_0(plan.rest_seconds), "rest_seconds", "seconds from 0")
-    insist(at_least_0(plan.timeout_seconds) and plan.timeout_seconds > 0, "timeout_seconds", "seconds above 0")
+    insist(at_least_0(plan.temperature), "temperature", "a number from 0 to a million")
+    insist(at_least_0(plan.rest_seconds), "rest_seconds", "seconds from 0 to a million")
+    insist(at_least_0(plan.timeout_seconds) and plan.timeout_seconds > 0, "timeout_seconds", "seconds up to a million")
+    insist(isinstance(plan.stream, bool), "stream", "true, false")
+    insist(isinstance(plan.tokenize, bool), "tokenize", "true, false")
+    insist(isinstance(plan.score, str), "score", "file.py:function")
     insist(plan.order in ORDERS, "order", ", ".join(ORDERS))
     insist(_distinct([server.name for server in plan.servers]), "servers", "servers with different names")
 
