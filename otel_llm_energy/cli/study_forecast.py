@@ -14,7 +14,7 @@ from otel_llm_energy.cli.progress import say
 from otel_llm_energy.cli.study import study_errors
 
 if TYPE_CHECKING:
-    from otel_llm_energy.study.forecast import Forecast, Predicted, Total, When
+    from otel_llm_energy.study.forecast import Forecast, Predicted, Stage, Total, When
 
 _SHOWN_PROMPTS = 20
 _WORDS = 48
@@ -34,15 +34,18 @@ def run_fit(asked: argparse.Namespace) -> int:
             replace_file(Path(asked.out), content)
         except OSError as error:
             raise CommandError(f"{asked.out}: cannot be written: {error.strerror}.") from error
-    low, high = forecast.before.interval_factors(0.9)
-    print(
-        f"{asked.out}: {len(content) / 1e3:.0f} kB, from {forecast.rows:,} calls of {forecast.prompts:,} prompts.\n"
-        f"Before the call, 90 % of calls take {low:.2f} to {high:.2f} times the forecast."
-    )
+    print(f"{asked.out}: {len(content) / 1e3:.0f} kB, from {forecast.rows:,} calls of {forecast.prompts:,} prompts.")
+    print(f"Before the call, {_interval(forecast.before)} times the forecast.")
     if forecast.after is not None:
-        low, high = forecast.after.interval_factors(0.9)
-        print(f"After it, with the tokens, {low:.2f} to {high:.2f} times.")
+        print(f"After it, with the tokens, {_interval(forecast.after)} times.")
     return 0
+
+
+def _interval(stage: Stage) -> str:
+    """Of 90 % of the calls, or of as many as the calls that it was learned from can tell of."""
+    level = min(0.9, stage.most_level)
+    low, high = stage.interval_factors(level)
+    return f"{level:.0%} of calls take {low:.2f} to {high:.2f}".replace("%", " %", 1)
 
 
 def run_evaluate(asked: argparse.Namespace) -> int:
@@ -82,6 +85,9 @@ def run_predict(asked: argparse.Namespace) -> int:
         too_long = sum(len(prompt.text) > forecast.longest_characters for prompt in prompts)
         # Where the answers' lengths are known their limit hardly matters, and no line goes through it.
         strange = _limits_not_learned(forecast, deployments, asked.max_tokens) if when == "before" else []
+        most_level = forecast.stage(when).most_level
+    if asked.level > most_level:
+        say(f"So few calls were learned from that intervals hold {most_level:.1%} of calls, not {_percent(asked)}.")
     if too_long:
         say(f"{too_long} prompts are longer than any that was learned from: their intervals do not hold.")
     if strange:
@@ -93,8 +99,13 @@ def run_predict(asked: argparse.Namespace) -> int:
         both = {"prompts": [asdict(each) for each in predicted], "totals": [asdict(each) for each in sums]}
         print(json.dumps({"target": forecast.target, "level": asked.level, **both}, indent=1))
     else:
-        _show(predicted, sums, {prompt.id: prompt.text for prompt in prompts}, asked.level)
+        _show(predicted, sums, {prompt.id: prompt.text for prompt in prompts})
+        print(f"Intervals: {_percent(asked)}, for calls like those that were learned from.")
     return 0
+
+
+def _percent(asked: argparse.Namespace) -> str:
+    return f"{100 * asked.level:.6g}%"
 
 
 def _deployments(forecast: Forecast, asked: argparse.Namespace) -> Sequence[str]:
@@ -121,7 +132,7 @@ def _limits_not_learned(forecast: Forecast, deployments: Sequence[str], max_toke
     ]
 
 
-def _show(predicted: Sequence[Predicted], sums: Sequence[Total], texts: dict[str, str], level: float) -> None:
+def _show(predicted: Sequence[Predicted], sums: Sequence[Total], texts: dict[str, str]) -> None:
     from otel_llm_energy.study.charts import number
 
     def interval(low: float, high: float) -> str:
@@ -137,4 +148,3 @@ def _show(predicted: Sequence[Predicted], sums: Sequence[Total], texts: dict[str
         print(
             f"{total.calls:,} calls: {number(total.joules, 4)} J  {interval(total.low, total.high)}  {total.deployment}"
         )
-    print(f"Intervals: {level:.0%}, for calls like those that were learned from.")

@@ -159,12 +159,19 @@ class Stage:
     def interval_factors(self, level: float) -> tuple[float, float]:
         """Of the forecast: what the truth is between, with probability ``level``, for a call like those collected.
 
-        The finite-sample correction of conformal prediction is in it: ranks are taken of one more than there were.
+        The next call is as likely to come before the first, between two, or after the last of those that there were:
+        the interval begins and ends at ranks among one more than these. Above `most_level` it is all that was seen.
         """
-        beyond = (1 - level) / 2 * (self.calibrated + 1) / self.calibrated
+        rank = (1 - level) / 2 * (self.calibrated + 1)  # from 1, from either end
+        beyond = max(rank - 1, 0.0) / max(self.calibrated - 1, 1)
         grid = np.linspace(0, 1, len(self.factors))
         low, high = np.interp([beyond, 1 - beyond], grid, self.factors)
         return float(low), float(high)
+
+    @property
+    def most_level(self) -> float:
+        """The probability that a call is between the least and the greatest that were seen."""
+        return (self.calibrated - 1) / (self.calibrated + 1)
 
 
 @dataclass(frozen=True, slots=True)

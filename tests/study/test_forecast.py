@@ -13,7 +13,7 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.columns import short_rows
 from otel_llm_energy.study.evaluation import Error, evaluate, table
-from otel_llm_energy.study.forecast import fit, folds, load, save, training_rows
+from otel_llm_energy.study.forecast import Line, Stage, fit, folds, load, save, training_rows
 from otel_llm_energy.study.prompts import read_prompts
 from tests.study.physics import dataset, write
 
@@ -51,6 +51,31 @@ def test_unseen_prompts_are_forecast_nearly_exactly_when_their_lengths_are_known
     assert after.r2 >= 0.99
     assert after.coverage is not None
     assert 0.88 <= after.coverage <= 0.93
+
+
+@pytest.mark.parametrize("calls", [19, 24, 100])
+def test_intervals_hold_what_they_say_when_few_calls_were_seen(calls: int) -> None:
+    """Calls that differ from their forecast as dice fall; the next is held as often as it is said to be."""
+    drawn = np.random.default_rng(1).random((2_000, calls + 1))
+    held = []
+    for *seen, following in drawn:
+        factors = tuple(np.quantile(seen, np.linspace(0, 1, 401)).tolist())
+        low, high = Stage("before", (), {}, Line("before", {}, ((0.0,), 0.0)), "", factors, calls).interval_factors(0.9)
+        held.append(low <= following <= high)
+    assert np.mean(held) == pytest.approx(0.9, abs=0.02)
+
+
+def test_command_says_what_intervals_hold_when_too_few_calls_were_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 12 calls none can say where 90 % of all are: 11 of 13 are between the least and the greatest."""
+    frame, model = dataset(100, prompts=12).unique("prompt_sha256"), str(tmp_path / "m.json")
+    assert main(["study", "forecast", "fit", str(write(tmp_path / "s", frame)), "--out", model]) == 0
+    assert "Before the call, 85 % of calls take " in capsys.readouterr().out
+    assert main(["study", "forecast", "predict", model, "starter", "--level", "0.995"]) == 0
+    said = capsys.readouterr()
+    assert "intervals hold 84.6% of calls, not 99.5%." in said.err
+    assert "Intervals: 99.5%" in said.out
 
 
 def test_forecast_beats_the_baselines_when_only_the_prompt_is_known(errors: list[Error]) -> None:
