@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import select
 import signal
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Σ shows ?, rather than nothing after all calls
     try:
         code = _run_to_the_end(command, asked)
         sys.stdout.flush()  # at the exit it would be too late to be told

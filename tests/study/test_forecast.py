@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,19 @@ def test_prompts_are_forecast_for_each_deployment_when_they_were_never_asked(
     assert "box small" in capsys.readouterr().err
     assert main(["study", "forecast", "predict", model, str(tmp_path / "p.csv"), "--output-tokens", "100"]) == 0
     assert "2 calls:" in capsys.readouterr().out
+
+
+def test_forecast_is_shown_when_the_terminal_lacks_a_character(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a prompt's in a locale of Latin-1: a question mark stands for it."""
+    model, prompts = str(tmp_path / "model.json"), tmp_path / "p.txt"
+    prompts.write_text("Où → là?\n", encoding="utf-8")
+    assert main(["study", "forecast", "fit", str(small), "--out", model]) == 0
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    assert main(["study", "forecast", "predict", model, str(prompts)]) == 0
+    assert "Où ? là?".encode("latin-1") in shown.getvalue()
 
 
 def test_command_prints_the_errors_when_it_is_asked_to_evaluate(
