@@ -29,7 +29,7 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     if path.is_file():  # for folders and zip files runpy does it
         _search_first(path.resolve().parent)
     with _measured([script, *arguments]):
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(str(path.absolute()), run_name="__main__")  # so that __file__ is found after os.chdir()
     return 0
 
 

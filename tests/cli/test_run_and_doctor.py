@@ -96,6 +96,13 @@ def test_module_sees_what_python_would_show_it_when_it_is_run(app: Path) -> None
     assert done.stdout == "['4', '-m'] __main__ True\n"
 
 
+def test_script_finds_itself_when_it_has_gone_to_another_folder(tmp_path: Path) -> None:
+    """Its ``__file__`` is absolute, though it was named from where it was started."""
+    (tmp_path / "app.py").write_text("import os\nos.chdir('/')\nprint(open(__file__).readline())\n")
+    done = _command("run", "app.py", folder=tmp_path)
+    assert done.stdout == "import os\n\n", done.stderr
+
+
 def test_workers_are_measured_when_an_app_starts_them_anew(tmp_path: Path) -> None:
     """Those of multiprocessing, as uvicorn's are. Other programs are left alone, and what ours hides has run first."""
     (tmp_path / "hidden").mkdir()
