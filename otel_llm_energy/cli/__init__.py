@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0; 1 if something failed; 2 for a command line that is none; 130 after Ctrl-C; 141
         if nobody reads the output any more.
     """
-    asked = _parser().parse_args(argv)
+    asked = _parser().parse_args(_module_apart(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
@@ -49,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_has_gone():
             raise
         return UNREAD
+
+
+def _module_apart(words: Sequence[str]) -> Sequence[str]:
+    """With ``run -mMODULE`` in two words: joined, argparse takes what follows for ours."""
+    if len(words) > 1 and words[0] == "run" and words[1].startswith("-m") and words[1] != "-m":
+        return [words[0], "-m", words[1][2:], *words[2:]]
+    return words
 
 
 def _run_to_the_end(command: Callable[[argparse.Namespace], int], asked: argparse.Namespace) -> int:

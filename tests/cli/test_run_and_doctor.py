@@ -89,11 +89,12 @@ def test_script_sees_what_python_would_show_it_when_it_is_run(app: Path, tmp_pat
     assert done.stdout == "['3', '-m', '--json'] __main__ True\n"
 
 
-def test_module_sees_what_python_would_show_it_when_it_is_run(app: Path) -> None:
+@pytest.mark.parametrize("words", [["-m", "app"], ["-mapp"]], ids=["apart", "joined"])
+def test_module_sees_what_python_would_show_it_when_it_is_run(words: list[str], app: Path) -> None:
     """The same for ``-m``, which looks in the working folder."""
-    done = _command("run", "-m", app.stem, "4", "-m", folder=app.parent)
+    done = _command("run", *words, "4", "-m", "-h", folder=app.parent)
     assert done.returncode == 4, done.stderr
-    assert done.stdout == "['4', '-m'] __main__ True\n"
+    assert done.stdout == "['4', '-m', '-h'] __main__ True\n"
 
 
 def test_script_finds_itself_when_it_has_gone_to_another_folder(tmp_path: Path) -> None:
