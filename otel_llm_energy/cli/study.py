@@ -35,6 +35,14 @@ def study_errors() -> Iterator[None]:
         raise CommandError(f"{error.name} missing. Run: pip install 'otel-llm-energy[study]'") from error
 
 
+def distinct_folders(asked: argparse.Namespace) -> list[Path]:
+    """The folders that were named, each once: its calls are no more evidence if two words name it."""
+    found: dict[Path, Path] = {}
+    for name in asked.folders:
+        found.setdefault(Path(name).resolve(), Path(name))
+    return list(found.values())
+
+
 def run_collect(asked: argparse.Namespace) -> int:
     """Collect what has not been collected yet; 0 once every planned call has its row.
 
@@ -213,7 +221,7 @@ def run_report(asked: argparse.Namespace) -> int:
         from otel_llm_energy.study.journal import replace_file
         from otel_llm_energy.study.report import report
 
-        folders = [Path(name) for name in asked.folders]
+        folders = distinct_folders(asked)
         out = Path(asked.out) if asked.out else folders[0] / "report.html"
         page = report(folders)
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from otel_llm_energy.cli import CommandError
 from otel_llm_energy.cli.progress import say
-from otel_llm_energy.cli.study import study_errors
+from otel_llm_energy.cli.study import distinct_folders, study_errors
 
 if TYPE_CHECKING:
     from otel_llm_energy.study.forecast import Forecast, Predicted, Stage, Total, When
@@ -27,7 +27,7 @@ def run_fit(asked: argparse.Namespace) -> int:
         from otel_llm_energy.study.forecast import fit, save, training_rows
         from otel_llm_energy.study.journal import replace_file
 
-        rows = training_rows(short_rows([Path(name) for name in asked.folders]), asked.target)
+        rows = training_rows(short_rows(distinct_folders(asked)), asked.target)
         forecast = fit(rows, asked.target)
         content = save(forecast)
         try:
@@ -55,7 +55,7 @@ def run_evaluate(asked: argparse.Namespace) -> int:
         from otel_llm_energy.study.evaluation import evaluate, table
         from otel_llm_energy.study.forecast import training_rows
 
-        rows = training_rows(short_rows([Path(name) for name in asked.folders]), asked.target)
+        rows = training_rows(short_rows(distinct_folders(asked)), asked.target)
         errors = evaluate(rows, asked.target)
     if asked.json:
         print(json.dumps([asdict(each) for each in errors], indent=1))

@@ -200,6 +200,15 @@ def test_prompts_are_forecast_for_each_deployment_when_they_were_never_asked(
     assert "2 calls:" in capsys.readouterr().out
 
 
+def test_calls_count_once_when_their_folder_is_named_twice(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a pattern and by its name, as ``study-* study-a`` does."""
+    words = ["study", "forecast", "fit", str(small), str(small / ".." / small.name), "--out", str(tmp_path / "m.json")]
+    assert main(words) == 0
+    assert f"from {training_rows(short_rows([small]), 'joules').height:,} calls" in capsys.readouterr().out
+
+
 def test_forecast_is_shown_when_the_terminal_lacks_a_character(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
