@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -130,6 +131,8 @@ def _embedded_servers(plan: Plan) -> Iterator[Mapping[str, str]]:
         addresses = {}
         for server in plan.servers:
             if server.base_url == EMBEDDED:
+                if importlib.util.find_spec("xllamacpp") is None:  # said before the model is fetched
+                    raise CommandError("xllamacpp missing. Run: pip install 'otel-llm-energy[demo]'")
                 try:
                     options = ServerOptions(ensure_model(), slots=plan.concurrency)
                     addresses[server.name] = stack.enter_context(ModelServer(options)).base_url

@@ -194,6 +194,16 @@ def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.e2e
+def test_nothing_is_fetched_when_the_small_model_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The extra study alone has no server for it: what to install is said first."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr("otel_llm_energy.cli.study.ensure_model", lambda: pytest.fail("fetched"))
+    assert main(["study", "collect", "starter", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.endswith("xllamacpp missing. Run: pip install 'otel-llm-energy[demo]'\n")
+
+
 def test_study_is_repeated_from_its_manifest_when_that_is_the_plan(
     tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
