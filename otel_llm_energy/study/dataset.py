@@ -85,8 +85,13 @@ def compact(folder: Path, journal: Journal) -> None:
     """
     if journal.path.stat().st_size == 0:
         return
+    import polars as pl
+
     with replacing(folder / TABLE) as partial:
-        _scan_one(folder).sink_parquet(partial, compression="zstd")
+        try:
+            _scan_one(folder).sink_parquet(partial, compression="zstd")
+        except pl.exceptions.PolarsError as error:  # so it says that a disk is full, where that is seen at the end
+            raise OSError(f"{TABLE} cannot be written: {str(error).partition(chr(10))[0]}") from error
     journal.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_old_table_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> N
         with pytest.raises(OSError):
             compact(tmp_path, journal)
         assert sorted(_ids(tmp_path)) == ["call-0", "call-1"]
+
+
+def test_journal_stays_when_the_disk_fills_while_its_table_is_written(tmp_path: Path) -> None:
+    """The kernel refuses more than 1000 bytes: an error as of any full disk, and nothing half written is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(tmp_path) as journal:
+        journal.append(_row(0))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            with pytest.raises(OSError, match="cannot be written"):
+                compact(tmp_path, journal)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
+        assert _ids(tmp_path) == ["call-0"]
 
 
 def test_error_names_the_table_when_it_is_none(tmp_path: Path) -> None:
