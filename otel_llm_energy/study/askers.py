@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 import requests
@@ -40,7 +41,7 @@ class Asker(Protocol):
         """Add the answer's pieces to ``answer`` as they come; raises whatever the client library raises."""
 
     def alive(self) -> bool:
-        """Whether the server answers anything at all."""
+        """Whether the server answers, and not that it is still loading its model."""
 
     def facts(self, model: str) -> dict[str, Any]:
         """What the server tells of itself and the model, as columns of a row; only what it does tell."""
@@ -58,7 +59,7 @@ def make_asker(server: ServerPlan, plan: Plan) -> Asker:
     api = _api_of(server) if server.api == "auto" else server.api
     asker: Asker = _OllamaAsker(server, plan) if api == "ollama" else _OpenAIAsker(server, plan)
     if not asker.alive():
-        raise StudyError(f"{server.base_url}: nobody answers. Start the server, or correct base_url.")
+        raise StudyError(f"{server.base_url}: nobody answers. Start the server, await its model, or correct base_url.")
     return asker
 
 
@@ -112,7 +113,8 @@ class _OpenAIAsker:
         return StudyError(f"{self.server.base_url}: what answers there is no model server. Correct base_url.")
 
     def alive(self) -> bool:
-        return _answers(f"{self._url}/models", self._headers)
+        # While llama.cpp loads its model it refuses calls, but lists the model.
+        return _answers(f"{self._url}/models", self._headers) and not _loads(f"{self._root}/health", self._headers)
 
     def facts(self, model: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -220,6 +222,13 @@ def _answers(url: str, headers: Mapping[str, str]) -> bool:
     except requests.RequestException:
         return False
     return True
+
+
+def _loads(url: str, headers: Mapping[str, str]) -> bool:
+    try:
+        return requests.get(url, headers=headers, timeout=_LOOK_SECONDS).status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    except requests.RequestException:
+        return False
 
 
 def _json(

@@ -19,6 +19,7 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.cli.model import MODEL_NAME
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
 from otel_llm_energy.study import StudyError
+from otel_llm_energy.study.askers import make_asker
 from otel_llm_energy.study.collect import Options, Progress, collect
 from otel_llm_energy.study.dataset import read_manifest, scan
 from otel_llm_energy.study.journal import Journal, rows_in
@@ -189,7 +190,8 @@ def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.Ca
     arguments = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--out", str(tmp_path / "out")]
     assert main(["study", "collect", str(tmp_path / "p.txt"), *arguments]) == 1
     assert capsys.readouterr().err == (
-        "otel-llm-energy: http://127.0.0.1:9/v1: nobody answers. Start the server, or correct base_url.\n"
+        "otel-llm-energy: http://127.0.0.1:9/v1: nobody answers. "
+        "Start the server, await its model, or correct base_url.\n"
     )
 
 
@@ -202,6 +204,19 @@ def test_nothing_is_fetched_when_the_small_model_cannot_be_served(
     monkeypatch.setattr("otel_llm_energy.cli.study.ensure_model", lambda: pytest.fail("fetched"))
     assert main(["study", "collect", "starter", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.endswith("xllamacpp missing. Run: pip install 'otel-llm-energy[demo]'\n")
+
+
+@pytest.mark.parametrize(("health", "alive"), [(200, True), (404, True), (503, False)])
+def test_server_is_awaited_when_it_loads_its_model(health: int, alive: bool, tmp_path: Path) -> None:
+    """As llama.cpp's does when it is started anew: it lists the model, and every call would be a row of failure."""
+    with answering("{}", "application/json", health) as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "Hello."}])
+        (server,) = plan.servers
+        if alive:
+            assert make_asker(server, plan).alive()
+        else:
+            with pytest.raises(StudyError, match="nobody answers"):
+                make_asker(server, plan)
 
 
 def test_study_is_repeated_from_its_manifest_when_that_is_the_plan(

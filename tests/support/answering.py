@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def answering(answer: str, content_type: str) -> Iterator[str]:
-    """Answers the same to whatever is asked; its base URL."""
+def answering(answer: str, content_type: str, health: int = 200) -> Iterator[str]:
+    """Answers the same to whatever is asked, at ``/health`` with this status; its base URL."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(health if self.path == "/health" else 200)
             self.send_header("Content-Type", content_type)
             self.end_headers()
             self.wfile.write(answer.encode())
