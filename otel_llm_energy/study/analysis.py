@@ -218,12 +218,15 @@ def collected(frame: pl.LazyFrame) -> pl.DataFrame:
 
 def choose_basis(rows: pl.LazyFrame) -> Basis:
     """Above idle, unless some deployment's rows have no such part (imported ones, or ones without a baseline)."""
+    answered = rows.filter(pl.col("error_type").is_null())
     known = collected(
-        rows.filter(pl.col("joules").is_not_null())
+        answered.filter(pl.col("joules").is_not_null())
         .group_by("deployment")
         .agg(part=pl.col("above_idle_joules").is_not_null().mean())
     )
     if known.is_empty():
+        if collected(answered.head(1)).is_empty():
+            raise StudyError("No call was answered, so there is nothing to report. The rows say why, as error_type.")
         raise StudyError("No row has joules, so there is nothing to report. `otel-llm-energy doctor` says why.")
     return "above_idle_joules" if float(known["part"].min() or 0.0) >= 0.5 else "joules"  # type: ignore[arg-type]
 

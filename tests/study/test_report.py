@@ -205,6 +205,13 @@ def test_whole_energies_are_shown_and_said_to_be_when_some_rows_have_no_part_abo
     assert "cannot be compared fairly" in report([write(tmp_path / "s", frame)])
 
 
+def test_error_says_that_no_call_was_answered_when_all_failed(tmp_path: Path) -> None:
+    """Calls that failed took energy, too; there is nothing to compare."""
+    frame = dataset(50, prompts=5).with_columns(error_type=pl.lit("APITimeoutError"))
+    with pytest.raises(StudyError, match="No call was answered"):
+        report([write(tmp_path / "s", frame)])
+
+
 def test_error_says_that_there_is_no_energy_when_nothing_was_measured(tmp_path: Path) -> None:
     """Rather than a page of zeros."""
     frame = dataset(50, prompts=5).with_columns(pl.lit(None, pl.Float64).alias("llm.energy.joules"))
