@@ -58,7 +58,7 @@ def run_evaluate(asked: argparse.Namespace) -> int:
         rows = training_rows(short_rows(distinct_folders(asked)), asked.target)
         errors = evaluate(rows, asked.target)
     if asked.json:
-        print(json.dumps([asdict(each) for each in errors], indent=1))
+        print(json.dumps([asdict(each) for each in errors], indent=1, allow_nan=False))
         return 0
     print(table(errors))
     print("prompts: a quarter of the prompts was held out, with all their repeats on all deployments.")

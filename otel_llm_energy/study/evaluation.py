@@ -33,7 +33,7 @@ class Error:
         method: of the forecast.
         type: of task; empty for all.
         rows: judged.
-        r2: part of the variance that is explained; below 0 it is worse than the mean.
+        r2: part of the variance that is explained; below 0 it is worse than the mean; ``None`` where nothing varies.
         mean_joules: mean absolute error, J.
         median_part: median of the absolute error relative to the truth.
         coverage: part of the truths inside the 90 % intervals; ``None`` for baselines, which have none.
@@ -45,7 +45,7 @@ class Error:
     method: str
     type: str
     rows: int
-    r2: float
+    r2: float | None
     mean_joules: float
     median_part: float
     coverage: float | None = None
@@ -126,10 +126,10 @@ def _of_forecast(forecast: Forecast, judged: pl.DataFrame, target: Target, when:
     return Error(split, when, "boosted trees", kind, judged.height, *figures, float(inside.mean()), high - low)
 
 
-def _figures(truth: Floats, guess: Floats) -> tuple[float, float, float]:
+def _figures(truth: Floats, guess: Floats) -> tuple[float | None, float, float]:
     off = truth - guess
     spread = float(((truth - truth.mean()) ** 2).sum())
-    r2 = 1 - float((off**2).sum()) / spread if spread > 0 else float("nan")
+    r2 = 1 - float((off**2).sum()) / spread if spread > 0 else None
     return r2, float(np.abs(off).mean()), float(np.median(np.abs(off) / truth))
 
 
@@ -154,7 +154,7 @@ def _cells(each: Error) -> tuple[str, ...]:
         f"{each.when} the call",
         each.method,
         f"{each.rows:,}",
-        f"{each.r2:.4f}",
+        "" if each.r2 is None else f"{each.r2:.4f}",
         number(each.mean_joules),
         f"{each.median_part:.1%}",
         "" if each.coverage is None else f"{each.coverage:.1%}",

@@ -232,6 +232,14 @@ def test_command_prints_the_errors_when_it_is_asked_to_evaluate(
         assert words in said
 
 
+def test_errors_are_json_when_all_calls_took_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing varies no part of it is explained: R2 is not known, and JSON has no NaN."""
+    frame = dataset(200, prompts=20).with_columns(pl.lit(5.0).alias("llm.energy.joules"))
+    assert main(["study", "forecast", "evaluate", str(write(tmp_path / "s", frame)), "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert {each["r2"] for each in errors} == {None}
+
+
 @pytest.mark.parametrize("option", [["--max-tokens", "-5"], ["--max-tokens", "0"], ["--output-tokens", "-5"]])
 def test_error_says_what_is_allowed_when_a_length_is_none(
     option: list[str], capsys: pytest.CaptureFixture[str]
