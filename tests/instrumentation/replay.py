@@ -144,7 +144,7 @@ def replaying(path: Path | None = None) -> Iterator[ReplayServer]:
 
     http = Server(("127.0.0.1", 0), Handler) if path is None else UnixServer(str(path), Handler)
     http.daemon_threads = True
-    server = ReplayServer(int(http.server_address[1]) if path is None else 0)
+    server = ReplayServer(http.server_port if isinstance(http, Server) else 0)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
