@@ -73,7 +73,8 @@ class Forwarder(Generic[_Item]):
     """One thread that sends what is put, in order, and looks at the clock for its owner in between.
 
     The thread starts at the first item and has an empty context: forwarding under a suppressing one makes some
-    processors drop the span. ``put`` takes no lock, so that a garbage collector may end a span anywhere.
+    processors drop the span. `start`, `put` and `look_soon` take no lock, so that a garbage collector may end a span
+    anywhere: they are for one thread at a time, which may be another each time.
 
     Args:
         send: hands one item on; it may block, and must not raise.

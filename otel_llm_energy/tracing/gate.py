@@ -330,8 +330,7 @@ class Gate:
             self._troubles.warn("queue-full", "The next span processor is too slow; spans are handed on directly.")
             return self._at_once(node, span, "queue-full")
         if self._exit_hook is None:
-            self._mailbox.post(self._hook_exit)
-        self._forwarder.start()
+            self._mailbox.post(self._begin_to_hold)
         self._note(Gate._ended, self, node, span, self._clock_ns())
         if len(self._errands) > self._most_noted:  # our threads do not keep up
             self._run_errands()
@@ -509,10 +508,14 @@ class Gate:
 
     # Exit, fork, failure
 
-    def _hook_exit(self) -> None:
-        """Registered so late, it runs before the tracer provider's own hook, which ends the next processor."""
+    def _begin_to_hold(self) -> None:
+        """The first span is to be held. An action of the mailbox, since two threads may have a first one at once.
+
+        The hook is registered so late that it runs before the tracer provider's own, which ends the next processor.
+        """
         if self._exit_hook is not None:
             return
+        self._forwarder.start()
         at_exit = self._exit_hook = while_alive(weakref.WeakMethod(self.deactivate))
         atexit.register(at_exit)
         at_exit_of_worker(at_exit)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from opentelemetry import context, trace
@@ -45,6 +46,29 @@ def test_span_is_held_until_the_bill_when_a_call_is_bound_to_it() -> None:
     assert attributes[conventions.QUALITY] == "measured"
     assert conventions.SUBTREE_JOULES not in attributes
     assert line.gate.health.held == 0
+
+
+def test_one_thread_sends_when_a_second_span_ends_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads that hold a first span at once, or of one in which a garbage collection ends another span."""
+    line = Pipeline()
+    first, second = line.tracer.start_span("first"), line.tracer.start_span("second")
+    claims = [line.call(first), line.call(second)]
+    made: list[threading.Thread] = []
+
+    class EndingTheSecond(threading.Thread):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+            if len(made) == 1:
+                second.end()
+
+    monkeypatch.setattr(threading, "Thread", EndingTheSecond)
+    first.end()
+    for claim in claims:
+        line.desk.settle(claim, 1.0)
+    assert sorted(line.sent()) == ["first", "second"]
+    assert len(made) == 1
+    assert line.gate.deactivate()
 
 
 def test_span_is_not_held_when_its_bill_came_before_its_end() -> None:
