@@ -119,4 +119,11 @@ class MeterReader:
     def _read(self) -> None:
         """Take a reading; one after a sleep is not joined to one before it."""
         self._sleep.look(partial(self._books.interrupt, "suspend"))
-        self._take(self.open_meter.meter.read())
+        meter = self.open_meter.meter
+        try:
+            readings = meter.read()
+        except MeterError:
+            raise
+        except Exception as error:  # a user's own meter may raise anything; at an edge it would reach the app
+            raise MeterError("meter-unreadable", f"{meter.name}: its read() raised {error!r}.") from error
+        self._take(readings)
