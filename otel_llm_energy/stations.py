@@ -27,8 +27,9 @@ from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS
-from otel_llm_energy.tracing.seat import Metering, Rules, Seat
+from otel_llm_energy.tracing.seat import Seat
 from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity
+from otel_llm_energy.tracing.sharing import Metering, Rules
 from otel_llm_energy.tracing.station import Station
 from otel_llm_energy.version import __version__
 

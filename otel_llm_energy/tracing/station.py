@@ -21,8 +21,9 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.reader import MeterReader, ReadingListener
-from otel_llm_energy.tracing.seat import Metering, Seat
+from otel_llm_energy.tracing.seat import Seat
 from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity, ServerWatch
+from otel_llm_energy.tracing.sharing import Metering
 from otel_llm_energy.troubles import Troubles
 
 _DISCOVER_AGAIN_SECONDS = 10.0
