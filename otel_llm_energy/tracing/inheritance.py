@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Entered, Journal, newest_journal, read_journal
+from otel_llm_energy.host.register import Call, Register
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
-from otel_llm_energy.host.shared import Call, Register, SharedLedger
+from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.turns import Turn
 from otel_llm_energy.host.wire import Message, WireError
 from otel_llm_energy.ledger.bill import Bill

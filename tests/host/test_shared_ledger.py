@@ -6,9 +6,10 @@ from pathlib import Path
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Entered, Journal, read_journal
+from otel_llm_energy.host.register import Call, Register
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
-from otel_llm_energy.host.shared import Call, Register, SharedLedger
+from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, bill_from_json, channel_to_json
 from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.ledger import Ledger
