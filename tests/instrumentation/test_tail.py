@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_llm_instrumentation.http.tail import Tail
+from otel_llm_instrumentation.tail import Tail
 
 _PAYLOADS = st.lists(st.dictionaries(st.sampled_from("abc"), st.text(max_size=9), min_size=1), max_size=9)
 

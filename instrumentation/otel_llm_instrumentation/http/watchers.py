@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_value
 
 from otel_llm_instrumentation.address import Server, server_of
+from otel_llm_instrumentation.bodies import Answer, Bodies, see_payloads, tail_of
 from otel_llm_instrumentation.call import Call, begin_call, is_observed
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
-from otel_llm_instrumentation.http.answer import Answer, Bodies, see_payloads, tail_of
 from otel_llm_instrumentation.http.routes import endpoint_of, json_object
 from otel_llm_instrumentation.patching import Patch
 from otel_llm_instrumentation.providers import provider_in_headers

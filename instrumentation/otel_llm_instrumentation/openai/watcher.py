@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
+from otel_llm_instrumentation.bodies import Answer, Bodies
 from otel_llm_instrumentation.call import Call, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
-from otel_llm_instrumentation.http.answer import Answer, Bodies
 from otel_llm_instrumentation.openai.answers import PendingStream, watch_parse
 from otel_llm_instrumentation.openai.routes import route_of
 from otel_llm_instrumentation.patching import Patch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.call import Call
 from otel_llm_instrumentation.facts import fields
-from otel_llm_instrumentation.http.tail import Tail
+from otel_llm_instrumentation.tail import Tail
 
 _IDENTITY: Final = "identity"
 
