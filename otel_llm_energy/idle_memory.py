@@ -58,15 +58,15 @@ class IdleMemory:
     Args:
         path: the file; ``None`` to keep nothing. It is replaced as a whole, so several processes may share it.
         facts: what must be the same for a figure to hold; see `machine_facts`.
-        unix_clock: the wall clock, s since 1970.
+        unix_clock_s: the wall clock, since 1970.
     """
 
     def __init__(
-        self, path: Path | None, facts: Mapping[str, str], *, unix_clock: Callable[[], float] = time.time
+        self, path: Path | None, facts: Mapping[str, str], *, unix_clock_s: Callable[[], float] = time.time
     ) -> None:
         self.path = path
         self._facts = dict(facts)
-        self._unix_clock = unix_clock
+        self._unix_clock_s = unix_clock_s
         self._keys: dict[str, str] = {}
         self._kept: dict[str, dict[str, KeptIdle]] = {}  # by channel, then by key and state
         self._said = False
@@ -88,11 +88,11 @@ class IdleMemory:
     def age_seconds(self, channel_id: str) -> float | None:
         """Age of the newest figure that is kept of a channel, s; ``None`` if there is none."""
         newest_s = max((each.learned_unix_s for each in self._kept.get(channel_id, {}).values()), default=None)
-        return None if newest_s is None else max(self._unix_clock() - newest_s, 0.0)
+        return None if newest_s is None else max(self._unix_clock_s() - newest_s, 0.0)
 
     def keep(self, learned: Mapping[str, Sequence[IdlePower]]) -> None:
         """Write what this run has learned, as far as it is news."""
-        now_s = self._unix_clock()
+        now_s = self._unix_clock_s()
         news: dict[str, KeptIdle] = {}
         for name, key in self._keys.items():
             known = self._kept.setdefault(name, {})
@@ -118,7 +118,7 @@ class IdleMemory:
         changed = [name for name, value in self._facts.items() if _part(document, "machine").get(name) != value]
         if changed:
             raise ValueError(f"it was written where this was another: {', '.join(changed)}.")
-        oldest_s, now_s = self._unix_clock() - MAX_AGE_SECONDS, self._unix_clock()
+        oldest_s, now_s = self._unix_clock_s() - MAX_AGE_SECONDS, self._unix_clock_s()
         for key, entry in _part(document, "channels").items():
             kept = _kept(entry)
             if oldest_s <= kept.learned_unix_s <= now_s:

@@ -56,7 +56,7 @@ class BusyTime(Protocol):
         """Give back the descriptor. Never raises."""
 
 
-def busy_time(proc: Path = PROC, cgroup: Path = CGROUP, clock: Callable[[], int] = time.monotonic_ns) -> BusyTime:
+def busy_time(proc: Path = PROC, cgroup: Path = CGROUP, clock_ns: Callable[[], int] = time.monotonic_ns) -> BusyTime:
     """Open the best source: the root cgroup's CPU time in ns (cgroup v1), else what was not idle in /proc/stat.
 
     The root of cgroup v2 is no better than /proc/stat: its ``cpu.stat`` sums the same sampled ticks.
@@ -64,8 +64,8 @@ def busy_time(proc: Path = PROC, cgroup: Path = CGROUP, clock: Callable[[], int]
     for controller in ("cpuacct", "cpu,cpuacct"):
         folder = cgroup / controller
         if (folder / "release_agent").exists():  # only a hierarchy's root has one; in a container it is not the root
-            return _CpuAccounting(folder / "cpuacct.usage", clock)
-    return _NotIdle(proc / "stat", clock)
+            return _CpuAccounting(folder / "cpuacct.usage", clock_ns)
+    return _NotIdle(proc / "stat", clock_ns)
 
 
 class _CpuAccounting:
@@ -73,14 +73,14 @@ class _CpuAccounting:
 
     resolution_ns = TICK_NS
 
-    def __init__(self, path: Path, clock: Callable[[], int]) -> None:
+    def __init__(self, path: Path, clock_ns: Callable[[], int]) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._cpus = os.cpu_count() or 1
 
     def read(self) -> BusySample:
         busy_ns = int(pread(self._fd, 64))
-        return BusySample(self._clock(), busy_ns, self._cpus)
+        return BusySample(self._clock_ns(), busy_ns, self._cpus)
 
     def close(self) -> None:
         _close(self._fd)
@@ -95,9 +95,9 @@ class _NotIdle:
 
     resolution_ns = 2 * TICK_NS  # idle and iowait are each cut off at a tick
 
-    def __init__(self, path: Path, clock: Callable[[], int]) -> None:
+    def __init__(self, path: Path, clock_ns: Callable[[], int]) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._cpus = 0
         self._base_ns = 0  # busy time before the number of CPUs last changed
         self._start_ns = 0  # complement of idle time at that change
@@ -105,7 +105,7 @@ class _NotIdle:
 
     def read(self) -> BusySample:
         text = pread(self._fd, _STAT_BYTES)
-        at_ns = self._clock()
+        at_ns = self._clock_ns()
         cpus = text.count(b"\ncpu")
         _, _, _, _, idle, iowait, _, _, steal, *_ = text[: text.index(b"\n")].split()
         idle_ns = (int(idle) + int(iowait) + int(steal)) * TICK_NS

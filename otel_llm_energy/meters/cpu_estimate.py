@@ -31,7 +31,7 @@ class CpuEstimate:
         max_watts_per_cpu: of one busy CPU, W; >= ``min_watts_per_cpu``.
         scale_error: relative error of the joules, 0.5 for 50 %.
         proc, cgroup: roots of the kernel's file systems.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     name = "cpu-estimate"
@@ -45,7 +45,7 @@ class CpuEstimate:
         scale_error: float = ESTIMATE_SCALE_ERROR,
         proc: Path = PROC,
         cgroup: Path = CGROUP,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if not 0 <= min_watts_per_cpu <= max_watts_per_cpu:
             raise ValueError(
@@ -57,7 +57,7 @@ class CpuEstimate:
         self._scale_error = scale_error
         self._proc = proc
         self._cgroup = cgroup
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._busy: BusyTime | None = None
         self._last_ns = 0
         self._powered_ns = 0  # the sum of all CPUs' powered time, busy or not
@@ -73,7 +73,7 @@ class CpuEstimate:
         """
         self.close()
         try:
-            self._busy = busy_time(self._proc, self._cgroup, self._clock)
+            self._busy = busy_time(self._proc, self._cgroup, self._clock_ns)
             first = self._busy.read()
         except (OSError, ValueError) as error:
             self.close()
@@ -99,7 +99,7 @@ class CpuEstimate:
         """
         if self._busy is None:
             raise MeterError("meter-closed", f"{self!r}: the meter is not open.")
-        before_ns = self._clock()
+        before_ns = self._clock_ns()
         try:
             sample = self._busy.read()
         except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ class CpuEstimate:
         self._powered_ns += sample.cpus * (sample.at_ns - self._last_ns)
         self._last_ns = sample.at_ns
         energy_nj = self._min_watts * self._powered_ns + (self._max_watts - self._min_watts) * sample.busy_ns
-        return [Reading(_CHANNEL_ID, int(energy_nj) // 1000, before_ns, self._clock())]
+        return [Reading(_CHANNEL_ID, int(energy_nj) // 1000, before_ns, self._clock_ns())]
 
     def close(self) -> None:
         """Give back the descriptor."""

@@ -48,7 +48,7 @@ class NvmlMeter:
         scale_error: relative error of the energy counters that bounds allow for, 0.05 for 5 %. None is assumed.
         power_scale_error: the same for cards without a counter.
         open_nvml: opens the library.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     name = "nvml"
@@ -60,12 +60,12 @@ class NvmlMeter:
         scale_error: float = 0.0,
         power_scale_error: float = POWER_SCALE_ERROR,
         open_nvml: Callable[[], Nvml] = Nvml,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._scale_error = scale_error
         self._power_scale_error = power_scale_error
         self._open_nvml = open_nvml
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._nvml: Nvml | None = None
         self._cards: list[_Card] = []
         self._lost: set[str] = set()
@@ -128,8 +128,8 @@ class NvmlMeter:
             if error.reason != "gpu-unsupported":
                 raise
             nvml.power_mw(gpu)
-            return _PowerCard(nvml, gpu, self._clock), self._power_scale_error
-        return _CounterCard(nvml, gpu, self._clock), self._scale_error
+            return _PowerCard(nvml, gpu, self._clock_ns), self._power_scale_error
+        return _CounterCard(nvml, gpu, self._clock_ns), self._scale_error
 
     def read(self) -> Sequence[Reading]:
         """Readings of those GPUs whose counter has moved since the last time; one that does not answer is left out.
@@ -167,18 +167,18 @@ class NvmlMeter:
 class _CounterCard:
     """A GPU with an energy counter."""
 
-    def __init__(self, nvml: Nvml, gpu: Gpu, clock: Callable[[], int]) -> None:
+    def __init__(self, nvml: Nvml, gpu: Gpu, clock_ns: Callable[[], int]) -> None:
         self.gpu = gpu
         self._nvml = nvml
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._energy_mj: int | None = None
         self._state = _IdleState(nvml, gpu)
         self._unchanged_ns = 0  # at this instant it still had the value before
 
     def read(self) -> Reading | None:
-        before_ns = self._clock()
+        before_ns = self._clock_ns()
         energy_mj = self._nvml.energy_mj(self.gpu)
-        after_ns = self._clock()
+        after_ns = self._clock_ns()
         earliest_ns, self._unchanged_ns = max(self._unchanged_ns, before_ns - REFRESH_NS), before_ns
         if energy_mj == self._energy_mj:
             return None
@@ -189,18 +189,18 @@ class _CounterCard:
 class _PowerCard:
     """A GPU without one: the integral of its power, by the trapezoidal rule."""
 
-    def __init__(self, nvml: Nvml, gpu: Gpu, clock: Callable[[], int]) -> None:
+    def __init__(self, nvml: Nvml, gpu: Gpu, clock_ns: Callable[[], int]) -> None:
         self.gpu = gpu
         self._nvml = nvml
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._state = _IdleState(nvml, gpu)
         self._last: tuple[int, int] | None = None
         self._energy_pj = 0  # 1 mW for 1 ns is 1 pJ
 
     def read(self) -> Reading | None:
-        before_ns = self._clock()
+        before_ns = self._clock_ns()
         power_mw = self._nvml.power_mw(self.gpu)
-        after_ns = self._clock()
+        after_ns = self._clock_ns()
         at_ns = (before_ns + after_ns) // 2
         if self._last is not None:
             last_ns, last_mw = self._last

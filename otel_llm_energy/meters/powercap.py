@@ -83,7 +83,7 @@ class RaplMeter:
         root: the folder that holds ``intel-rapl:0``; ``None`` for ``default_root``.
         default_root: the kernel's own.
         scale_error: relative error of the joules that bounds allow for, 0.05 for 5 %; see `RAPL_SCALE_ERROR`.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     name = "rapl"
@@ -97,12 +97,12 @@ class RaplMeter:
         *,
         default_root: Path = POWERCAP_ROOT,
         scale_error: float = RAPL_SCALE_ERROR,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.root = default_root if root is None else Path(root)
         self.root_is_named = root is not None
         self._scale_error = scale_error
-        self._clock = clock
+        self._clock_ns = clock_ns
         # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
         self._lock = threading.RLock()
         self._lock_pid = os.getpid()
@@ -147,18 +147,18 @@ class RaplMeter:
         Raises:
             MeterError: ``meter-closed``, or ``meter-unreadable`` if no counter gave a number.
         """
-        clock = self._clock
+        clock_ns = self._clock_ns
         readings: list[Reading] = []
         with self._lock:
-            before_ns = clock()
+            before_ns = clock_ns()
             for counter in self._counters:
                 try:
                     energy_uj = counter.read()
                 except (OSError, ValueError) as error:
                     self._note_lost(counter.channel_id, error)
-                    before_ns = clock()
+                    before_ns = clock_ns()
                     continue
-                after_ns = clock()
+                after_ns = clock_ns()
                 if energy_uj >= 0:
                     readings.append(Reading(counter.channel_id, energy_uj, before_ns - _REFRESH_NS, after_ns))
                 before_ns = after_ns

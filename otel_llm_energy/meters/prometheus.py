@@ -74,7 +74,7 @@ class PrometheusMeter:
         ca_file: of the authority that signed the Prometheus' certificate; ``None`` for the usual ones.
         range_uj, scale_error: as for `ScaphandreMeter`.
         timeout_seconds: for one request, s.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     name = "prometheus"
@@ -93,7 +93,7 @@ class PrometheusMeter:
         range_uj: int | None = None,
         scale_error: float = RAPL_SCALE_ERROR,
         timeout_seconds: float = 5.0,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if "?" in url:
             raise ValueError("PrometheusMeter: its url takes no query; name the host by instance= or labels=.")
@@ -106,7 +106,7 @@ class PrometheusMeter:
             headers=sent,
             ca_file=ca_file,
             timeout_seconds=timeout_seconds,
-            clock=clock,
+            clock_ns=clock_ns,
         )
         self._labels: dict[str, str] = {**(labels or {}), **({"instance": instance} if instance else {})}
         self.process = process
@@ -114,7 +114,7 @@ class PrometheusMeter:
         self.pace = _pace(_DEFAULT_INTERVAL_SECONDS)
         self._range_uj = range_uj
         self._scale_error = scale_error
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._forget()
 
     def _forget(self) -> None:
@@ -230,7 +230,7 @@ class PrometheusMeter:
             return None
         error_ns = self._ahead.error_ns
         # What has been told has been, however the clocks differ.
-        latest_ns = min(refreshed_ns[1] + error_ns, self._clock())
+        latest_ns = min(refreshed_ns[1] + error_ns, self._clock_ns())
         return min(refreshed_ns[0] - error_ns, latest_ns), latest_ns
 
     def _check_age(self, now_ns: int) -> None:

@@ -49,7 +49,7 @@ class ScaphandreMeter:
         scale_error: relative error of the joules, 0.05 for 5 %.
         ca_file: of the authority that signed the certificate of an https address; ``None`` for the usual ones.
         timeout_seconds: for one request, s.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     name = "scaphandre"
@@ -65,7 +65,7 @@ class ScaphandreMeter:
         scale_error: float = RAPL_SCALE_ERROR,
         ca_file: str | None = None,
         timeout_seconds: float = 3.0,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if not interval_seconds >= MIN_INTERVAL_SECONDS:
             raise ValueError(
@@ -77,11 +77,11 @@ class ScaphandreMeter:
         self.cpus = cpus
         if ca_file is not None and not Path(ca_file).exists():
             raise ValueError(f"ScaphandreMeter(ca_file={ca_file!r}): there is no such file or folder of certificates.")
-        self._exporter = Exporter(url, ca_file=ca_file, timeout_seconds=timeout_seconds, clock=clock)
+        self._exporter = Exporter(url, ca_file=ca_file, timeout_seconds=timeout_seconds, clock_ns=clock_ns)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj
         self._scale_error = scale_error
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._forget()
 
     def _forget(self) -> None:
@@ -136,7 +136,7 @@ class ScaphandreMeter:
             MeterError: ``meter-frozen`` after several stale answers in a row, until a fresh one; else as `open`.
         """
         first, self._first_readings = self._first_readings, []
-        if first or self._clock() < self._next_poll_ns:
+        if first or self._clock_ns() < self._next_poll_ns:
             if self.frozen:
                 raise self._frozen_error()
             return first
@@ -147,7 +147,7 @@ class ScaphandreMeter:
         self._forget()
 
     def _poll(self) -> tuple[Answer[list[Sample]], Counters]:
-        self._next_poll_ns = self._clock() + self._interval_ns - _TIMER_SLACK_NS
+        self._next_poll_ns = self._clock_ns() + self._interval_ns - _TIMER_SLACK_NS
         wanted = COUNTER_FAMILIES if self.process is None else COUNTER_FAMILIES | PROCESS_FAMILIES
         scrape = self._exporter.scrape(wanted)
         found = counters(scrape.content)

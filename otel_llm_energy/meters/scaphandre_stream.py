@@ -34,8 +34,8 @@ class ScaphandreStream:
     Args:
         path: of the file.
         scale_error: relative error of the joules, 0.05 for 5 %.
-        clock: the monotonic clock, ns.
-        unix_clock: the wall clock, ns since 1970, as the records have it.
+        clock_ns: the monotonic clock.
+        unix_clock_ns: the wall clock, since 1970, as the records have it.
     """
 
     name = "scaphandre-stream"
@@ -46,13 +46,13 @@ class ScaphandreStream:
         path: str | os.PathLike[str],
         *,
         scale_error: float = RAPL_SCALE_ERROR,
-        clock: Callable[[], int] = time.monotonic_ns,
-        unix_clock: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        unix_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = Path(path)
         self._scale_error = scale_error
-        self._clock = clock
-        self._unix_clock = unix_clock
+        self._clock_ns = clock_ns
+        self._unix_clock_ns = unix_clock_ns
         self._file: RecordFile | None = None
         self._forget()
 
@@ -61,7 +61,7 @@ class ScaphandreStream:
         self._energy_nj = _START_UJ * 1000
         self._unix_ns: int | None = None  # of the last record
         self._at_ns: int | None = None  # the same on the monotonic clock
-        self._ahead_ns = self._unix_clock() - self._clock()  # how far the wall clock is ahead
+        self._ahead_ns = self._unix_clock_ns() - self._clock_ns()  # how far the wall clock is ahead
 
     def __repr__(self) -> str:
         return f"ScaphandreStream(path={str(self.path)!r})"
@@ -107,7 +107,7 @@ class ScaphandreStream:
         self._forget()
 
     def _clock_stepped(self) -> bool:
-        ahead_ns = self._unix_clock() - self._clock()
+        ahead_ns = self._unix_clock_ns() - self._clock_ns()
         stepped = abs(ahead_ns - self._ahead_ns) > _CLOCK_STEP_NS
         self._ahead_ns = ahead_ns
         return stepped
@@ -132,7 +132,7 @@ class ScaphandreStream:
         before_ns, self._unix_ns = self._unix_ns, unix_ns
         at_ns = unix_ns - self._ahead_ns
         is_old = self._at_ns is not None and at_ns <= self._at_ns
-        if is_old or at_ns > self._clock() + _CLOCK_STEP_NS:
+        if is_old or at_ns > self._clock_ns() + _CLOCK_STEP_NS:
             self._unix_ns = None
             return None
         self._at_ns = at_ns
@@ -147,7 +147,7 @@ class ScaphandreStream:
     def _check_age(self) -> None:
         if self._at_ns is None:
             raise MeterError("meter-garbage", f"{self.path}: no whole record of `scaphandre json` in this file.")
-        age_ns = self._clock() - self._at_ns
+        age_ns = self._clock_ns() - self._at_ns
         if age_ns > _STALE_NS:
             raise MeterError(
                 "meter-stale",

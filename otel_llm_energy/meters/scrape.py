@@ -46,7 +46,7 @@ class HttpSource:
         headers: sent with each request, e.g. ``{"Authorization": "Bearer ..."}``.
         ca_file: of the authority that signed the certificate of an https address; ``None`` for the usual ones.
         timeout_seconds: for the whole request; twice that where the body drips.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HttpSource:
         headers: Mapping[str, str] | None = None,
         ca_file: str | None = None,
         timeout_seconds: float = 3.0,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._url, self._credentials = _split_credentials(url)
         self.shown_url = self._url.partition("?")[0]  # a query may hold a token
@@ -65,7 +65,7 @@ class HttpSource:
         self._headers = dict(headers or {})
         self._ca_file = ca_file
         self._timeout_seconds = timeout_seconds
-        self._clock = clock
+        self._clock_ns = clock_ns
 
     @property
     def source(self) -> Hashable:
@@ -98,7 +98,7 @@ class HttpSource:
     def _get(self, consume: Callable[[Iterator[bytes]], T], query: Mapping[str, str] | None) -> Answer[T]:
         from requests.auth import HTTPBasicAuth
 
-        asked_ns = self._clock()
+        asked_ns = self._clock_ns()
         timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
         with (
             self._new_session() as session,
@@ -112,7 +112,7 @@ class HttpSource:
                 verify=self._ca_file or True,  # the session's own would give way to REQUESTS_CA_BUNDLE
             ) as response,
         ):
-            answered_ns = self._clock()
+            answered_ns = self._clock_ns()
             if response.status_code != 200:
                 hint = "; are the credentials right?" if response.status_code in (401, 403) else ""
                 raise self.error("meter-http-error", f"answered HTTP {response.status_code}{hint}")
@@ -129,7 +129,7 @@ class HttpSource:
                 raise self.error(
                     "meter-too-large", f"more than {MAX_BODY_BYTES >> 20} MiB: no {self._program}'s answer"
                 )
-            if self._clock() > deadline_ns:
+            if self._clock_ns() > deadline_ns:
                 raise self.error("meter-timeout", f"still answering after {2 * self._timeout_seconds:g} s")
             yield chunk
         promised = response.headers.get("content-length", "")

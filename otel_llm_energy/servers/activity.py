@@ -43,7 +43,7 @@ class CpuActivity:
 
     Args:
         proc, cgroup: roots of the kernel's file systems.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
         cpu_clock: CPU time of a process by its number; ``None`` for the ticks of /proc/PID/stat.
     """
 
@@ -52,12 +52,12 @@ class CpuActivity:
         *,
         proc: Path = PROC,
         cgroup: Path = CGROUP,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_clock: CpuClock | None = process_cpu_ns,
     ) -> None:
         self._procfs = Procfs(proc)
         self._cgroup = cgroup
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._busy: BusyTime | None = None
         if cpu_clock is not None and cpu_clock(os.getpid()) is None:
             cpu_clock = None  # a kernel without process clocks
@@ -98,7 +98,7 @@ class CpuActivity:
             forked = newest_pid is None or newest_pid != self._newest_pid
             self._newest_pid = newest_pid
             try:
-                self._busy = self._busy or busy_time(self._procfs.root, self._cgroup, self._clock)
+                self._busy = self._busy or busy_time(self._procfs.root, self._cgroup, self._clock_ns)
                 busy = self._busy.read()
             except (OSError, ValueError) as error:
                 self._warn(error)

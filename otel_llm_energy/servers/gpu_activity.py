@@ -37,7 +37,7 @@ class GpuActivity:
     Args:
         proc: root of the kernel's file system.
         open_nvml: opens the library.
-        clock: the monotonic clock, ns.
+        clock_ns: the monotonic clock.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class GpuActivity:
         *,
         proc: Path = PROC,
         open_nvml: Callable[[], Nvml] = Nvml,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._procfs = Procfs(proc)
         self._open_nvml = open_nvml
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._servers: dict[str, Server] = {}
         self._nvml: Nvml | None = None
@@ -73,7 +73,7 @@ class GpuActivity:
             if not all(name in self._cards for name in wanted):
                 self._look_for_cards()
             cards = [self._cards[name] for name in wanted if name in self._cards]
-            samples = [card.sample(self._servers, self._clock()) for card in cards]
+            samples = [card.sample(self._servers, self._clock_ns()) for card in cards]
         return [sample for sample in samples if sample is not None]
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class GpuActivity:
         try:
             nvml = self._nvml = self._nvml or self._open_nvml()
             for gpu in nvml.gpus():
-                self._cards.setdefault(f"{GPU_RESOURCE}{gpu.uuid}", _Card(nvml, gpu, self._procfs, self._clock()))
+                self._cards.setdefault(f"{GPU_RESOURCE}{gpu.uuid}", _Card(nvml, gpu, self._procfs, self._clock_ns()))
         except NvmlError as error:
             if not self._said:
                 self._said = True

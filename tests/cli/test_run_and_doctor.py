@@ -157,7 +157,7 @@ def test_doctor_is_content_when_counters_can_be_read(powercap: PowercapTree) -> 
 
 def test_doctor_shows_the_idle_power_of_an_earlier_run_with_its_age(powercap: PowercapTree, tmp_path: Path) -> None:
     """It need not learn it anew."""
-    memory = IdleMemory(tmp_path / "idle.json", machine_facts(), unix_clock=lambda: time.time() - 7200)
+    memory = IdleMemory(tmp_path / "idle.json", machine_facts(), unix_clock_s=lambda: time.time() - 7200)
     channels = (Channel("package-0", "cpu", "rapl"), Channel("package-0/dram", "memory", "rapl"))
     memory.recall([OpenMeter(RaplMeter(powercap.root), channels)])
     memory.keep({"package-0": [IdlePower(20, 19, 60)], "package-0/dram": [IdlePower(2, 1.9, 60)]})

@@ -50,7 +50,7 @@ def meters(root: str = "/sys/class/powercap", *channels: Channel) -> list[OpenMe
 
 
 def memory(path: Path | None, now_s: float = NOW_S, **facts: str) -> IdleMemory:
-    return IdleMemory(path, {**FACTS, **facts}, unix_clock=lambda: now_s)
+    return IdleMemory(path, {**FACTS, **facts}, unix_clock_s=lambda: now_s)
 
 
 @pytest.fixture

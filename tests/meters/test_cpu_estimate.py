@@ -35,7 +35,7 @@ class Machine:
 
     def estimate(self, **options: float) -> CpuEstimate:
         """An open estimate of this machine."""
-        meter = CpuEstimate(proc=self.proc, cgroup=self.proc, clock=self.clock, **options)
+        meter = CpuEstimate(proc=self.proc, cgroup=self.proc, clock_ns=self.clock, **options)
         meter.open()
         return meter
 
@@ -49,7 +49,9 @@ def joules(meter: CpuEstimate) -> float:
 def test_the_channel_says_that_it_is_an_estimate_when_opened(tmp_path: Path) -> None:
     """Estimated, with the model's own idle power and a wide error."""
     machine = Machine(tmp_path, cpus=4)
-    meter = CpuEstimate(min_watts_per_cpu=1, max_watts_per_cpu=3, proc=tmp_path, cgroup=tmp_path, clock=machine.clock)
+    meter = CpuEstimate(
+        min_watts_per_cpu=1, max_watts_per_cpu=3, proc=tmp_path, cgroup=tmp_path, clock_ns=machine.clock
+    )
     (channel,) = meter.open()
     assert channel.estimated
     assert (channel.meter, channel.component, channel.resource) == ("cpu-estimate", "cpu", "cpu")

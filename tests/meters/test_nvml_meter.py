@@ -35,7 +35,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def meter(driver: FakeDriver, clock: ManualClock) -> Iterator[NvmlMeter]:
-    meter = NvmlMeter(clock=clock)
+    meter = NvmlMeter(clock_ns=clock)
     yield meter
     meter.close()
 

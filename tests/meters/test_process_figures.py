@@ -117,7 +117,7 @@ def test_one_request_serves_both_when_counters_and_processes_are_wanted() -> Non
     """A second request within 2 s would freeze the exporter."""
     with exporter(*(recorded(f"processes-{index}") for index in range(3))) as served:
         clock = ManualClock()
-        meter = ScaphandreMeter(served.url, process="python3.11", clock=clock)
+        meter = ScaphandreMeter(served.url, process="python3.11", clock_ns=clock)
         meter.open()
         readings = [meter.read()]
         for _ in range(2):
@@ -135,6 +135,6 @@ def test_one_request_serves_both_when_counters_and_processes_are_wanted() -> Non
 def test_processes_are_not_parsed_when_nobody_wants_them() -> None:
     """They are most of the page."""
     with exporter(recorded("processes-2")) as served:
-        meter = ScaphandreMeter(served.url, clock=ManualClock())
+        meter = ScaphandreMeter(served.url, clock_ns=ManualClock())
         meter.open()
     assert meter.host_powers() == ()

@@ -37,7 +37,7 @@ class Time:
 
     def meter(self, **options: Any) -> PrometheusMeter:
         """A meter that goes by our clock."""
-        return PrometheusMeter(self._replay.url, clock=self.clock, **options)
+        return PrometheusMeter(self._replay.url, clock_ns=self.clock, **options)
 
 
 def by_channel(readings: Sequence[Reading]) -> dict[str, list[int]]:

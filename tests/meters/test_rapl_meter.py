@@ -258,7 +258,7 @@ def test_an_error_is_raised_when_the_meter_is_closed(manual_powercap: PowercapTr
 
 def test_the_age_of_a_value_is_part_of_its_time_when_it_is_read(manual_powercap: PowercapTree) -> None:
     """The hardware refreshes the counter every millisecond: a value may be that old."""
-    meter = RaplMeter(manual_powercap.root, clock=lambda: 5_000_000_000)
+    meter = RaplMeter(manual_powercap.root, clock_ns=lambda: 5_000_000_000)
     meter.open()
     assert {(reading.earliest_ns, reading.latest_ns) for reading in meter.read()} == {(4_999_000_000, 5_000_000_000)}
     meter.close()

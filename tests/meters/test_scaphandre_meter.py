@@ -63,7 +63,7 @@ def values(readings: Iterable[Reading]) -> dict[str, int]:
 
 def opened(url: str, clock: ManualClock | None = None, **options: float) -> ScaphandreMeter:
     """An open meter."""
-    meter = ScaphandreMeter(url, clock=clock or ManualClock(), **options)  # type: ignore[arg-type]
+    meter = ScaphandreMeter(url, clock_ns=clock or ManualClock(), **options)  # type: ignore[arg-type]
     meter.open()
     return meter
 
@@ -85,7 +85,7 @@ def test_psys_is_no_socket_when_the_exporter_lists_it_as_one() -> None:
     """Without domain folders psys appears among the sockets; adding it would count the package twice."""
     with exporter(recorded("psys-0"), recorded("psys-1")) as served:
         clock = ManualClock()
-        meter = ScaphandreMeter(served.url, clock=clock)
+        meter = ScaphandreMeter(served.url, clock_ns=clock)
         assert [channel.id for channel in meter.open()] == ["package-0"]
         meter.read()
         clock.advance(2.2)
@@ -374,12 +374,12 @@ def test_an_error_names_the_reason_when_the_exporter_misbehaves(answer: object, 
     """Each failure is a MeterError with its own slug, at opening and at reading."""
     with exporter(answer, totals(1), answer) as served:  # type: ignore[arg-type]
         clock = ManualClock()
-        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock=time.monotonic_ns)
+        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock_ns=time.monotonic_ns)
         with pytest.raises(MeterError) as caught:
             meter.open()
         assert caught.value.reason == reason
         assert served.url in str(caught.value)
-        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock=lambda: time.monotonic_ns() + clock.now_ns)
+        meter = ScaphandreMeter(served.url, timeout_seconds=1.0, clock_ns=lambda: time.monotonic_ns() + clock.now_ns)
         meter.open()
         meter.read()
         clock.advance(2.2)

@@ -42,7 +42,7 @@ class Clocks:
 
     def meter(self, path: Path) -> ScaphandreStream:
         """A meter that goes by these clocks."""
-        return ScaphandreStream(path, clock=lambda: self.monotonic_ns, unix_clock=lambda: self.unix_ns)
+        return ScaphandreStream(path, clock_ns=lambda: self.monotonic_ns, unix_clock_ns=lambda: self.unix_ns)
 
 
 class Writer:

@@ -41,7 +41,7 @@ def read_all(answers: list[bytes]) -> list[list[Reading]]:
     """What the meter reads from them."""
     with exporter(*answers) as served:
         clock = ManualClock()
-        meter = ScaphandreMeter(served.url, clock=clock)
+        meter = ScaphandreMeter(served.url, clock_ns=clock)
         meter.open()
         readings = []
         for _ in answers:
@@ -123,7 +123,7 @@ def test_records_have_the_power_when_the_file_is_followed(version: str, tmp_path
     clock = ManualClock()
     ahead_ns = times_ns[-1] - clock.now_ns
     followed.write_bytes(written.read_bytes()[: written.read_bytes().index(b'{"host":', 10)])
-    meter = ScaphandreStream(followed, clock=clock, unix_clock=lambda: clock.now_ns + ahead_ns)
+    meter = ScaphandreStream(followed, clock_ns=clock, unix_clock_ns=lambda: clock.now_ns + ahead_ns)
     meter.open()
     readings = [meter.read()]
     followed.write_bytes(written.read_bytes())

@@ -187,7 +187,7 @@ def test_no_sample_is_taken_when_there_is_no_proc(tmp_path: Path, caplog: pytest
 
 def test_the_sample_is_dated_by_the_given_clock_when_taken() -> None:
     """Capacity, resource and instant are as the ledger expects them."""
-    activity = CpuActivity(clock=lambda: 42)
+    activity = CpuActivity(clock_ns=lambda: 42)
     sample = taken(activity)
     assert (sample.resource, sample.at_ns, sample.capacity) == ("cpu", 42, os.cpu_count())
     activity.close()

@@ -54,7 +54,7 @@ class Watch:
     def __init__(self, driver: FakeDriver, processes: list[Process]) -> None:
         self.driver = driver
         self.clock = ManualClock()
-        self.activity = GpuActivity(clock=self.clock)
+        self.activity = GpuActivity(clock_ns=self.clock)
         self.one, self.two, self.stranger = processes
         self.activity.watch(self.one.server)
         self.activity.watch(self.two.server)
