@@ -33,6 +33,8 @@ _SILENT_NS = 5 * NS_PER_SECOND
 
 @dataclass(slots=True)
 class _Server:
+    """What is known of a server, and its calls that are open."""
+
     timeline: Timeline
     by_weight: bool = False  # what a call weighs is known at its end only
     slots: int | None = None
@@ -64,6 +66,8 @@ class _Server:
 
 @dataclass(slots=True)
 class _Account:
+    """Of one channel; ``pending`` are the buckets that are not swept yet."""
+
     counter: Counter
     sweep: Sweep
     pending: deque[Bucket] = field(default_factory=deque)
@@ -84,7 +88,7 @@ class Balance:
 
 
 class Ledger:
-    """Books of one machine.
+    """Where the energy of one machine goes, call by call.
 
     Args:
         start_ns: nothing happened before (monotonic clock).
@@ -95,7 +99,7 @@ class Ledger:
 
     Attributes:
         caution: why all bills are degraded, whatever their server; ``None`` if they are not.
-        busy_elsewhere: other processes have calls in these books (see `otel_llm_energy.host`).
+        busy_elsewhere: other processes have calls in this ledger (see `otel_llm_energy.host`).
     """
 
     busy_elsewhere = False
@@ -167,6 +171,11 @@ class Ledger:
         """Take a sample of activity; ``final``: however short the time since the last one."""
         self._activity.setdefault(sample.resource, ActivityLog()).add(sample, final=final)
 
+    def forget_idle(self) -> None:
+        """Learn idle power anew, from now on."""
+        for account in self._accounts.values():
+            account.sweep.idle.forget()
+
     # Calls' side
 
     def add_server(
@@ -192,11 +201,11 @@ class Ledger:
 
     def open(self, server: str, at_ns: int, route: str = "") -> Entry:
         """A call to ``server`` begins."""
-        books = self._servers[server]
+        known = self._servers[server]
         entry = Entry(server, route, at_ns)
-        books.opened(entry)
-        if not books.may_report(entry):
-            self._count_from_start(entry, books)
+        known.opened(entry)
+        if not known.may_report(entry):
+            self._count_from_start(entry, known)
         return entry
 
     def close(self, entry: Entry, windows: Sequence[Window], *, reported: bool) -> None:
@@ -209,27 +218,27 @@ class Ledger:
         """
         if entry.closed:
             return
-        books = self._servers[entry.server]
-        books.open.pop(entry, None)
-        if not books.by_weight:
+        server = self._servers[entry.server]
+        server.open.pop(entry, None)
+        if not server.by_weight:
             windows = [window._replace(weight=0) if window.weight else window for window in windows]
-        entry.close(tuple(windows), _place(entry, windows, books.timeline))
-        if windows and books.reports.get(entry.route) is None:
-            self._learn_route(books, entry.route, reported)
+        entry.close(tuple(windows), _place(entry, windows, server.timeline))
+        if windows and server.reports.get(entry.route) is None:
+            self._learn_route(server, entry.route, reported)
         elif reported:
-            books.reports[entry.route] = True
+            server.reports[entry.route] = True
         self._closed.add(entry)
 
-    def _learn_route(self, books: _Server, route: str, reported: bool) -> None:
-        books.reports[route] = reported
-        if not reported and not books.by_weight:
-            for other in books.open:
+    def _learn_route(self, server: _Server, route: str, reported: bool) -> None:
+        server.reports[route] = reported
+        if not reported and not server.by_weight:
+            for other in server.open:
                 if other.route == route and other.counted_from_ns is None:
-                    self._count_from_start(other, books)
+                    self._count_from_start(other, server)
 
-    def _count_from_start(self, entry: Entry, books: _Server) -> None:
-        entry.counted_from_ns = max(entry.opened_ns, books.timeline.frozen_ns)
-        books.timeline.add(entry.counted_from_ns)
+    def _count_from_start(self, entry: Entry, server: _Server) -> None:
+        entry.counted_from_ns = max(entry.opened_ns, server.timeline.frozen_ns)
+        server.timeline.add(entry.counted_from_ns)
 
     # Settling
 
@@ -271,6 +280,8 @@ class Ledger:
             self._forced[entry] = {}
             entry.bill = unavailable("ended")
 
+    # What is known now
+
     @property
     def last_readings(self) -> list[Reading]:
         """Of each channel, the reading that its next bucket begins with."""
@@ -284,11 +295,11 @@ class Ledger:
     @property
     def servers(self) -> dict[str, tuple[int | None, str | None]]:
         """Slots and caution of the servers that have an account."""
-        return {name: (books.slots, books.caution) for name, books in self._servers.items()}
+        return {name: (server.slots, server.caution) for name, server in self._servers.items()}
 
     def unsettled(self) -> list[Entry]:
         """The entries without a bill, open and closed, in the order of opening or closing."""
-        entries = [entry for books in self._servers.values() for entry in books.open]
+        entries = [entry for server in self._servers.values() for entry in server.open]
         entries += self._closed
         return [entry for entry in entries if entry.bill is None]
 
@@ -304,11 +315,6 @@ class Ledger:
         """What this run has learned of each channel's idle power, by state, from so much time without calls."""
         return {name: account.sweep.idle.learned(least_seconds) for name, account in self._accounts.items()}
 
-    def forget_idle(self) -> None:
-        """Learn idle power anew, from now on."""
-        for account in self._accounts.values():
-            account.sweep.idle.forget()
-
     def _balance(self, channel_id: str, account: _Account) -> Balance:
         sweep = account.sweep
         billed_nj, late_nj = self._billed_nj[channel_id], self._late_nj[channel_id]
@@ -318,36 +324,38 @@ class Ledger:
         return Balance(sweep.metered_nj, billed_nj, sweep.charged_nj - billed_nj - late_nj, unattributed)
 
     def _frozen_ns(self) -> int:
-        return min((books.timeline.frozen_ns for books in self._servers.values()), default=self._start_ns)
+        return min((server.timeline.frozen_ns for server in self._servers.values()), default=self._start_ns)
+
+    # The steps of settling
 
     def _freeze(self, now_ns: int) -> None:
         """Make the timelines final up to the oldest window that may still come, or the longest wait."""
         forced_ns = now_ns - self._max_wait_ns
         held_ns = now_ns
-        for books in self._servers.values():
-            books.put_in_order()
-            oldest = next(filter(books.may_report, books.open), None)
+        for server in self._servers.values():
+            server.put_in_order()
+            oldest = next(filter(server.may_report, server.open), None)
             if oldest is not None:
                 held_ns = min(held_ns, oldest.opened_ns)
         until_ns = max(held_ns, forced_ns)
-        for books in self._servers.values():
-            if until_ns > books.timeline.frozen_ns:
-                self._freeze_server(books, until_ns)
+        for server in self._servers.values():
+            if until_ns > server.timeline.frozen_ns:
+                self._freeze_server(server, until_ns)
 
-    def _freeze_server(self, books: _Server, until_ns: int) -> None:
-        oldest = next(iter(books.open), None)
+    def _freeze_server(self, server: _Server, until_ns: int) -> None:
+        oldest = next(iter(server.open), None)
         if oldest is not None and until_ns - oldest.opened_ns > _ABANDONED_AFTER_NS:
             oldest.abandoned = True
             self.close(oldest, (), reported=False)
-        opened = takewhile(lambda entry: entry.opened_ns < until_ns, books.open)
-        waiting = [entry for entry in opened if books.may_report(entry)]
-        admit(books.timeline, waiting, books.slot_limit(), until_ns)
+        opened = takewhile(lambda entry: entry.opened_ns < until_ns, server.open)
+        waiting = [entry for entry in opened if server.may_report(entry)]
+        admit(server.timeline, waiting, server.slot_limit(), until_ns)
 
     def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
         """Sweep the buckets that are complete; those older than ``overdue_ns`` wait for no activity any more."""
         activity = self._activity[account.sweep.channel.resource]
-        frozen_ns = min((books.timeline.frozen_ns for books in self._servers.values()), default=None)
-        timelines = {name: books.timeline for name, books in self._servers.items()}
+        frozen_ns = min((server.timeline.frozen_ns for server in self._servers.values()), default=None)
+        timelines = {name: server.timeline for name, server in self._servers.items()}
         while account.pending:
             needed_ns = activity.needed_until(account.pending[0].end_ns)
             if needed_ns is None and account.pending[0].end_ns < overdue_ns:
@@ -391,21 +399,21 @@ class Ledger:
 
     def _bill(self, entry: Entry, billers: dict[str, Biller], reason: str | None) -> Mapping[str, int]:
         """Bill an entry; its energy by channel, nanojoules. ``billers`` are those made since anything was swept."""
-        books = self._servers[entry.server]
-        entry.caution = books.caution or self.caution
+        entry.caution = self._servers[entry.server].caution or self.caution
         biller = billers.get(entry.server)
         if biller is None:
-            biller = billers[entry.server] = self._biller(entry.server, books)
+            biller = billers[entry.server] = self._biller(entry.server)
         entry.bill, by_channel = biller.bill(entry, reason)
         for channel_id, energy_nj in by_channel.items():
             self._billed_nj[channel_id] += energy_nj
         return by_channel
 
-    def _biller(self, server: str, books: _Server) -> Biller:
+    def _biller(self, server: str) -> Biller:
         accounts = self._accounts.values()
         sweeps = [account.sweep for account in accounts if not account.silent]
         silent = [each.sweep for each in accounts if each.silent and (each.counter.has_moved or each.sweep.is_main)]
-        return Biller(server, sweeps, silent, books.timeline, Sharing(self._idle, self._share))
+        timeline = self._servers[server].timeline
+        return Biller(server, sweeps, silent, timeline, Sharing(self._idle, self._share))
 
     def _correct(self, entry: Entry, billed_nj: Mapping[str, int]) -> None:
         """All that was charged for an entry is known now; what it was not billed is late."""
@@ -420,13 +428,13 @@ class Ledger:
             return  # it takes a look at every open and closed call
         self._forgotten_ns = oldest_ns
         steps_ns = oldest_ns - _KEEP_FREE_NS
-        for books in self._servers.values():
-            oldest = next(iter(books.open), None)
+        for server in self._servers.values():
+            oldest = next(iter(server.open), None)
             if oldest is not None:
                 oldest_ns = min(oldest_ns, oldest.opened_ns)
         oldest_ns = min([oldest_ns, *(entry.start_ns for entry in self._closed)])
-        for books in self._servers.values():
-            books.timeline.forget_before(steps_ns, oldest_ns - _KEEP_FREE_NS)
+        for server in self._servers.values():
+            server.timeline.forget_before(steps_ns, oldest_ns - _KEEP_FREE_NS)
         for account in self._accounts.values():
             account.sweep.forget_before(oldest_ns)
         for log in self._activity.values():
