@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from otel_llm_energy.ledger.samples import REMEMBERED, Run, Sample, quantile
+from otel_llm_energy.ledger.samples import REMEMBERED, Gathering, Sample, quantile
 from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import NS_PER_SECOND, IdlePower
 
@@ -70,9 +70,9 @@ class IdleModel:
         self._limit_watts = limit_watts
         self._idle: deque[Sample] = deque(maxlen=REMEMBERED)
         self._all: deque[Sample] = deque(maxlen=REMEMBERED)
-        self._idle_run = Run(_SHORTEST_NS, self._idle)
+        self._idle_gathering = Gathering(_SHORTEST_NS, self._idle)
         self._work = WorkPower()
-        self._run = Run(_SHORTEST_NS, self._all)
+        self._gathering = Gathering(_SHORTEST_NS, self._all)
         self._baseline: Baseline | None = None
         self._remembered: IdlePower | None = None
         self._cost: _Cost | None = None
@@ -107,18 +107,18 @@ class IdleModel:
     def free(self, energy_nj: int, length_ns: int, busy_ns: int | None, errors_ns: tuple[int, int] = (0, 0)) -> None:
         """A bucket in which no call was at work; ``errors_ns`` are those of its start and end."""
         self._work.interrupt()
-        if self._idle_run.add(energy_nj, length_ns, busy_ns, errors_ns):
+        if self._idle_gathering.add(energy_nj, length_ns, busy_ns, errors_ns):
             self._baseline = None
 
     def working(self, energy_nj: int, length_ns: int) -> None:
         """A bucket in which calls were at work all the time."""
-        self._idle_run.interrupt()
+        self._idle_gathering.interrupt()
         if self._work.add(energy_nj, length_ns):
             self._see_highest()
 
     def mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
         """A bucket in which calls were at work for a part of the time: then, at most, all above idle was drawn."""
-        self._idle_run.interrupt()
+        self._idle_gathering.interrupt()
         self._work.interrupt()
         watts = self.baseline().watts
         if watts is None:
@@ -129,15 +129,15 @@ class IdleModel:
 
     def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
         """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
-        if self._run.add(energy_nj, length_ns, busy_ns):
+        if self._gathering.add(energy_nj, length_ns, busy_ns):
             self._unfitted += 1
             if self._fit_is_due or self._remembered is not None:
                 self._baseline = None
 
     def gap(self) -> None:
         """A stretch whose energy is not known."""
-        for run in (self._idle_run, self._work, self._run):
-            run.interrupt()
+        for each in (self._idle_gathering, self._work, self._gathering):
+            each.interrupt()
 
     def baseline(self) -> Baseline:
         """What is known now."""

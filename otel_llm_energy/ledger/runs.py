@@ -12,8 +12,9 @@ from otel_llm_energy.ledger.timeline import Timeline
 # More than this is no uneven load any more: meter and CPU clock contradict each other, or there is too little of both.
 _MOST_TIMES = 2.0
 _SEVERAL_STEPS = 4
-# A miss that uneven load explains; bounds allow for more, but what is scaled in vain is itself an error.
-_UNEVEN = 1.1
+# A miss that uneven load explains; bounds allow for more (`bounds._UNEVEN`), but what is scaled in vain is itself an
+# error.
+_MOST_EXPLAINED = 1.1
 
 
 class Runs:
@@ -98,7 +99,7 @@ def _misses(
 
 def _factor(miss: float, *, several: bool) -> float:
     """Upwards a miss within the doubt is left in any case: in a pause it is the first busy CPU."""
-    if 1.0 < miss <= _UNEVEN or (not several and 1 / _UNEVEN <= miss < 1.0):
+    if 1.0 < miss <= _MOST_EXPLAINED or (not several and 1 / _MOST_EXPLAINED <= miss < 1.0):
         return 1.0
     return min(max(miss, 1 / _MOST_TIMES), _MOST_TIMES)
 

@@ -21,7 +21,7 @@ class Sample:
     length_ns: int
 
 
-class Run:
+class Gathering:
     """Adjoining buckets of one kind, gathered until they are long enough to be a sample."""
 
     def __init__(self, shortest_ns: int, samples: deque[Sample]) -> None:

@@ -37,7 +37,6 @@ IDLE_SHARINGS: tuple[IdleSharing, ...] = ("time", "activity", "none")
 BatchSharing = Literal["equal-time", "phase-tokens"]
 BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
-
 # Two instants that lie no further apart than this part of the time since the last ones are taken for one.
 _NEAR_PART = 0.04
 # A bound looks at each change of the calls inside a bucket, if there are no more than these.
@@ -247,8 +246,9 @@ class Sweep:
 
     def _most_watts(self, server: str, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> float | None:
         """How far a server's work can raise the power: the hardware's limit, else what has been seen, this included."""
-        if self.idle.model.limit_is_hardware and baseline.highest_watts is not None:
-            return max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
+        limit_watts = self._limit_above_idle(baseline)
+        if limit_watts is not None:
+            return limit_watts
         power = self._powers.get(server)
         if power is None:
             power = self._powers[server] = WorkPower()
@@ -257,10 +257,14 @@ class Sweep:
 
     def _capped(self, dyn_nj: int, at_work_ns: int, baseline: Baseline) -> int:
         """More than the hardware can draw while calls were at work was not theirs."""
+        limit_watts = self._limit_above_idle(baseline)
+        return dyn_nj if limit_watts is None else min(dyn_nj, int(limit_watts * at_work_ns))
+
+    def _limit_above_idle(self, baseline: Baseline) -> float | None:
+        """How far the hardware's own limit lets the power rise, W; ``None`` where it has none."""
         if not self.idle.model.limit_is_hardware or baseline.highest_watts is None:
-            return dyn_nj
-        most_watts = max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
-        return min(dyn_nj, int(most_watts * at_work_ns))
+            return None
+        return max(baseline.highest_watts - (baseline.watts or 0.0), 0.0)
 
     def _distribute(
         self,

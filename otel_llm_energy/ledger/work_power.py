@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 
-from otel_llm_energy.ledger.samples import REMEMBERED, Run, Sample, quantile
+from otel_llm_energy.ledger.samples import REMEMBERED, Gathering, Sample, quantile
 from otel_llm_energy.quantities import NS_PER_SECOND
 
 _SHORTEST_NS = NS_PER_SECOND // 5
@@ -18,14 +18,14 @@ class WorkPower:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=REMEMBERED)
-        self._run = Run(_SHORTEST_NS, self._samples)
+        self._gathering = Gathering(_SHORTEST_NS, self._samples)
         self._ranked_watts: list[float] = []  # of the samples
         self._most_watts: float | None = None
 
     def add(self, energy_nj: float, at_work_ns: int) -> bool:
         """Energy of so much time at work; whether a stretch was completed."""
         oldest = self._samples[0] if len(self._samples) == REMEMBERED else None
-        completed = self._run.add(energy_nj, at_work_ns, None)
+        completed = self._gathering.add(energy_nj, at_work_ns, None)
         if completed:
             if oldest is not None:
                 del self._ranked_watts[bisect_left(self._ranked_watts, oldest.watts)]
@@ -35,7 +35,7 @@ class WorkPower:
 
     def interrupt(self) -> None:
         """What comes next adjoins nothing."""
-        self._run.interrupt()
+        self._gathering.interrupt()
 
     def forget(self) -> None:
         """See anew, from now on."""
