@@ -27,7 +27,8 @@ from otel_llm_energy.tracing.enrich import Style
 from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream
-from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, Health, SpanWatch
+from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
+from otel_llm_energy.tracing.health import Health
 from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.late import LateTracerProvider

@@ -6,7 +6,7 @@ import atexit
 import logging
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -20,8 +20,10 @@ from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.claims import Claim, Desk
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
+from otel_llm_energy.tracing.health import Health
 from otel_llm_energy.tracing.mailbox import Mailbox
-from otel_llm_energy.tracing.tree import Node, SpanTree, Subtree
+from otel_llm_energy.tracing.outgoing import Outgoing
+from otel_llm_energy.tracing.tree import Node, SpanTree
 from otel_llm_energy.troubles import Troubles
 
 DEFAULT_MAX_HOLD_SECONDS: Final = 30.0
@@ -48,33 +50,6 @@ class SpanWatch(Protocol):
         """Bind a claim to this LLM span, of whose call nobody knew, if the span says who answered."""
 
 
-class Health:
-    """What the gate did, for the metrics of its own health.
-
-    Attributes:
-        held: spans held now.
-        forwarded: spans handed on, with what is known of their energy, by the forwarding thread.
-        passed: the same, by the thread that ended them: nothing is held (``max_hold`` 0), or the queue is full.
-        dropped: spans that the next processor refused with an exception, or that shutdown could not wait for.
-        degraded: spans handed on degraded or without energy, by reason.
-    """
-
-    def __init__(self) -> None:
-        self.held = 0
-        self.forwarded = 0
-        self.passed = 0
-        self.dropped = 0
-        self.degraded: Counter[str] = Counter()
-
-    def add(self, more: Health) -> None:
-        """Count what another gate did as well."""
-        self.held += more.held
-        self.forwarded += more.forwarded
-        self.passed += more.passed
-        self.dropped += more.dropped
-        self.degraded.update(more.degraded)
-
-
 class _Held:
     """A finished span that waits for bills."""
 
@@ -92,39 +67,6 @@ class _Errand(NamedTuple):
     claims: Sequence[Claim]
     reason: str
     held: Sequence[_Held] = ()
-
-
-class _Outgoing:
-    """A finished span and all that is to be said on it."""
-
-    __slots__ = ("bills", "span", "total")
-
-    def __init__(self, span: ReadableSpan, subtree: Subtree | None) -> None:
-        self.span = span
-        self.bills: tuple[tuple[Claim, Bill], ...] = ()
-        self.total: enrich.Total | None = None
-        if subtree is not None:
-            self.bills = tuple(subtree.bills)
-            incomplete = subtree.incomplete or subtree.waiting > 0
-            if subtree.has_calls_below:
-                self.total = enrich.Total(subtree.energy_nj, incomplete, subtree.estimated)
-
-    def enriched(self, style: enrich.Style) -> ReadableSpan:
-        """The copy that goes on; the span itself if there is nothing to say."""
-        values: dict[str, enrich.Value] = {}
-        if self.bills:
-            bill, tokens = self._in_one()
-            values = enrich.call_attributes(bill, tokens, style)
-        if self.total is not None:
-            values = {**enrich.total_attributes(self.total, style), **values}
-        return enrich.enriched_copy(self.span, values) if values else self.span
-
-    def _in_one(self) -> tuple[Bill, enrich.Tokens]:
-        if len(self.bills) == 1:
-            claim, bill = self.bills[0]
-            return bill, enrich.Tokens(claim.input_tokens, claim.output_tokens)
-        claims, bills = zip(*self.bills, strict=True)
-        return enrich.combined(bills), enrich.combined_tokens(claims)
 
 
 class Gate:
@@ -179,7 +121,7 @@ class Gate:
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._tree = SpanTree()
         self._mailbox = Mailbox(self._action_failed)
-        self._forwarder: Forwarder[_Outgoing] = Forwarder(self._deliver, self.tick, 2 * max_held)
+        self._forwarder: Forwarder[Outgoing] = Forwarder(self._deliver, self.tick, 2 * max_held)
         self._held: dict[int, _Held] = {}  # by span id, in the order of their ends; for the mailbox alone
         self._errands: deque[_Errand] = deque()
         self._first_deadline_ns: int | None = None
@@ -300,9 +242,7 @@ class Gate:
         self._release_all(reason, deadline_ns)
         if len(self._forwarder):
             self._troubles.warn("late", "%d spans are not handed on yet: the next is too slow.", len(self._forwarder))
-        if self._exit_hook is not None:
-            atexit.unregister(self._exit_hook)
-            self._exit_hook = None
+        self._unhook_exit()
         return released and stopped
 
     # The way of one span
@@ -365,11 +305,11 @@ class Gate:
             self._run(_Errand(tuple(node.subtree.claims), reason))
             self._mailbox.wait()
         node.left = True
-        outgoing = _Outgoing(span, node.subtree)
-        self._mailbox.post(self._count, outgoing.bills, 1)
+        outgoing = Outgoing(span, node.subtree)
+        self._mailbox.post(self._count_passed, outgoing.bills)
         return outgoing.enriched(self._style)
 
-    def _deliver(self, outgoing: _Outgoing) -> None:
+    def _deliver(self, outgoing: Outgoing) -> None:
         """In the forwarding thread: enrich and hand on."""
         try:
             span = outgoing.enriched(self._style)
@@ -421,7 +361,7 @@ class Gate:
 
     def _send(self, node: Node, span: ReadableSpan) -> None:
         node.left = True
-        outgoing = _Outgoing(span, node.subtree)
+        outgoing = Outgoing(span, node.subtree)
         self._count(outgoing.bills)
         self._forwarder.put(outgoing)
 
@@ -457,8 +397,11 @@ class Gate:
             if self._held.get(held.node.span_id) is held:
                 self._release(held)
 
-    def _count(self, bills: Iterable[tuple[Claim, Bill]], passed: int = 0) -> None:
-        self._health.passed += passed
+    def _count_passed(self, bills: Iterable[tuple[Claim, Bill]]) -> None:
+        self._health.passed += 1
+        self._count(bills)
+
+    def _count(self, bills: Iterable[tuple[Claim, Bill]]) -> None:
         for _, bill in bills:
             self._count_bill(bill)
 
@@ -520,11 +463,14 @@ class Gate:
         atexit.register(at_exit)
         at_exit_of_worker(at_exit)
 
-    def _start_afresh(self) -> None:
-        """In a forked child: the parent hands on what is held there, and its threads are not here."""
+    def _unhook_exit(self) -> None:
         if self._exit_hook is not None:
             atexit.unregister(self._exit_hook)
             self._exit_hook = None
+
+    def _start_afresh(self) -> None:
+        """In a forked child: the parent hands on what is held there, and its threads are not here."""
+        self._unhook_exit()
         self._mailbox.renew()
         self._forwarder.renew()
         self._held.clear()

@@ -16,7 +16,7 @@ from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD, Metric
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
 from otel_llm_energy.tracing.claims import Claim
-from otel_llm_energy.tracing.gate import Health
+from otel_llm_energy.tracing.health import Health
 
 _Pairs = tuple[tuple[str, str | int], ...]  # attributes, as a key
 _OBSERVED: Final = "_otel_llm_energy_observed"

@@ -17,7 +17,7 @@ from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD
 from otel_llm_energy.ledger.bill import Quality, unavailable
 from otel_llm_energy.quantities import Channel
 from otel_llm_energy.tracing.claims import CallFacts, Claim
-from otel_llm_energy.tracing.gate import Health
+from otel_llm_energy.tracing.health import Health
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from tests.tracing.fakes import bill_of
 

@@ -1,0 +1,43 @@
+"""A finished span as it leaves the gate, with all that is to be said on it."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otel_llm_energy.ledger.bill import Bill
+from otel_llm_energy.tracing import enrich
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.tree import Subtree
+
+
+class Outgoing:
+    """A finished span and all that is to be said on it."""
+
+    __slots__ = ("bills", "span", "total")
+
+    def __init__(self, span: ReadableSpan, subtree: Subtree | None) -> None:
+        self.span = span
+        self.bills: tuple[tuple[Claim, Bill], ...] = ()
+        self.total: enrich.Total | None = None
+        if subtree is not None:
+            self.bills = tuple(subtree.bills)
+            incomplete = subtree.incomplete or subtree.waiting > 0
+            if subtree.has_calls_below:
+                self.total = enrich.Total(subtree.energy_nj, incomplete, subtree.estimated)
+
+    def enriched(self, style: enrich.Style) -> ReadableSpan:
+        """The copy that goes on; the span itself if there is nothing to say."""
+        values: dict[str, enrich.Value] = {}
+        if self.bills:
+            bill, tokens = self._in_one()
+            values = enrich.call_attributes(bill, tokens, style)
+        if self.total is not None:
+            values = {**enrich.total_attributes(self.total, style), **values}
+        return enrich.enriched_copy(self.span, values) if values else self.span
+
+    def _in_one(self) -> tuple[Bill, enrich.Tokens]:
+        if len(self.bills) == 1:
+            claim, bill = self.bills[0]
+            return bill, enrich.Tokens(claim.input_tokens, claim.output_tokens)
+        claims, bills = zip(*self.bills, strict=True)
+        return enrich.combined(bills), enrich.combined_tokens(claims)
