@@ -24,7 +24,8 @@ def run_fit(asked: argparse.Namespace) -> int:
     """Learn, and write the model's file; 0. Raises `CommandError`."""
     with study_errors():
         from otel_llm_energy.study.columns import short_rows
-        from otel_llm_energy.study.forecast import fit, save, training_rows
+        from otel_llm_energy.study.forecast import fit, training_rows
+        from otel_llm_energy.study.forecast_file import save
         from otel_llm_energy.study.journal import replace_file
 
         rows = training_rows(short_rows(distinct_folders(asked)), asked.target)
@@ -72,7 +73,8 @@ def run_evaluate(asked: argparse.Namespace) -> int:
 def run_predict(asked: argparse.Namespace) -> int:
     """Print what prompts would take; 0. Raises `CommandError`."""
     with study_errors():
-        from otel_llm_energy.study.forecast import load, predict, rows_to_predict, totals
+        from otel_llm_energy.study.forecast import predict, rows_to_predict, totals
+        from otel_llm_energy.study.forecast_file import load
         from otel_llm_energy.study.prompts import read_prompts
 
         forecast = load(Path(asked.model_file))

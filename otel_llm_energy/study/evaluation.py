@@ -12,11 +12,10 @@ import polars as pl
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.charts import number
 from otel_llm_energy.study.forecast import Forecast, Target, When, fit, fit_line, folds, with_lengths
+from otel_llm_energy.study.tables import Floats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 LEVEL: Final = 0.9
 _HELD_PARTS: Final = 4  # a quarter of the prompts is held out

@@ -9,31 +9,23 @@ no others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import polars as pl
 
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.analysis import sample
 from otel_llm_energy.study.features import FEATURES, prompt_features
-from otel_llm_energy.version import __version__
+from otel_llm_energy.study.tables import Floats, sample
 
 if TYPE_CHECKING:
     import lightgbm
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-
 When = Literal["before", "after"]
 Target = Literal["joules", "above_idle_joules"]
-
-FORMAT: Final = "otel-llm-energy forecast"
-FORMAT_VERSION: Final = 1
 
 _BEFORE: Final = (
     *FEATURES,
@@ -176,7 +168,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """All that a model file holds.
+    """A forecast that was learned; a model file holds it (`otel_llm_energy.study.forecast_file`).
 
     Attributes:
         target: what is forecast: ``"joules"``, with the call's part of idle power, or ``"above_idle_joules"``.
@@ -336,69 +328,6 @@ def _matrix(rows: pl.DataFrame, numbers: Sequence[str], categories: Mapping[str,
 
 def _where(rows: pl.DataFrame, mask: NDArray[np.bool_]) -> pl.DataFrame:
     return rows.filter(pl.Series(mask))
-
-
-# The file
-
-
-def save(forecast: Forecast) -> bytes:
-    """The model as JSON: readable, small, and with nothing in it that a loader would execute."""
-    content = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "made_by": f"otel-llm-energy {__version__}",
-        **asdict(forecast),
-    }
-    return json.dumps(content).encode()
-
-
-def load(path: Path) -> Forecast:
-    """A model from its file.
-
-    Raises:
-        StudyError: no such file, no model, or one of another version.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise StudyError(f"{path}: not a forecast model: {error}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise StudyError(f"{path}: not a forecast model. Make one: otel-llm-energy study forecast fit DIR --out FILE.")
-    if content.get("version") != FORMAT_VERSION:
-        made_for = content.get("version")
-        raise StudyError(f"{path}: a model of version {made_for}; this program reads {FORMAT_VERSION}. Fit it anew.")
-    try:
-        return Forecast(
-            content["target"],
-            content["rows"],
-            content["prompts"],
-            content["deployments"],
-            content["longest_characters"],
-            {name: (low, high) for name, (low, high) in content.get("limits", {}).items()},  # an early file has none
-            _stage(content["before"]),
-            None if content["after"] is None else _stage(content["after"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StudyError(f"{path}: a broken forecast model: {error!r}. Fit it anew.") from None
-
-
-def _stage(content: Mapping[str, Any]) -> Stage:
-    line = content["line"]
-    return Stage(
-        content["when"],
-        tuple(content["numbers"]),
-        {name: tuple(known) for name, known in content["categories"].items()},
-        Line(
-            line["when"],
-            {name: (tuple(each[0]), each[1]) for name, each in line["by_deployment"].items()},
-            (tuple(line["pooled"][0]), line["pooled"][1]),
-        ),
-        content["trees"],
-        tuple(content["factors"]),
-        content["calibrated"],
-    )
 
 
 # Prompts that were not asked yet

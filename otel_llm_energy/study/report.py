@@ -14,11 +14,13 @@ import polars as pl
 from otel_llm_energy import conventions
 from otel_llm_energy.quantities import JOULES_PER_KWH
 from otel_llm_energy.study import analysis, html
-from otel_llm_energy.study.analysis import Deployment, Group, Interval
 from otel_llm_energy.study.charts import COLOURS, Axis, Bar, Plot, bars, mark, number
 from otel_llm_energy.study.columns import Basis, short_rows
 from otel_llm_energy.study.dataset import scan
+from otel_llm_energy.study.deployments import Comparison, Deployment, Group, by_type, comparisons, deployments, pareto
+from otel_llm_energy.study.intervals import CONFIDENCE, RESAMPLES, Interval
 from otel_llm_energy.study.sessions import Metered, metered
+from otel_llm_energy.study.tables import choose_basis, collected
 from otel_llm_energy.version import __version__
 
 _DRAWN_DEPLOYMENTS: Final = 8
@@ -40,8 +42,8 @@ def report(folders: Sequence[Path]) -> str:
         otel_llm_energy.study.StudyError: a folder holds no study, or no row of any has joules.
     """
     rows = short_rows(folders)
-    basis = analysis.choose_basis(rows)
-    ranked = analysis.deployments(rows, basis)
+    basis = choose_basis(rows)
+    ranked = deployments(rows, basis)
     names = ", ".join(sorted(folder.resolve().name for folder in folders))
     return html.page(f"Energy study {names}", _content(folders, rows, basis, ranked, names))
 
@@ -61,14 +63,14 @@ def _content(
     yield from _against_tokens(rows, basis, shown)
     yield from _phases(ranked, shown)
     yield from _power(folders, shown)
-    yield from _types(analysis.by_type(rows, basis), shown)
+    yield from _types(by_type(rows, basis), shown)
     yield from _conversations(rows, basis)
     yield from _correlations(found)
     yield from _balance(metered(folders), ranked)
     yield from _quality(analysis.outliers(rows, basis), overview)
     yield html.paragraph(
-        f"Made by otel-llm-energy {__version__}. Intervals: {analysis.CONFIDENCE:.0%}, by "
-        f"{analysis.RESAMPLES} bootstrap samples of prompts; repeats of a prompt do not count as more evidence.",
+        f"Made by otel-llm-energy {__version__}. Intervals: {CONFIDENCE:.0%}, by "
+        f"{RESAMPLES} bootstrap samples of prompts; repeats of a prompt do not count as more evidence.",
         "soft",
     )
 
@@ -104,12 +106,12 @@ def _in_short(
     if cheapest.per_token is not None:
         least = "Least energy" if len(ranked) > 1 else "Energy"
         items.append(f"{least} per output token: {cheapest.name}, {_words(cheapest.per_token)} J.")
-    for one in analysis.comparisons(rows, basis, ranked)[:_DRAWN_DEPLOYMENTS]:
+    for one in comparisons(rows, basis, ranked)[:_DRAWN_DEPLOYMENTS]:
         items.append(_comparison_words(one))
     driver = _strongest(found)
     if driver is not None:
         items.append(f"What goes with energy most is {driver[0]} (Spearman {driver[1]:.2f}).")
-    front = analysis.pareto(ranked)
+    front = pareto(ranked)
     if len(front) > 1:
         steps = "; ".join(
             f"{each.name}: score {_score_words(each)}, {number(each.per_call.value)} J a call" for each in front
@@ -119,7 +121,7 @@ def _in_short(
     yield html.bullets(items)
 
 
-def _comparison_words(one: analysis.Comparison) -> str:
+def _comparison_words(one: Comparison) -> str:
     if one.ratio is None:
         return f"{one.name} was asked no prompt that {one.cheapest} was asked: they cannot be compared fairly."
     if one.p_value is None:
@@ -240,7 +242,7 @@ def _pareto(ranked: Sequence[Deployment]) -> Iterator[str]:
     if len(scored) < 2:
         return  # a single score stands in the table
     yield html.heading("Score against energy")
-    front = analysis.pareto(ranked)
+    front = pareto(ranked)
     plot = Plot(
         Axis.over("J per call", [each.per_call.value for each in scored]),
         Axis("mean score", 0.0, 1.08),
@@ -280,7 +282,7 @@ def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment
     yield html.figures(
         html.figure(
             plot.svg(),
-            f"{drawn.height:,} calls; least squares over all, and the {analysis.CONFIDENCE:.0%} interval of one call.",
+            f"{drawn.height:,} calls; least squares over all, and the {CONFIDENCE:.0%} interval of one call.",
             _legend([each.name for each in shown], range(len(shown))),
         ),
         html.table(
@@ -300,7 +302,7 @@ def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment
     )
 
 
-def _draw_line(plot: Plot, line: analysis.Line, colour: str) -> None:
+def _draw_line(plot: Plot, line: analysis.TokenLine, colour: str) -> None:
     x = np.linspace(line.least_x, line.most_x, _CURVE_POINTS)
     y, half = line.at(x), line.half_width(x, single=True)
     low = np.clip(y - half, plot.y.low, plot.y.high)
@@ -341,7 +343,7 @@ def _power(folders: Sequence[Path], shown: Sequence[Deployment]) -> Iterator[str
     kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
     phases = (conventions.SERVER_DECODE_SECONDS, conventions.SERVER_PREFILL_SECONDS)
     wanted = ["deployment", "prompt_id", "seconds", *phases]
-    calls = analysis.collected(
+    calls = collected(
         kept.select(*wanted, "power_seconds", "power_watts")
         .sort("seconds", descending=True)
         .group_by("deployment")

@@ -15,7 +15,8 @@ from otel_llm_energy.cli import main
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.columns import short_rows
 from otel_llm_energy.study.evaluation import Error, evaluate, table
-from otel_llm_energy.study.forecast import Line, Stage, fit, folds, load, save, training_rows
+from otel_llm_energy.study.forecast import Line, Stage, fit, folds, training_rows
+from otel_llm_energy.study.forecast_file import load, save
 from otel_llm_energy.study.prompts import read_prompts
 from tests.study.physics import dataset, write
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from otel_llm_energy.cli import main
-from otel_llm_energy.study import StudyError, analysis
+from otel_llm_energy.study import StudyError, analysis, deployments, intervals, tables
 from otel_llm_energy.study.columns import short_rows
 from otel_llm_energy.study.report import report
 from tests.study.physics import MACHINES, Machine, dataset, write
@@ -35,7 +35,7 @@ def _usable(study: Path, deployment: str) -> pl.DataFrame:
 
 def test_joules_per_token_are_sum_over_sum_when_they_are_compared(study: Path, rows: pl.LazyFrame) -> None:
     """Not the mean of the calls' ratios, which short answers would rule; above idle; and inside their interval."""
-    for each in analysis.deployments(rows, "above_idle_joules"):
+    for each in deployments.deployments(rows, "above_idle_joules"):
         mine = _usable(study, each.name)
         truth = mine["llm.energy.above_idle_joules"].sum() / mine["gen_ai.usage.output_tokens"].sum()
         assert each.per_token is not None
@@ -65,7 +65,7 @@ def test_joules_per_token_are_of_calls_that_have_both_when_a_call_lacks_one(
     )
     first_call = pl.int_range(pl.len()) == 0
     frame = frame.with_columns(pl.when(first_call).then(name).alias(name) for name in lacking)
-    (found,) = analysis.deployments(short_rows([write(tmp_path / "s", frame)]), "above_idle_joules")
+    (found,) = deployments.deployments(short_rows([write(tmp_path / "s", frame)]), "above_idle_joules")
     assert found.per_token is not None
     assert found.per_token.value == 1.0
     assert (found.whole_per_token, found.per_input_token, found.per_decode_token) == (1.0, 1.0, 1.0)
@@ -75,8 +75,8 @@ def test_interval_is_as_wide_as_prompts_make_it_when_each_was_repeated() -> None
     """A hundred repeats of ten prompts are ten pieces of evidence: repeating each a hundred times narrows nothing."""
     drawn = np.random.default_rng(1)
     joules, tokens = drawn.lognormal(3, 0.5, 10), np.full(10, 10.0)
-    once = analysis.ratio_interval(joules, tokens)
-    often = analysis.ratio_interval(joules * 100, tokens * 100)
+    once = intervals.ratio_interval(joules, tokens)
+    often = intervals.ratio_interval(joules * 100, tokens * 100)
     assert once is not None
     assert often is not None
     assert (often.low, often.high) == pytest.approx((once.low, once.high))
@@ -88,7 +88,7 @@ def test_interval_holds_the_truth_about_as_often_as_it_says_when_it_is_drawn_aga
     for _ in range(200):
         tokens = drawn.lognormal(4, 0.6, 60)
         joules = 2.0 * tokens * drawn.normal(1, 0.2, 60)
-        interval = analysis.ratio_interval(joules, tokens)
+        interval = intervals.ratio_interval(joules, tokens)
         assert interval is not None
         assert interval.low is not None
         assert interval.high is not None
@@ -102,8 +102,8 @@ def test_difference_is_no_chance_when_machines_differ_and_may_be_when_they_do_no
     hungry = Machine("c m", "m", 1e9, prefill_watts=150.0, decode_watts=110.0)
     folder = write(tmp_path / "s", dataset(3_000, prompts=100, machines=(first, twin, hungry), noise=0.1))
     rows = short_rows([folder])
-    ranked = analysis.deployments(rows, "above_idle_joules")
-    found = {one.name: one for one in analysis.comparisons(rows, "above_idle_joules", ranked)}
+    ranked = deployments.deployments(rows, "above_idle_joules")
+    found = {one.name: one for one in deployments.comparisons(rows, "above_idle_joules", ranked)}
     far = found["c m"]
     near = found.get("a m") or found["b m"]
     assert far.ratio is not None
@@ -132,7 +132,7 @@ def test_interval_of_one_call_is_that_of_least_squares_when_it_is_worked_out_oth
     """SciPy's own regression gives the same line."""
     name = MACHINES[0].name
     line = analysis.lines(rows, "above_idle_joules")[name]
-    mine = analysis.usable(rows, "above_idle_joules").filter(pl.col("deployment") == name).collect()
+    mine = tables.usable(rows, "above_idle_joules").filter(pl.col("deployment") == name).collect()
     other = stats.linregress(mine["output_tokens"].to_numpy(), mine["energy"].to_numpy())
     assert (line.slope, line.intercept) == pytest.approx((other.slope, other.intercept))
     assert line.r2 == pytest.approx(other.rvalue**2)
@@ -142,7 +142,7 @@ def test_interval_of_one_call_is_that_of_least_squares_when_it_is_worked_out_oth
 def test_correlations_are_those_of_scipy_when_rows_lack_a_value(rows: pl.LazyFrame) -> None:
     """Each pair over the rows that have both: scores are there only for some."""
     found = analysis.correlations(rows, "above_idle_joules")
-    table = analysis.usable(rows, "above_idle_joules").select("joules", "score").drop_nulls().collect()
+    table = tables.usable(rows, "above_idle_joules").select("joules", "score").drop_nulls().collect()
     i, j = found.labels.index("energy"), found.labels.index("score")
     joules, score = table["joules"].to_numpy(), table["score"].to_numpy()
     assert found.pearson[i, j] == pytest.approx(stats.pearsonr(joules, score).statistic)
@@ -171,8 +171,8 @@ def test_outliers_are_laid_at_the_door_of_their_quality_when_degraded_calls_are_
 
 def test_front_leaves_out_what_is_dearer_and_no_better_when_scores_are_known(rows: pl.LazyFrame) -> None:
     """Cheapest first, each better than the one before."""
-    ranked = analysis.deployments(rows, "above_idle_joules")
-    front = analysis.pareto(ranked)
+    ranked = deployments.deployments(rows, "above_idle_joules")
+    front = deployments.pareto(ranked)
     scores = [each.score.value for each in front if each.score]
     joules = [each.per_call.value for each in front]
     assert front[0].name == min(ranked, key=lambda each: each.per_call.value).name
