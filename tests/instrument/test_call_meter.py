@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN
 
-from otel_llm_energy.instrument import CallMeter
+from otel_llm_energy.call_meter import CallMeter
 from otel_llm_energy.tracing.claims import Claim
 
 
