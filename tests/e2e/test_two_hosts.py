@@ -28,11 +28,11 @@ import otel_llm_energy
 from otel_llm_energy import PrometheusMeter, ScaphandreMeter
 from otel_llm_energy import conventions as names
 from otel_llm_energy.servers import process_cpu_ns
-from tests.instrument.asking import until
 from tests.support.backends import Ollama, Prometheus, running_ollama, running_prometheus, running_scaphandre
 from tests.support.burner import burning
 from tests.support.hosts import Host, two_hosts
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 

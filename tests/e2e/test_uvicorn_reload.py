@@ -15,9 +15,9 @@ import requests
 
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import until
 from tests.support.children import free_port, listens, running
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 

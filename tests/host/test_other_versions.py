@@ -10,7 +10,8 @@ import pytest
 
 from otel_llm_energy import conventions as names
 from tests.host.versions import first_in_path, garbled_version, next_version
-from tests.host.workers import Crew, Worker, until
+from tests.host.workers import Crew, Worker
+from tests.support.waiting import until
 
 Other = Callable[[Path], Path]
 

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from otel_llm_energy import conventions as names
-from tests.host.workers import Crew, Results, together, until
+from tests.host.workers import Crew, Results, together
+from tests.support.waiting import until
 
 
 def assert_adds_up(results: Results, within: float = 1e-3) -> None:

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from otel_llm_energy import conventions as names
+from tests.support.waiting import until
 
 _SCRIPT = Path(__file__).with_name("apps") / "worker.py"
 _REPOSITORY = Path(__file__).parents[2]
@@ -167,11 +167,3 @@ def crew(base_url: str, powercap_root: Path, board: Path) -> Iterator[Crew]:
                 worker.end()
 
         yield hired
-
-
-def until(condition: Callable[[], bool], timeout_seconds: float = _SECONDS) -> None:
-    """Return once ``condition()`` holds; fail if that takes too long."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "That took too long."
-        time.sleep(0.05)

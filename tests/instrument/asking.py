@@ -1,9 +1,8 @@
-"""The one question that tests ask the real model, and how they wait for what comes later."""
+"""The one question that tests ask the real model, and what they look at afterwards."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 QUESTION = "Write one sentence about the ocean."
 
@@ -28,14 +28,6 @@ def ask(client: OpenAI, max_tokens: int = 8) -> str:
         seed=1,
     )
     return answer.choices[0].message.content or ""
-
-
-def until(condition: Callable[[], bool], timeout_seconds: float = 20) -> None:
-    """Return once ``condition()`` holds; fail if that takes too long."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "That took too long."
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -58,3 +50,9 @@ def measuring(provider: TracerProvider, powercap: PowercapTree, **options: Any) 
 def calls(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
     """The spans of LLM calls that were exported."""
     return [s for s in exporter.get_finished_spans() if "gen_ai.operation.name" in (s.attributes or {})]
+
+
+def said(exporter: InMemorySpanExporter, name: str) -> dict[str, Any]:
+    """The attributes of the one span of this name."""
+    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
+    return dict(span.attributes or {})

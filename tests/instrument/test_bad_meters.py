@@ -17,10 +17,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_llm_energy
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import ask, calls, until
+from tests.instrument.asking import ask, calls
 from tests.meters.exporters import Answer, exporter, page, say
 from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 MAX_HOLD_SECONDS = 1.5
 RECORDED = Path(__file__).parents[1] / "meters" / "fixtures" / "two-sockets-0.txt"

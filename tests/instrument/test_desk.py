@@ -21,8 +21,8 @@ from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
 from otel_llm_energy.tracing.server_watch import ServerWatch
 from otel_llm_energy.tracing.station import Station
-from tests.instrument.asking import until
 from tests.instrument.test_sampling import NoActivity, _nobody
+from tests.support.waiting import until
 from tests.tracing.fakes import ManualClock
 
 

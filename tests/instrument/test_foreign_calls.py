@@ -23,8 +23,9 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import QUESTION, ask, measuring, until
+from tests.instrument.asking import QUESTION, ask, measuring, said
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 _CHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "llama.cpp"}
 
@@ -66,11 +67,6 @@ def ask_unobserved(base_url: str) -> dict[str, Any]:
     return answer
 
 
-def said(exporter: InMemorySpanExporter, name: str = "theirs") -> dict[str, Any]:
-    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
-    return dict(span.attributes or {})
-
-
 def operations(reader: InMemoryMetricReader) -> int:
     """How many calls the metrics counted."""
     data = reader.get_metrics_data()
@@ -96,7 +92,7 @@ def test_span_that_names_its_server_is_billed(
         ask_unobserved(base_url)
         span.set_attribute(key, 16)
     energy.force_flush()
-    bill = said(exporter)
+    bill = said(exporter, "theirs")
     assert bill[names.QUALITY] in ("measured", "shared", "degraded"), bill
     assert bill[names.JOULES] > 0
     assert bill[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(bill[names.JOULES] / 16, rel=1e-4)
@@ -137,9 +133,9 @@ def test_there_is_one_bill_when_the_call_is_observed_as_well(
     with tracer.start_as_current_span("theirs", attributes={**_CHAT, **address}):
         ask(client)
     energy.force_flush()
-    assert said(exporter)[names.JOULES] > 0
-    assert "llm.server.decode_seconds" in said(exporter)
-    assert names.SUBTREE_JOULES not in said(exporter)
+    assert said(exporter, "theirs")[names.JOULES] > 0
+    assert "llm.server.decode_seconds" in said(exporter, "theirs")
+    assert names.SUBTREE_JOULES not in said(exporter, "theirs")
     assert len(exporter.get_finished_spans()) == 1
     assert operations(reader) == 1
 
@@ -152,7 +148,7 @@ def test_span_that_names_its_server_when_it_ends_is_billed_for_what_was_not_shar
         ask_unobserved(base_url)
         span.set_attribute("gen_ai.openai.api_base", f"{base_url}/")
     energy.force_flush()
-    bill = said(exporter)
+    bill = said(exporter, "theirs")
     assert bill.get(names.REASON) != "server_unknown"
     assert names.JOULES in bill or names.REASON in bill
 
@@ -167,7 +163,7 @@ def test_span_without_a_server_says_that_it_is_unknown(
         note = tracer.start_span("note", attributes=_CHAT, start_time=1_000)
         note.end(1_000)
     energy.force_flush()
-    bill = said(exporter)
+    bill = said(exporter, "theirs")
     assert (bill[names.QUALITY], bill[names.REASON]) == ("unavailable", "server_unknown")
     assert names.JOULES not in bill
     for name in ("agent", "note"):

@@ -14,9 +14,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import ask, calls, until
+from tests.instrument.asking import ask, calls
 from tests.support.fake_nvml import FakeDriver
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 WATTS = 50
 

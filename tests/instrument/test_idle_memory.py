@@ -34,9 +34,10 @@ from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.station import Station
-from tests.instrument.asking import ask, calls, until
+from tests.instrument.asking import ask, calls
 from tests.instrument.test_sampling import _nobody
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 from tests.tracing.fakes import ManualClock
 
 FACTS = {"machine": "a1", "board": "b", "cpu": "2 x c", "kernel": "6.18", "governor": "powersave"}

@@ -12,8 +12,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_llm_energy
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import ask, calls, until
+from tests.instrument.asking import ask, calls
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 IDLE_WATTS = {"package-0": 20.0, "package-0/dram": 2.0}
 

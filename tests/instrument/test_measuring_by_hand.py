@@ -24,7 +24,7 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from otel_llm_instrumentation.conversations import conversation_in
-from tests.instrument.asking import ask, measuring
+from tests.instrument.asking import ask, measuring, said
 from tests.support.cpu_time import tree_cpu_ns
 from tests.support.powercap import PowercapTree
 
@@ -44,11 +44,6 @@ def burn(cpu_seconds: float = _CPU_SECONDS) -> None:
     until_seconds = time.thread_time() + cpu_seconds
     while time.thread_time() < until_seconds:
         sum(range(1000))
-
-
-def said(exporter: InMemorySpanExporter, name: str) -> dict[str, Any]:
-    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
-    return dict(span.attributes or {})
 
 
 def test_work_of_this_process_is_billed_by_its_cpu_time(

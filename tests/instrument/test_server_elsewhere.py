@@ -23,12 +23,12 @@ from otel_llm_energy.meters import MeterError
 from otel_llm_energy.quantities import Channel
 from otel_llm_energy.servers import process_cpu_ns
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import until
 from tests.meters.exporters import exporter as serving
 from tests.support.backends import Scaphandre
 from tests.support.burner import burning
 from tests.support.children import free_port
 from tests.support.powercap import PowerModel
+from tests.support.waiting import until
 
 RECORDED = Path(__file__).parents[1] / "meters" / "fixtures"
 MODEL = PowerModel()

@@ -27,8 +27,9 @@ from otel_llm_energy.instrument import _registry_lock, active_runtime
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import settings
 from otel_llm_energy.tracing.claims import Claim
-from tests.instrument.asking import ask, calls, until
+from tests.instrument.asking import ask, calls
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 SEAMS = (
     (openai.OpenAI, "request"),

@@ -11,8 +11,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_llm_energy
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import calls, until
+from tests.instrument.asking import calls
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 
 def test_call_has_no_joules_when_nobody_listens_at_its_address(

@@ -6,8 +6,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 Answer = Callable[[socket.socket], None]
+
+FIXTURES = Path(__file__).with_name("fixtures")
+
+
+def recorded(name: str) -> bytes:
+    """One answer of the real Scaphandre."""
+    return (FIXTURES / f"{name}.txt").read_bytes()
 
 
 def page(body: bytes, status: str = "200 OK") -> bytes:

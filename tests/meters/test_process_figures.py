@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,15 +12,8 @@ from otel_llm_energy.meters.exposition import Sample, parse
 from otel_llm_energy.meters.processes import MEMORY, POWER, PROCESS_FAMILIES, VIRTUAL_MEMORY, processes
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.quantities import ProcessPower
-from tests.meters.exporters import ManualClock, exporter
+from tests.meters.exporters import FIXTURES, ManualClock, exporter, recorded
 from tests.meters.record_fixtures import NEIGHBOUR, SERVER
-
-FIXTURES = Path(__file__).with_name("fixtures")
-
-
-def recorded(name: str) -> bytes:
-    """One recorded answer."""
-    return (FIXTURES / f"{name}.txt").read_bytes()
 
 
 def found(body: bytes) -> tuple[ProcessPower, ...]:

@@ -11,9 +11,9 @@ import pytest
 
 from otel_llm_energy.meters import MeterError, PrometheusMeter
 from otel_llm_energy.quantities import Reading
-from tests.instrument.asking import until
 from tests.support.backends import Scaphandre, running_prometheus
 from tests.support.powercap import PACKAGE, PowercapTree
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
 

@@ -11,10 +11,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from otel_llm_energy.meters import MeterError, PrometheusMeter
-from tests.instrument.asking import until
 from tests.meters.exporters import exporter
 from tests.support.backends import running_prometheus
 from tests.support.tls import Certified, certified
+from tests.support.waiting import until
 
 PASSWORD = "pass word/ü"
 PASSWORD_HASH = "$2b$04$dr0DIzw9.FFN0IPmpp80oON2QR8Rgm815dKT.Ht5AbF.pIcmy6pwW"  # bcrypt, as Prometheus wants it

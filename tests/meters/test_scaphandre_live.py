@@ -9,10 +9,10 @@ import pytest
 import requests
 
 from otel_llm_energy.meters import MeterError, ScaphandreMeter, ScaphandreStream
-from tests.instrument.asking import until
 from tests.support.backends import Scaphandre, streaming_scaphandre
 from tests.support.feeder import feeding
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree, PowerModel
+from tests.support.waiting import until
 
 
 def test_readings_agree_with_the_counters_when_the_exporter_is_real(

@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -32,17 +31,10 @@ from otel_llm_energy.meters.exposition import Sample, parse
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
 from otel_llm_energy.quantities import Channel, Reading
-from tests.meters.exporters import ManualClock, exporter, page, say
+from tests.meters.exporters import ManualClock, exporter, page, recorded, say
 from tests.meters.record_fixtures import RANGE_UJ
 from tests.support.children import free_port
 from tests.support.tls import certified
-
-FIXTURES = Path(__file__).with_name("fixtures")
-
-
-def recorded(name: str) -> bytes:
-    """One recorded answer."""
-    return (FIXTURES / f"{name}.txt").read_bytes()
 
 
 def totals(host_uj: int, host_uw: float | None = None, socket_uj: int | None = None) -> bytes:

@@ -29,12 +29,13 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from tests.conftest import LlamaServerFactory
-from tests.instrument.asking import measuring, until
+from tests.instrument.asking import measuring
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.instrument.running import REPOSITORY
 from tests.instrumentation import payloads
 from tests.instrumentation.replay import ReplayServer, json_reply, replaying, sse_reply
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 _QUESTION = {"question": "Write one sentence about the ocean."}
 _OFFICIAL = "opentelemetry.instrumentation.genai.langchain"

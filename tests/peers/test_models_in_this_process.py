@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
-from tests.instrument.asking import measuring
+from tests.instrument.asking import measuring, said
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.support.cpu_time import tree_cpu_ns
 from tests.support.powercap import PowercapTree
@@ -60,11 +60,6 @@ def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 def energy(provider: TracerProvider, powercap: PowercapTree) -> Iterator[Instrumentation]:  # noqa: F811
     with measuring(provider, powercap) as energy:
         yield energy
-
-
-def said(exporter: InMemorySpanExporter, name: str) -> dict[str, Any]:  # noqa: F811
-    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
-    return dict(span.attributes or {})
 
 
 @pytest.mark.parametrize("streaming", [False, True])

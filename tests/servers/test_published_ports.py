@@ -14,10 +14,10 @@ import pytest
 from otel_llm_energy.servers import resolve
 from otel_llm_energy.servers.activity import CpuActivity
 from otel_llm_energy.servers.procfs import Procfs
-from tests.instrument.asking import until
 from tests.servers.processes import working_server
 from tests.support.children import listens
 from tests.support.hosts import CONTAINER_ADDRESS, container, may_make_namespaces
+from tests.support.waiting import until
 
 FIB_TRIE = """\
 Main:

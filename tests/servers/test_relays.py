@@ -19,10 +19,10 @@ from otel_llm_energy.servers import Server, resolve, resolve_named
 from otel_llm_energy.servers.procfs import Procfs
 from otel_llm_energy.servers.relays import forwarded_to
 from otel_llm_energy.servers.sockets import connections
-from tests.instrument.asking import until
 from tests.servers.processes import working_server
 from tests.support.children import free_port, listens
 from tests.support.hosts import CONTAINER_ADDRESS, container, may_make_namespaces
+from tests.support.waiting import until
 
 RELAY = Path(__file__).with_name("relay.py")
 LISTENING = "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); x = [s.accept() for _ in range(99)]"

@@ -12,10 +12,10 @@ import pytest
 from otel_llm_energy.servers import resolve
 from otel_llm_energy.servers.procfs import Procfs
 from otel_llm_energy.servers.unix_sockets import unix_listeners
-from tests.instrument.asking import until
 from tests.servers.processes import working_server
 from tests.servers.test_resolve_servers import SERVICE, as_nobody, needs_root
 from tests.support.hosts import container, may_make_namespaces
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize("bound", ["absolute", "relative", "own"])

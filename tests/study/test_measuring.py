@@ -29,9 +29,10 @@ from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.plan import Plan, make_plan
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.station import Station
-from tests.host.workers import crew, until
+from tests.host.workers import crew
 from tests.meters.exporters import exporter
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import LlamaServerFactory

@@ -18,7 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
-from tests.instrument.asking import until
+from tests.support.waiting import until
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
 
 

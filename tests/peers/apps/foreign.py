@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm_energy
-from tests.instrument.asking import until
 from tests.instrumentation import payloads
 from tests.instrumentation.replay import ReplayServer, json_reply, ndjson_reply, replaying, sse_reply
+from tests.support.waiting import until
 
 _OLLAMA: dict[str, Any] = {
     "model": "m",
