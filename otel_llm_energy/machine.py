@@ -23,10 +23,10 @@ TICK_NS = NS_PER_SECOND // os.sysconf("SC_CLK_TCK")
 _STAT_BYTES = 1 << 16
 
 
-def cpu_model(proc: Path = PROC) -> str:
+def cpu_model() -> str:
     """The CPU's name as the kernel has it; empty where it says none."""
     try:
-        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

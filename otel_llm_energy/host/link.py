@@ -63,31 +63,21 @@ class Link:
         name: of the turn.
         member: who is told.
         is_over: whether somebody else has taken the next turn.
-        patience_seconds: see `PATIENCE_SECONDS`.
 
     Raises:
         LinkError: nobody listens there.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        name: str,
-        member: Member,
-        is_over: Callable[[], bool],
-        *,
-        patience_seconds: float = PATIENCE_SECONDS,
-    ) -> None:
+    def __init__(self, folder: Folder, name: str, member: Member, is_over: Callable[[], bool]) -> None:
         self._member = member
         self._is_over = is_over
-        self._patience_ns = int(patience_seconds * NS_PER_SECOND)
         self._heard_ns = monotonic_ns()
         self._pinged = False
         self._welcomed = False
         self._going = True
         self._waker = Waker()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(patience_seconds)
+        connection.settimeout(PATIENCE_SECONDS)
         try:
             connection.connect(folder.socket_path(f"{name}.sock"))
             if peer_user_id(connection) != os.geteuid():
@@ -188,7 +178,7 @@ class Link:
         if self._is_over():
             raise LinkError("Another process holds the board now.")
         silent_ns = monotonic_ns() - self._heard_ns
-        if self._pinged and silent_ns > self._patience_ns:
+        if self._pinged and silent_ns > PATIENCE_SECONDS * NS_PER_SECOND:
             raise StuckError("The holder of the board does not answer.")
         if not self._pinged and self._member.waits() and silent_ns > _PING_SECONDS * NS_PER_SECOND:
             # A silence from before anything was expected counts for nothing.

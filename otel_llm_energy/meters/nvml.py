@@ -47,7 +47,6 @@ class NvmlMeter:
     Args:
         scale_error: relative error of the energy counters that bounds allow for, 0.05 for 5 %. None is assumed.
         power_scale_error: the same for cards without a counter.
-        open_nvml: opens the library.
         clock_ns: the monotonic clock.
     """
 
@@ -59,12 +58,10 @@ class NvmlMeter:
         *,
         scale_error: float = 0.0,
         power_scale_error: float = POWER_SCALE_ERROR,
-        open_nvml: Callable[[], Nvml] = Nvml,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._scale_error = scale_error
         self._power_scale_error = power_scale_error
-        self._open_nvml = open_nvml
         self._clock_ns = clock_ns
         self._nvml: Nvml | None = None
         self._cards: list[_Card] = []
@@ -82,7 +79,7 @@ class NvmlMeter:
         """
         self.close()
         try:
-            self._nvml = self._open_nvml()
+            self._nvml = Nvml()
             channels = self._find(self._nvml)
         except NvmlError as error:
             self.close()

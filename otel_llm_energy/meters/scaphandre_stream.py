@@ -115,7 +115,7 @@ class ScaphandreStream:
     def _take(self, records: Iterable[Mapping[str, Any] | None]) -> list[Reading]:
         readings: list[Reading] = []
         for record in records:
-            unix_s = _number(_part(record, "host").get("timestamp"))
+            unix_s = _number(_host(record).get("timestamp"))
             if record is None or unix_s is None:
                 self._unix_ns = None
                 continue
@@ -136,7 +136,7 @@ class ScaphandreStream:
             self._unix_ns = None
             return None
         self._at_ns = at_ns
-        microwatts = _number(_part(record, "host").get("consumption"))
+        microwatts = _number(_host(record).get("consumption"))
         # The first record of a Scaphandre, and one in which a counter wraps, say 0 for "no figure".
         if before_ns is None or not microwatts:
             self._energy_nj -= 1000  # a counter that steps back tells the ledger that energy is missing
@@ -155,13 +155,10 @@ class ScaphandreStream:
             )
 
 
-def _part(value: Any, name: str | None = None) -> Mapping[str, Any]:
-    """The object itself, or its member; empty if there is none."""
-    if name is not None and isinstance(value, Mapping):
-        value = value.get(name)
-    elif name is not None:
-        value = None
-    return value if isinstance(value, Mapping) else {}
+def _host(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a record says of the host; empty if it says nothing."""
+    host = None if record is None else record.get("host")
+    return host if isinstance(host, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:

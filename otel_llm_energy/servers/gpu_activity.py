@@ -6,10 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from otel_llm_energy.machine import PROC
 from otel_llm_energy.nvml import Gpu, Nvml, NvmlError
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.procfs import Procfs
@@ -35,7 +33,6 @@ class GpuActivity:
     own. Else its part is what the driver says that its processes used; where that is not told, the part is unknown.
 
     Args:
-        proc: root of the kernel's file system.
         open_nvml: opens the library.
         clock_ns: the monotonic clock.
     """
@@ -43,11 +40,10 @@ class GpuActivity:
     def __init__(
         self,
         *,
-        proc: Path = PROC,
         open_nvml: Callable[[], Nvml] = Nvml,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._procfs = Procfs(proc)
+        self._procfs = Procfs()
         self._open_nvml = open_nvml
         self._clock_ns = clock_ns
         self._lock = threading.Lock()

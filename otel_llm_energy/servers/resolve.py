@@ -84,13 +84,13 @@ def _resolve_unix(path: str, procfs: Procfs, most_relays: int) -> Server:
     return _behind(server, path, None, procfs, most_relays) if server.reason == "relay" else server
 
 
-def resolve_named(spec: str, procfs: Procfs | None = None) -> Server:
+def resolve_named(spec: str) -> Server:
     """Find the server that a user names: ``"pid:4711"`` or ``"name:ollama"``.
 
     Raises:
         ValueError: ``spec`` is neither.
     """
-    procfs = procfs or Procfs()
+    procfs = Procfs()
     kind, _, value = spec.partition(":")
     if kind == "pid" and value.isdecimal():
         return _tree(int(value), procfs) or _without_tree("not-listening", spec, f"There is no process {value}.")

@@ -137,12 +137,12 @@ class SpanTree:
         for each in _chain(node):
             each.marked = True
 
-    def bind(self, node: Node, claim: Claim, shown: bool, held: object = None) -> None:
+    def bind(self, node: Node, claim: Claim, shown: bool, held: object) -> None:
         """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
 
-        ``held`` is kept until the bill is there: its span, for a call that ends it for certain. A stream that is thrown
-        away in a reference cycle ends its span while it is collected, and of what nobody holds the weak references,
-        such as nodes, are cleared before that.
+        ``held`` is kept until the bill is there: its span, for a call that ends it for certain, else ``None``. A stream
+        that is thrown away in a reference cycle ends its span while it is collected, and of what nobody holds the weak
+        references, such as nodes, are cleared before that.
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
         """
