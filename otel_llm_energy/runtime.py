@@ -84,7 +84,7 @@ class Runtime:
 
     def _build(self) -> None:
         self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
-        directory = self._directory = directory_of(self._options, self._wake, self._records)
+        directory = self._directory = directory_of(self._options, self._settle_soon, self._records)
         for host, port in announced(os.environ):
             found = directory.find(host, port, "")
             if isinstance(found, Metered):
@@ -334,7 +334,7 @@ class Runtime:
             gate.meter_period_seconds = period_seconds
             gate.max_hold_seconds = self.desk.max_hold_seconds
 
-    def _wake(self) -> None:
+    def _settle_soon(self) -> None:
         self.desk.wake()
 
     def _records(self) -> bool:

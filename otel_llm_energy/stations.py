@@ -36,15 +36,15 @@ from otel_llm_energy.version import __version__
 _logger = logging.getLogger(__name__)
 
 
-def directory_of(options: Settings, wake: Callable[[], None], records: Callable[[], bool]) -> Directory:
+def directory_of(options: Settings, settle: Callable[[], None], records: Callable[[], bool]) -> Directory:
     """All stations by the addresses of their servers.
 
     Args:
         options: of `instrument()`.
-        wake: told of readings that may settle calls.
+        settle: have the books of all stations settled soon; for any thread.
         records: whether what is metered is recorded in this process.
     """
-    stations = _Stations(options, wake, records)
+    stations = _Stations(options, settle, records)
     elsewhere = stations.meters_elsewhere()
     local = stations.local(taken=frozenset(elsewhere))
     return Directory(local, stations.named(local, elsewhere))
@@ -53,9 +53,9 @@ def directory_of(options: Settings, wake: Callable[[], None], records: Callable[
 class _Stations:
     """Makes the stations of one set of options."""
 
-    def __init__(self, options: Settings, wake: Callable[[], None], records: Callable[[], bool]) -> None:
+    def __init__(self, options: Settings, settle: Callable[[], None], records: Callable[[], bool]) -> None:
         self._options = options
-        self._wake = wake
+        self._settle = settle
         self._records = records
 
     def local(self, taken: Collection[Hashable]) -> Station:
@@ -116,14 +116,14 @@ class _Stations:
             return Ledger(start_ns, idle=options.idle, share=options.share, max_wait_ns=max_wait_ns)
 
         def seat(station: Metering) -> Seat:
-            return Seat(_rules(options, board), station, ledger, self._wake, self._records)
+            return Seat(_rules(options, board), station, ledger, self._settle, self._records)
 
         return Station(
             Books(ledger(monotonic_ns())),
             find,
             activity,
             who,
-            self._wake,
+            self._settle,
             idle_memory=_idle_memory(options),
             edge_meters=find_edges,
             seat=None if options.board == "off" else seat,

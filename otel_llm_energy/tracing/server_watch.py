@@ -50,7 +50,12 @@ class LooksBack(Protocol):
 
 
 class ServerWatch:
-    """Which server answers at which address, and its part of the activity, under one name for all its addresses."""
+    """Which server answers at which address, and its part of the activity, under one name for all its addresses.
+
+    Attributes:
+        final: somebody cannot wait: the next sample is taken, and closes a cell, however soon it comes after the last.
+        resources: of the channels that are read, as in `Channel.resource`; of these GPUs are sampled.
+    """
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class Station:
         discover: opens the meters; called again while there is none.
         activity: samples the machine's servers.
         resolve: finds the server at an address.
-        on_reading: told after each round of readings, in a meter's thread.
+        settle: have the books settled soon; for any thread.
         idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
         edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
         seat: makes this process's part in sharing the meters with others of this host; ``None`` to share nothing.
@@ -58,7 +58,7 @@ class Station:
         discover: Callable[[], Discovery],
         activity: Activity,
         resolve: Callable[[str, int], Server],
-        on_reading: Callable[[], None],
+        settle: Callable[[], None],
         *,
         idle_memory: IdleMemory | None = None,
         edge_meters: Callable[[], Discovery] = lambda: Discovery((), ()),
@@ -73,7 +73,7 @@ class Station:
         self.reading_listeners: list[ReadingListener] = []
         self._discover = discover
         self._edge_meters = edge_meters
-        self._on_reading = on_reading
+        self._settle = settle
         self._clock_ns = clock_ns
         self._servers = ServerWatch(books, activity, resolve, clock_ns)
         self._sleep = SleepWatch()
@@ -187,7 +187,7 @@ class Station:
     def wake(self) -> None:
         """Another process's call begins."""
         if not self.books.busy:
-            self._wake()
+            self._read_soon()
 
     def open(
         self,
@@ -207,9 +207,9 @@ class Station:
         if self._servers.unresolved and self._look_up is not None:
             self._look_up.wake()
         if not was_busy:
-            self._wake()
+            self._read_soon()
             if self.holder_state is not None:
-                self._on_reading()  # who reads the meters must know at once, to read them more often
+                self._settle()  # which tells who reads the meters: they are to be read more often at once
 
     def open_here(self, claim: Claim) -> None:
         """Work of this very process begins.
@@ -234,7 +234,7 @@ class Station:
             self.seat.hasten()
             return
         self._servers.final = True
-        self._wake()
+        self._read_soon()
         if self._look_up is not None:
             self._look_up.wake()
 
@@ -270,7 +270,7 @@ class Station:
         """The servers that were found, by address."""
         return self._servers.found()
 
-    def _wake(self) -> None:
+    def _read_soon(self) -> None:
         for reader in self.meters:
             reader.wake()
 
@@ -313,7 +313,7 @@ class Station:
         self._servers.find_those_looked_out_for()
         if self._servers.unresolved or self._servers.final:
             self._servers.sample()
-            self._settle_soon()
+            self._begin_round()
         self._servers.learn_names()
         return _LOOK_UP_AGAIN_SECONDS
 
@@ -326,11 +326,11 @@ class Station:
         first = self.meters[0] if self.meters else None
         worth_it = self._servers.sample() if reader is first else reader.is_slow
         if worth_it or reader.problem is not None:
-            self._settle_soon()
+            self._begin_round()
 
-    def _settle_soon(self) -> None:
+    def _begin_round(self) -> None:
         if self.seat is None:
-            self._on_reading()
+            self._settle()
         else:
             self.seat.begin_round()
 
