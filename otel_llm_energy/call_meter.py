@@ -25,6 +25,7 @@ class CallMeter:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._joining = runtime.joining
         # By id of the call, which lives until it has ended; with its span, see `SpanTree.bind`.
         self._claims: dict[int, tuple[Claim, trace.Span]] = {}
         self._facts = CallFacts()  # of the last call; most are of calls like the one before
@@ -37,7 +38,7 @@ class CallMeter:
         if claim is None:
             claim = Claim(span_context)
             claim.opened_ns = call.started_ns
-            for gate in self._runtime.gates:
+            for gate in self._joining.gates:
                 gate.bind(call.span, claim, call.context)
             self._open(claim, call)
         self._claims[id(call)] = claim, call.span

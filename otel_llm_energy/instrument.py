@@ -51,7 +51,7 @@ class Instrumentation:
         """It was asked for again with these, and goes on as it is."""
         # By their text: two meters of the same arguments are two objects.
         ignored = [name for name in given if repr(getattr(options, name)) != repr(getattr(self._options, name))]
-        if self._runtime is not None and tracer_provider not in (None, self._runtime.provider()):
+        if self._runtime is not None and tracer_provider not in (None, self._runtime.joining.provider()):
             ignored.append("tracer_provider")
         if self._runtime is not None and meter_provider not in (None, self._runtime.meter_provider):
             ignored.append("meter_provider")
@@ -205,7 +205,7 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
 def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:
     """Instrument the client libraries that the user did not instrument already; how to undo it."""
     undo: list[Callable[[], None]] = []
-    provider = LateTracerProvider(runtime.provider_for_call, runtime.check_tracer)
+    provider = LateTracerProvider(runtime.joining.provider_for_call, runtime.joining.check_tracer)
     for instrumentor in [each for name in clients for each in _instrumentors(name)]:
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(

@@ -19,7 +19,6 @@ from otel_llm_energy.settings import Settings
 from otel_llm_energy.stations import directory_of
 from otel_llm_energy.status import Status, channel_statuses
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing.arrival import Arrival
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
@@ -28,14 +27,11 @@ from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
-from otel_llm_energy.tracing.health import Health
 from otel_llm_energy.tracing.idle_measurement import measure_idle
-from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
+from otel_llm_energy.tracing.joining import Joining
 from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, records
-from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.pollers import Poller
-from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 from otel_llm_energy.tracing.reader import ReadingListener
 
 LAST_READING_SECONDS = 12.0  # so long a command that has made its calls waits for the reading that covers the last
@@ -52,12 +48,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Runtime:
-    """Measures and settles from `start` to `stop`, and stands before the tracer provider's processors.
+    """Measures and settles from `start` to `stop`; whose spans get energy in that time is its `Joining`'s.
 
     Args:
         options: see `otel_llm_energy.settings.OPTIONS`.
         tracer_provider: ``None`` for the global one, whichever that is by then.
         meter_provider: ``None`` for the global one.
+
+    Attributes:
+        joining: the tracer provider of now, and all gates.
+        desk: opens, closes and settles claims.
+        unobserved: LLM spans of other libraries.
+        watch: looks at the spans of all gates; to be set before `start`.
     """
 
     def __init__(
@@ -67,23 +69,16 @@ class Runtime:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._options = options
-        self._tracer_provider = tracer_provider
         self._meter_provider = meter_provider
-        self._joint: Joint | None = None
-        self._left: list[Joint] = []
-        self._arrival: Arrival | None = None
-        self._join_lock = threading.RLock()  # setting up tracing of our own arrives while it is held
-        self._hooked_exit = False
-        self._tracing = "waiting for a tracer provider"
-        self.gates: tuple[Gate, ...] = ()  # all that hold spans
-        self._past_health = Health()  # of those that were left: what is counted never goes down
+        self.joining = Joining(tracer_provider, self._make_gate, self._equip, self._look_again_soon)
         self.watch: SpanWatch | None = None
+        self._hooked_exit = False
         self._stopped = False
         self._build()
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
     def _build(self) -> None:
-        self._metrics = EnergyMetrics(self._meter_provider, health=self._health, lag_seconds=self._lag_seconds)
+        self._metrics = EnergyMetrics(self._meter_provider, health=self.joining.health, lag_seconds=self._lag_seconds)
         directory = self._directory = directory_of(self._options, self._settle_soon, self._records)
         for host, port in announced(os.environ):
             found = directory.find(host, port, "")
@@ -100,9 +95,7 @@ class Runtime:
 
     def start(self) -> None:
         """Join tracing if it is set up, or as soon as it is, and start reading."""
-        if self._tracer_provider is None and isinstance(self.provider(), trace.ProxyTracerProvider):
-            self._arrival = Arrival(lambda: self._join(self.provider()))
-        self._join(self.provider())
+        self.joining.start()
         self.desk.start()
         self._joiner.start()
 
@@ -113,17 +106,8 @@ class Runtime:
         self._stopped = True
         atexit.unregister(self._at_exit)
         self._joiner.stop()
-        if self._arrival is not None:
-            self._arrival.leave()
         self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "uninstrument")
-        with self._join_lock:
-            if self._joint is not None:
-                self._left.append(self._joint)
-        self._leave_the_left()
-        for processor in wired_processors():
-            if processor.gate.desk is self.desk:
-                processor.gate.force_flush()
-                processor.gate.desk, processor.gate.watch = NoDesk(), None
+        self.joining.leave(self.desk)
         self.desk.report_balance()
         self.desk.stop()
         self._metrics.leave()
@@ -133,31 +117,17 @@ class Runtime:
         """What the user gave; ``None`` for the global one."""
         return self._meter_provider
 
-    def provider(self) -> trace.TracerProvider:
-        """The tracer provider that is right now; the API's proxy if there is none."""
-        return self._tracer_provider or trace.get_tracer_provider()
-
-    def provider_for_call(self) -> trace.TracerProvider:
-        """The provider for a call that starts now: if there is none yet, one is made. Joined."""
-        provider = self.provider()
-        if isinstance(provider, trace.ProxyTracerProvider):
-            with self._join_lock:
-                provider = self.provider()
-                if isinstance(provider, trace.ProxyTracerProvider):
-                    provider = set_up_tracing()
-        if self._joint is None:
-            self._join(provider)
-        return provider
-
-    def check_tracer(self, tracer: trace.Tracer) -> None:
-        """Tracing may have been set up anew since the last call."""
-        if self._joint is not None and not self._joint.stands_before(tracer):
-            self._join(self.provider())
+    @property
+    def gates(self) -> Sequence[Gate]:
+        """All that hold spans."""
+        return self.joining.gates
 
     @cached_property
     def tracer(self) -> trace.Tracer:
         """Makes spans of our own, with the provider that is there when they start."""
-        return LateTracerProvider(self.provider_for_call, self.check_tracer).get_tracer("otel_llm_energy")
+        return LateTracerProvider(self.joining.provider_for_call, self.joining.check_tracer).get_tracer(
+            "otel_llm_energy"
+        )
 
     def open_here(self, claim: Claim) -> None:
         """Work of this process begins."""
@@ -193,22 +163,9 @@ class Runtime:
         self._at_exit()
         metrics_flush = threading.Thread(target=self._flush_metrics, args=(_EXIT_MILLIS,), daemon=True)
         metrics_flush.start()
-        for gate in self.gates:
+        for gate in self.joining.gates:
             gate.force_flush(_EXIT_MILLIS)
         metrics_flush.join(_LONGEST_EXIT_SECONDS)
-
-    def make_gate(self, downstream: Downstream) -> Gate:
-        """A gate on this runtime's desk."""
-        gate = Gate(
-            downstream,
-            self.desk,
-            style=Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity),
-            max_hold_seconds=self._max_hold_seconds(),
-            meter_period_seconds=self._period_seconds(),
-        )
-        gate.watch = self.watch
-        self.gates = (*self.gates, gate)
-        return gate
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Settle and hand on what is held, spans and metrics, within the timeout; False if it was exceeded."""
@@ -219,7 +176,7 @@ class Runtime:
 
         self.desk.settle_now(min(timeout_millis / 1000, self._period_seconds()), "flush")
         flushed = True
-        for gate in self.gates:
+        for gate in self.joining.gates:
             flushed &= gate.force_flush(remaining_millis())
         return flushed & self._flush_metrics(remaining_millis())
 
@@ -254,67 +211,38 @@ class Runtime:
         left_out = tuple(one for station in self.desk.stations for one in station.left_out)
         servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
         board = None if local.seat is None else local.seat.status
-        return Status((*channel_statuses(local), *elsewhere), left_out, servers, self._tracing, board)
+        return Status((*channel_statuses(local), *elsewhere), left_out, servers, self.joining.state, board)
 
     # Tracing
 
-    def _join(self, provider: trace.TracerProvider) -> None:
-        with self._join_lock:
-            if self._joint is not None and self._joint.joins(provider):
-                return
-            if self._adopt(provider):
-                self._tracing = "wired by hand"
-                return
-            if self._joint is not None:
-                self._left.append(self._joint)
-                self._joint = None
-                self._joiner.wake()
-            try:
-                self._joint = Joint(provider, self.make_gate)
-                self._tracing = "joined"
-            except CannotJoinError as error:
-                if self._tracing != str(error):
-                    _logger.debug("%s", error)
-                self._tracing = str(error)
-            if self._joint is not None and self._arrival is not None:
-                self._arrival.leave()
-                self._arrival = None
+    def _make_gate(self, downstream: Downstream) -> Gate:
+        """A gate on this runtime's desk."""
+        gate = Gate(
+            downstream,
+            self.desk,
+            style=Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity),
+            max_hold_seconds=self._max_hold_seconds(),
+            meter_period_seconds=self._period_seconds(),
+        )
+        gate.watch = self.watch
+        return gate
 
-    def _adopt(self, provider: trace.TracerProvider) -> bool:
-        """Measure for processors that were wired by hand, too; whether one of them is the provider's own."""
-        processors = wired_processors()
-        for processor in processors:
-            gate = processor.gate
-            if isinstance(gate.desk, NoDesk) and gate not in self.gates:
-                gate.desk, gate.watch = self.desk, self.watch
-                self.gates = (*self.gates, gate)
-        try:
-            members = members_of(pipeline_of(provider)) if processors else ()
-        except CannotJoinError:
-            return False
-        return any(processor in members for processor in processors)
+    def _equip(self, gate: Gate) -> None:
+        """One that was wired by hand."""
+        gate.desk, gate.watch = self.desk, self.watch
 
     def _look_again(self) -> float:
         """Tracing may be set up later, or again (`logfire.configure()` twice)."""
-        self._join(self.provider())
-        self._leave_the_left()
+        self.joining.join()
+        self.joining.leave_the_left()
         self._follow_meters()
         return _LOOK_AGAIN_SECONDS
 
-    def _leave_the_left(self) -> None:
-        """Handing on what a gate holds may take long, so not in the app's thread."""
-        while self._left:
-            joint = self._left.pop()
-            joint.leave()
-            with self._join_lock:
-                self.gates = tuple(gate for gate in self.gates if gate is not joint.gate)
-                self._past_health.add(joint.gate.health)
+    def _look_again_soon(self) -> None:
+        self._joiner.wake()
 
     def _listeners(self) -> Sequence[ClaimListener]:
-        return [self._metrics, *self.gates]
-
-    def _health(self) -> Sequence[Health]:
-        return [self._past_health, *(gate.health for gate in self.gates)]
+        return [self._metrics, *self.joining.gates]
 
     # Metering
 
@@ -330,7 +258,7 @@ class Runtime:
         """How often there are readings is known only once the meters were found: a Prometheus may have one a minute."""
         period_seconds = self._period_seconds()
         self.desk.max_hold_seconds = self._max_hold_seconds(period_seconds)
-        for gate in self.gates:
+        for gate in self.joining.gates:
             gate.meter_period_seconds = period_seconds
             gate.max_hold_seconds = self.desk.max_hold_seconds
 
@@ -355,15 +283,12 @@ class Runtime:
         """In a forked child: threads are gone, meters and books are the parent's."""
         if self._stopped:
             return
-        self._join_lock = threading.RLock()
         atexit.unregister(self._at_exit)
         self._hooked_exit = False
-        self._past_health.held = 0
         for station in self.desk.stations:
             if station.seat is not None:
                 station.seat.forget_in_child()
         self._build()
-        for gate in self.gates:
-            gate.desk = self.desk
+        self.joining.start_afresh(self.desk)
         self.desk.start()
         self._joiner.start()

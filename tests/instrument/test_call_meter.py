@@ -18,7 +18,7 @@ class _Runtime:
     gates = ()
 
     def __init__(self) -> None:
-        self.desk = self
+        self.desk = self.joining = self
         self.closed: list[Claim] = []
 
     def hook_exit(self) -> None: ...

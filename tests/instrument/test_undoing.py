@@ -140,8 +140,9 @@ def test_pipelines_that_were_left_are_let_go_when_tracing_is_set_up_again_and_ag
     """Each had a gate of its own, which would keep it alive and cost every call; what was counted still counts."""
     runtime = active_runtime()
     assert runtime is not None
-    until(lambda: runtime._joint is not None)
-    wired = [gate for gate in runtime.gates if runtime._joint is None or gate is not runtime._joint.gate]  # by others
+    joining = runtime.joining
+    until(lambda: joining._joint is not None)
+    wired = [gate for gate in joining.gates if joining._joint is None or gate is not joining._joint.gate]  # by others
     counted = sum(gate.health.forwarded for gate in wired)
     ask(client)
     energy.force_flush()
@@ -150,15 +151,15 @@ def test_pipelines_that_were_left_are_let_go_when_tracing_is_set_up_again_and_ag
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         until(
             lambda: (
-                runtime._joint is not None
-                and runtime._joint.joins(provider)
-                and set(runtime.gates) == {*wired, runtime._joint.gate}
+                joining._joint is not None
+                and joining._joint.joins(provider)
+                and set(joining.gates) == {*wired, joining._joint.gate}
             )
         )
     ask(client)
     energy.force_flush()
     assert [names.JOULES in (call.attributes or {}) for call in calls(exporter)] == [True, True]
-    assert sum(health.forwarded for health in runtime._health()) - counted == 2
+    assert sum(health.forwarded for health in joining.health()) - counted == 2
 
 
 def test_second_call_of_instrument_returns_the_first(energy: Instrumentation, caplog: pytest.LogCaptureFixture) -> None:

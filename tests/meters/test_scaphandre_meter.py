@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
