@@ -80,7 +80,9 @@ class ServerWatch:
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, int, Server]] = []
         self._next_sample_ns = 0
-        self._lock = threading.Lock()
+        # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
+        self._lock = threading.RLock()
+        self._sampling = False
 
     @property
     def unresolved(self) -> bool:
@@ -120,9 +122,15 @@ class ServerWatch:
     def sample(self) -> bool:
         """Look up new addresses and sample the activity of all servers; False if that was done just now."""
         with self._lock:
+            if self._sampling:
+                return False
             due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
             if due:
-                self._sample()
+                self._sampling = True
+                try:
+                    self._sample()
+                finally:
+                    self._sampling = False
             return due
 
     def learn_names(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -75,6 +76,26 @@ def test_nothing_is_said_of_a_server_that_is_a_process_of_this_machine() -> None
     watched = Watched({80: OLLAMA, 81: hidden})
     assert not watched.caution(80)
     assert not watched.caution(81)
+
+
+def test_sample_does_not_wait_for_itself_when_a_collection_within_it_asks_for_one() -> None:
+    """It may end a stream of a model in this process: what is measured around that goes on, and looks servers up."""
+    inner: list[bool] = []
+
+    def resolve(host: str, port: int) -> Server:
+        if not inner:
+            watch.key("process", 7)
+            inner.append(watch.sample())
+        return OLLAMA
+
+    watch = ServerWatch(Books(Ledger(0)), Idle(), resolve, lambda: NS_PER_SECOND)
+    watch.key("localhost", 80)
+    thread = threading.Thread(target=watch.sample, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert inner == [False]
+    assert not watch.unresolved
 
 
 def test_server_that_is_looked_out_for_is_known_before_its_first_call() -> None:
