@@ -7,92 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
-from otel_llm_energy.ledger.bill import Window, unavailable
+from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.ledger.windows import CallTimes, work_windows
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.accounts import Accounts
+from otel_llm_energy.tracing.claims import Claim, ServerReport
 from otel_llm_energy.tracing.clocks import WallClock
 from otel_llm_energy.troubles import Troubles
 
-
-class ServerReport(Protocol):
-    """What the server itself said about its work on a call; ``None`` where it said nothing.
-
-    The client wrappers' `ServerTimings` is one.
-
-    Attributes:
-        prefill_seconds, decode_seconds, load_seconds: lengths of its phases.
-        end_unix_ns: its own wall-clock time at the end; only from a server on the same host.
-    """
-
-    @property
-    def prefill_seconds(self) -> float | None: ...
-
-    @property
-    def decode_seconds(self) -> float | None: ...
-
-    @property
-    def load_seconds(self) -> float | None: ...
-
-    @property
-    def end_unix_ns(self) -> int | None: ...
-
-
-class Accounts(Protocol):
-    """Where events are entered and settled: this process's own ledger, one that it shares, or that of another process.
-
-    See `otel_llm_energy.ledger.ledger.Ledger`, `otel_llm_energy.host.shared.SharedLedger` and
-    `otel_llm_energy.host.remote.RemoteLedger`.
-    """
-
-    caution: str | None
-
-    @property
-    def busy_elsewhere(self) -> bool: ...
-
-    @property
-    def by_weight(self) -> bool: ...
-
-    @property
-    def channels(self) -> list[Channel]: ...
-
-    def add_channel(self, channel: Channel, remembered: Sequence[IdlePower] = ()) -> None: ...
-
-    def read(self, reading: Reading) -> None: ...
-
-    def interrupt(self, reason: str) -> None: ...
-
-    def sample(self, sample: ActivitySample, *, final: bool = False) -> None: ...
-
-    def add_server(
-        self, server: str, *, slots: int | None = None, reports: bool | None = None, caution: str | None = None
-    ) -> None: ...
-
-    def open(self, server: str, at_ns: int, route: str = "") -> Entry: ...
-
-    def close(self, entry: Entry, windows: Sequence[Window], *, reported: bool) -> None: ...
-
-    def settle(self, now_ns: int, breathe: Callable[[], None]) -> list[Entry]: ...
-
-    def force(self, entries: Iterable[Entry], reason: str) -> list[Entry]: ...
-
-    def disown(self, entry: Entry) -> None: ...
-
-    def balance(self) -> dict[str, Balance]: ...
-
-    def baselines(self) -> dict[str, Baseline]: ...
-
-    def learned_idle(self, least_seconds: float) -> dict[str, list[IdlePower]]: ...
-
-    def forget_idle(self) -> None: ...
-
-
-_KEEP_NS = 1_000_000
+_KEEP_NS = 1_000_000  # see `_GivingWay`
 _LONG_NS = 250_000_000  # by then there is something new to settle
 # The settling thread enters what was noted every second; where it does not come to that it is helped.
 _STARVED_NS = 1_500_000_000

@@ -42,6 +42,29 @@ _FACT_KEYS: Final = (
 _NO_FACTS: Final = CallFacts()
 
 
+class ServerReport(Protocol):
+    """What the server itself said about its work on a call; ``None`` where it said nothing.
+
+    The client wrappers' `ServerTimings` is one.
+
+    Attributes:
+        prefill_seconds, decode_seconds, load_seconds: lengths of its phases.
+        end_unix_ns: its own wall-clock time at the end; only from a server on the same host.
+    """
+
+    @property
+    def prefill_seconds(self) -> float | None: ...
+
+    @property
+    def decode_seconds(self) -> float | None: ...
+
+    @property
+    def load_seconds(self) -> float | None: ...
+
+    @property
+    def end_unix_ns(self) -> int | None: ...
+
+
 class Claim:
     """One call's claim. It belongs to the call, not to a span: unsampled calls have one too.
 

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel
-from otel_llm_energy.tracing.books import ServerReport
-from otel_llm_energy.tracing.claims import Claim, ClaimListener
+from otel_llm_energy.tracing.claims import Claim, ClaimListener, ServerReport
 from otel_llm_energy.tracing.directory import Directory, Metered
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.station import Station

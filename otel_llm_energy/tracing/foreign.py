@@ -19,8 +19,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.servers.announced import URL_PORTS
 from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing import enrich
-from otel_llm_energy.tracing.books import ServerReport
-from otel_llm_energy.tracing.claims import CallFacts, Claim
+from otel_llm_energy.tracing.claims import CallFacts, Claim, ServerReport
 from otel_llm_energy.tracing.gate import Gate
 
 _Attributes = Mapping[str, AttributeValue]

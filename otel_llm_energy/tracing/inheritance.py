@@ -17,7 +17,7 @@ from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing.books import Accounts
+from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.troubles import Troubles
 
 # A journal that is older was left by processes that have long ended.
