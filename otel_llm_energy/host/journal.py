@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.turns import newest, turn_name
@@ -25,6 +25,13 @@ _BEGIN = "begin"
 _logger = logging.getLogger(__name__)
 
 
+class Written(NamedTuple):
+    """What a turn's holder had written down at one instant: the earlier file and the current one; nobody's is empty."""
+
+    earlier: bytes
+    current: bytes
+
+
 class Journal:
     """Writes one turn's journal; not thread-safe. What cannot be written (a full disk) ends the journal, nothing else.
 
@@ -33,7 +40,7 @@ class Journal:
         name: of the turn.
         rules: what all processes agree on; a journal of others is not continued.
         beginning: what is so now: entering it gives a ledger that can go on from here.
-        earlier: the turn whose journal this one continues: what is so now is what entering all of that gives.
+        earlier: the journal that this one continues: what is so now is what entering all of that gives.
         longest_bytes: a file that is longer becomes the earlier one, and a new one is begun.
     """
 
@@ -44,7 +51,7 @@ class Journal:
         rules: str,
         beginning: Callable[[], Iterable[Entered]],
         *,
-        earlier: str | None = None,
+        earlier: Written | None = None,
         longest_bytes: int = _LONGEST_BYTES,
     ) -> None:
         self._folder = folder
@@ -83,20 +90,14 @@ class Journal:
         if file is not None:
             os.close(file)
 
-    def _go_on(self, earlier: str) -> None:
-        """With copies: a holder that was only stopped may still write a line into its own files."""
-        if self._folder.has(journal_names(earlier)[0]):
+    def _go_on(self, earlier: Written) -> None:
+        """With what was read then: a holder that was only stopped may still write a line into its own files."""
+        if earlier.earlier:
             self._open(self._names[0])
-            self._copy(journal_names(earlier)[0])
+            self._write(_whole_lines(earlier.earlier))
             self.close()
         self._open(self._names[1])
-        self._copy(journal_names(earlier)[1])
-
-    def _copy(self, name: str) -> None:
-        """All whole lines of a file."""
-        with os.fdopen(self._folder.open(name, os.O_RDONLY), "rb") as file:
-            data = file.read()
-        self._write(data[: data.rfind(b"\n") + 1])
+        self._write(_whole_lines(earlier.current))
 
     def _open(self, name: str) -> None:
         self._file = self._folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -151,9 +152,14 @@ def journal_names(turn: str) -> tuple[str, str]:
     return f"{turn}.earlier", f"{turn}.journal"
 
 
-def read_journal(folder: Folder, turn: str, rules: str) -> list[Entered]:
-    """What a turn's holder had entered; nothing if there is no journal of these rules and this start of the machine."""
-    earlier, current = (list(_file(folder, name, _head(rules))) for name in journal_names(turn))
+def read_journal(folder: Folder, turn: str) -> Written:
+    """What a turn's holder has written down."""
+    return Written(*[_content(folder, name) for name in journal_names(turn)])
+
+
+def entered_in(written: Written, rules: str) -> list[Entered]:
+    """What a holder had entered; nothing if it is no journal of these rules and this start of the machine."""
+    earlier, current = (list(_said(content, _head(rules))) for content in written)
     if not earlier:
         return [entered for entered in current if entered[0] != _BEGIN]
     following = current[current.index((_BEGIN,)) + 1 :] if (_BEGIN,) in current else []
@@ -164,21 +170,30 @@ def _head(rules: str) -> Entered:
     return ("journal", rules, boot_id())
 
 
-def _file(folder: Folder, name: str, head: Entered) -> Iterator[Entered]:
-    """What one file says; a line that its writer's death broke off is the last, and left out."""
+def _content(folder: Folder, name: str) -> bytes:
+    """A file's, if it is there and this user's."""
     try:
         descriptor = folder.open(name, os.O_RDONLY)
     except OSError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read() if os.fstat(file.fileno()).st_uid == os.geteuid() else b""
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _said(content: bytes, head: Entered) -> Iterator[Entered]:
+    """What one file says; a line that its writer's death broke off is the last, and left out."""
+    first, *lines = content.decode("utf-8", "replace").split("\n")
+    if _parsed(first) != head:
         return
-    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
-        own = os.fstat(file.fileno()).st_uid == os.geteuid()
-        if not own or _parsed(file.readline()) != head:
+    for line in lines:
+        entered = _parsed(line)
+        if entered is None:
             return
-        for line in file:
-            entered = _parsed(line)
-            if entered is None:
-                return
-            yield entered
+        yield entered
 
 
 def _parsed(line: str) -> Entered | None:

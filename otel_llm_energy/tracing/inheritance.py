@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from otel_llm_energy.host.folder import Folder
-from otel_llm_energy.host.journal import Entered, Journal, newest_journal, read_journal
+from otel_llm_energy.host.journal import Entered, Journal, entered_in, newest_journal, read_journal
 from otel_llm_energy.host.register import Call, Register
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
@@ -55,17 +55,18 @@ class Inheritance:
     def continued(self, ledger: Accounts, folder: Folder, board: str, turn: Turn) -> Accounts:
         """The ledger of the holder before us, with our own calls; what we had, if there is nothing to go on with."""
         earlier = newest_journal(folder, board)
-        entered = read_journal(folder, earlier, self._rules) if earlier is not None else []
+        written = None if earlier is None else read_journal(folder, earlier)
+        entered = [] if written is None else entered_in(written, self._rules)
         now_ns = monotonic_ns()
         register, bills = self._entered(entered, now_ns)
         if register is None:
-            earlier = None
+            written = None
             if not isinstance(ledger, RemoteLedger):
                 return ledger
             register = self._fresh(ledger, now_ns)
         shared = self._shared(register)
         shared.journal = Journal(
-            folder, turn.name, self._rules, register.beginning, earlier=earlier if entered else None
+            folder, turn.name, self._rules, register.beginning, earlier=written if entered else None
         )
         shared.remember(bills)
         shared.follow_on(monotonic_ns())  # patience with the members begins only now that the journal is read

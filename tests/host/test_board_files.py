@@ -14,7 +14,7 @@ import pytest
 
 from otel_llm_energy.host.folder import BoardError, Folder, default_folder
 from otel_llm_energy.host.hub import Hub
-from otel_llm_energy.host.journal import Journal, newest_journal, read_journal
+from otel_llm_energy.host.journal import Journal, entered_in, newest_journal, read_journal
 from otel_llm_energy.host.turns import newest, overtake, succeed
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.quantities import Channel, Reading
@@ -221,7 +221,10 @@ def test_journal_says_what_was_entered_when_it_is_read(folder: Folder) -> None:
     journal.write()
     journal.close()
     assert newest_journal(folder, "local") == "local.1"
-    assert read_journal(folder, "local.1", RULES) == [("start", 5), *[("settle", number) for number in range(3)]]
+    assert entered_in(read_journal(folder, "local.1"), RULES) == [
+        ("start", 5),
+        *[("settle", number) for number in range(3)],
+    ]
 
 
 def test_journal_is_not_continued_when_it_is_of_other_rules_or_another_start_of_the_machine(
@@ -229,9 +232,9 @@ def test_journal_is_not_continued_when_it_is_of_other_rules_or_another_start_of_
 ) -> None:
     """Other versions share in other ways, and the clock of another start is another clock."""
     Journal(folder, "local.1", RULES, lambda: [("start", 5)]).close()
-    assert read_journal(folder, "local.1", "1 0.2.0 same") == []
+    assert entered_in(read_journal(folder, "local.1"), "1 0.2.0 same") == []
     monkeypatch.setattr("otel_llm_energy.host.journal.boot_id", lambda: "another")
-    assert read_journal(folder, "local.1", RULES) == []
+    assert entered_in(read_journal(folder, "local.1"), RULES) == []
 
 
 def test_journal_is_read_as_far_as_it_was_written_when_its_writer_was_killed(folder: Folder) -> None:
@@ -239,7 +242,7 @@ def test_journal_is_read_as_far_as_it_was_written_when_its_writer_was_killed(fol
     Journal(folder, "local.1", RULES, lambda: [("start", 5)]).close()
     with (folder.path / "local.1.journal").open("a") as file:
         file.write('["settle",7]\n["settle",')
-    assert read_journal(folder, "local.1", RULES) == [("start", 5), ("settle", 7)]
+    assert entered_in(read_journal(folder, "local.1"), RULES) == [("start", 5), ("settle", 7)]
 
 
 def test_journal_keeps_the_file_before_when_it_is_long(folder: Folder) -> None:
@@ -249,7 +252,7 @@ def test_journal_keeps_the_file_before_when_it_is_long(folder: Folder) -> None:
         journal.note(("settle", number))
         journal.write()
     journal.close()
-    said = read_journal(folder, "local.1", RULES)
+    said = entered_in(read_journal(folder, "local.1"), RULES)
     assert said[0] == ("start", 0)
     settled = [entered[1] for entered in said[1:]]
     assert settled == list(range(settled[0], 100))
@@ -260,14 +263,30 @@ def test_journal_says_all_when_many_turns_have_continued_it(folder: Folder) -> N
     """Each with copies of its own, so that a holder that was only stopped writes nothing into the next one's."""
     first = Journal(folder, "local.1", RULES, lambda: [("start", 0)])
     for turn in (2, 3, 4):
-        journal = Journal(folder, f"local.{turn}", RULES, list, earlier=f"local.{turn - 1}")
+        journal = Journal(folder, f"local.{turn}", RULES, list, earlier=read_journal(folder, f"local.{turn - 1}"))
         journal.note(("settle", turn))
         journal.write()
         journal.close()
     first.note(("settle", 100))
     first.write()
     first.close()
-    assert read_journal(folder, "local.4", RULES) == [("start", 0), ("settle", 2), ("settle", 3), ("settle", 4)]
+    assert entered_in(read_journal(folder, "local.4"), RULES) == [
+        ("start", 0),
+        ("settle", 2),
+        ("settle", 3),
+        ("settle", 4),
+    ]
+
+
+def test_journal_goes_on_from_what_was_read_when_a_stopped_holder_writes_once_more(folder: Folder) -> None:
+    """What the next holder has not entered is not in its journal either, or the one after it would enter more."""
+    stopped = Journal(folder, "local.1", RULES, lambda: [("start", 0)])
+    written = read_journal(folder, "local.1")
+    stopped.note(("settle", 100))
+    stopped.write()
+    stopped.close()
+    Journal(folder, "local.2", RULES, list, earlier=written).close()
+    assert entered_in(read_journal(folder, "local.2"), RULES) == entered_in(written, RULES) == [("start", 0)]
 
 
 def test_journal_is_given_up_when_the_disk_is_full(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from otel_llm_energy.host.folder import Folder
-from otel_llm_energy.host.journal import Entered, Journal, read_journal
+from otel_llm_energy.host.journal import Entered, Journal, entered_in, read_journal
 from otel_llm_energy.host.register import Call, Register
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
@@ -126,9 +126,10 @@ class Turns:
         self._count += 1
         name, earlier = f"local.{self._count}", f"local.{self._count - 1}"
         register = Register(Ledger, Ledger(0), 0)
-        for each in read_journal(self._folder, earlier, RULES):
+        written = read_journal(self._folder, earlier) if self._count > 1 else None
+        for each in [] if written is None else entered_in(written, RULES):
             register.enter(each)
-        journal = Journal(self._folder, name, RULES, register.beginning, earlier=earlier if self._count > 1 else None)
+        journal = Journal(self._folder, name, RULES, register.beginning, earlier=written)
         bills: dict[Call, Bill] = {}
         for each in entered:
             bills.update(register.enter(each))
