@@ -154,7 +154,8 @@ class ServerChannel:
             sums.unknown_nj += self._unknown_nj(first, last, begin, end, weight)
         sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
         sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt_nj(first, last, idle_nj)) * (1 + scale)
-        sums.most_cpus = max(sums.most_cpus, first.cpus, last.cpus, math.inf if self._component == "gpu" else 0.0)
+        cpus = math.inf if self._component == "gpu" else max(first.cpus, last.cpus)
+        sums.most_cpus = max(sums.most_cpus, cpus)
         sums.known = sums.known and first.known and last.known
         sums.baseline = sums.baseline and first.has_baseline and last.has_baseline
         sums.origins.add(first.baseline.origin)
