@@ -198,6 +198,7 @@ class ProcessTree:
         if start_ticks is not None and self._start_ticks() != start_ticks:
             self.close()
         self._look_for_children()
+        self._waited_ns.clear()  # what they have waited for by now was used before; of those that come it was not
 
     def read_ns(self, forked: bool = True) -> int | None:
         """The sum, ns; ``None`` once the root has ended.
@@ -286,7 +287,7 @@ class ProcessTree:
             self._descriptors[pid] = os.open(f"{self._procfs.root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
-        self._cpu_ns[pid] = 0
+        self._cpu_ns[pid] = self._waited_ns[pid] = 0
         return True
 
     def _dismiss(self, pid: int) -> None:

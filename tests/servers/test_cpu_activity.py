@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,28 @@ def test_a_childs_work_is_the_servers_when_it_has_ended_before_it_was_seen(
     assert used_ns(before, after, server) >= 2 * (WORK_NS - tolerance_ns)
     assert used_ns(before, after, server) <= after.total_ns - before.total_ns + tolerance_ns
     assert used_ns(after, own, server) < WORK_NS / 2, "counted once"
+
+
+@pytest.mark.parametrize("cpu_clock", [process_cpu_ns, None], ids=["clock", "ticks"])
+def test_work_of_a_childs_child_is_the_servers_when_it_has_ended_before_the_child_was_seen(cpu_clock: object) -> None:
+    """A shell that runs one program after the other: at the first look at it the first one may be over."""
+    activity = CpuActivity(cpu_clock=cpu_clock)  # type: ignore[arg-type]
+    app = Server("app", "app", "local", pid=os.getpid())
+    activity.watch(app)
+    before = taken(activity)
+    work = f"import time\nwhile time.process_time() < {WORK_SECONDS}: pass"
+    script = '"$0" -S -c "$1"; echo; read -r _; exit 0'
+    shell = subprocess.Popen(
+        ["sh", "-c", script, sys.executable, work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert shell.stdout is not None
+    shell.stdout.readline()
+    while_alive = taken(activity)
+    shell.communicate("\n")
+    after = taken(activity)
+    activity.close()
+    assert used_ns(before, while_alive, app) >= WORK_NS - 2 * after.resolution_ns
+    assert used_ns(while_alive, after, app) < WORK_NS / 2, "counted once"
 
 
 def test_the_part_is_unknown_when_the_server_has_ended() -> None:
