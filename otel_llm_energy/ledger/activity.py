@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ _LONGEST_WAIT_NS = NS_PER_SECOND * 9 // 10
 # A server that was found in mid-work is taken to have worked no less before, if that was not long.
 _FOUND_LATE = 0.25
 _FOUND_SOON_NS = NS_PER_SECOND
-# How many CPUs a server kept busy is told by a cell in which it was at work for so many times the error of that.
-_TELLS_TIMES = 10
+# Who keeps less of a CPU busy than this while at work passes calls on: what runs models on CPUs takes one or more.
+_LEAST_CPUS = 0.05
+# So many times its error is busy time that tells of work, in however short a time.
+_TELLS_TIMES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,7 @@ class Parts:
     Attributes:
         absent: servers that are known to draw nothing from the resource in the whole bucket.
         known: no stretch of the bucket lies outside all cells.
-        cpus_at_work: how many CPUs each known server kept busy while it was at work, at most; infinite if that is not
-            known.
+        worked: servers that are known to have worked themselves, or of which that is not known.
         portions_of_run: the known servers' parts of the busy time in all buckets of the cell together, 0 to 1, where
             there are several (`otel_llm_energy.ledger.runs`).
     """
@@ -61,7 +61,7 @@ class Parts:
     total_resolution_ns: int = 0
     known: bool = True
     absent: frozenset[str] = frozenset()
-    cpus_at_work: dict[str, float] = field(default_factory=dict)
+    worked: set[str] = field(default_factory=set)
     portions_of_run: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -160,10 +160,11 @@ class ActivityLog:
                 if server in cell.by_server_ns:
                     inside = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
                     parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + inside.busy_ns
-                    cpus = inside.cpus_at_work if inside.tells_cpus else math.inf
-                    parts.cpus_at_work[server] = max(parts.cpus_at_work.get(server, 0.0), cpus)
+                    if inside.worked:
+                        parts.worked.add(server)
                     found.append(inside)
                 else:
+                    parts.worked.add(server)
                     hidden_ns[server] = hidden_ns.get(server, 0) + timeline.busy.between(first, last)
             parts.others_ns += _others_inside(cell, found, last - first)
         for server, at_work_ns in hidden_ns.items():
@@ -171,6 +172,8 @@ class ActivityLog:
             if not _reveal(parts, server, at_work_ns, work_ns):
                 _hide(parts, server, self._rate_soon(server, end_ns, timelines[server]) * at_work_ns)
         parts.known = covered_ns == end_ns - start_ns
+        if not parts.known:
+            parts.worked.update(timelines)
         return parts
 
     def _rate_soon(self, server: str, after_ns: int, timeline: Timeline) -> float:
@@ -252,13 +255,13 @@ def _differences(before: Mapping[str, int | None], after: Mapping[str, int | Non
 class _Inside(NamedTuple):
     """A server's busy time inside a part of a cell and in the whole of it, and how many CPUs it had while at work.
 
-    ``tells_cpus``: it was at work for long enough to say how few these were.
+    ``worked``: these were enough for it to have worked itself, or that is not known.
     """
 
     busy_ns: int
     cell_busy_ns: int
     cpus_at_work: float
-    tells_cpus: bool
+    worked: bool
 
 
 def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, start_ns: int, end_ns: int) -> _Inside:
@@ -275,8 +278,8 @@ def _busy_inside(cell: Cell, busy_ns: int, timeline: Timeline, start_ns: int, en
     if asleep_ns:
         inside_ns += (busy_ns - at_work_busy_ns) * (end_ns - start_ns - within_ns) // asleep_ns
     # Of a machine whose CPUs are not counted, busy time is a part of all of them.
-    tells_cpus = cell.capacity > 1 and at_work_ns > _TELLS_TIMES * cell.resolution_ns
-    return _Inside(inside_ns, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0, tells_cpus)
+    worked = cell.capacity == 1 or at_work_busy_ns > max(_LEAST_CPUS * at_work_ns, _TELLS_TIMES * cell.resolution_ns)
+    return _Inside(inside_ns, busy_ns, at_work_busy_ns / at_work_ns if at_work_ns else 0.0, worked)
 
 
 def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> int:

@@ -11,6 +11,7 @@ from otel_llm_energy.ledger.entry import Entry, Stretch
 from otel_llm_energy.ledger.shares import ServerChannel, Sums
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
+from otel_llm_energy.quantities import NS_PER_SECOND
 
 _LEAST_COVERAGE = 0.9
 _WHOLE = 0.98
@@ -19,8 +20,8 @@ _COARSE_WIDTH = 0.5
 _MOST_UNKNOWN = 0.1
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
 _PARTED_WITHIN = 0.1
-# Who keeps less of a CPU busy than this during a call passes it on: what runs models on CPUs takes one or more.
-_LEAST_CPUS = 0.05
+# In a shorter time a CPU's clock hardly tells whether a server worked.
+_SHORTEST_REST_NS = NS_PER_SECOND // 5
 _SILENT = "counter-silent"
 
 
@@ -76,7 +77,8 @@ class Biller:
             return unavailable(reason or "no-reading"), {}
         sums = Sums(parted=_parted(entry.windows, channels.each))
         by_channel = {channel.id: channel.add(sums, stretches) for channel in channels.each}
-        passed_on = bool(entry.route) and sums.most_cpus < _LEAST_CPUS  # work by hand has no route, and may wait
+        # Work by hand has no route, and may wait.
+        passed_on = bool(entry.route) and work_ns > _SHORTEST_REST_NS and channels.rested_throughout(stretches)
         if passed_on:
             reason = reason or "relay"
         energy_nj = sums.idle_nj + sums.dyn_nj
@@ -121,6 +123,7 @@ class _Channels:
         self.scope: Scope = "host" if any(each.sweep.channel.resource == "cpu" for each in channels) else "device"
         self.estimated = any(each.sweep.channel.estimated for each in channels)
         self.has_main = any(each.sweep.is_main for each in channels)
+        self._has_gpu = any(each.sweep.channel.component == "gpu" for each in channels)
         self._always_used = not any(each.sweep.ever_unused_by(each.server) for each in channels)
         # There is no gap in any of them in between.
         self._whole_from_ns = max([each.sweep.whole_from_ns for each in channels], default=0)
@@ -132,6 +135,14 @@ class _Channels:
             return self
         start_ns, end_ns = stretches[0][0], stretches[-1][1]
         return _Channels([each for each in self.each if not each.sweep.unused_by(each.server, start_ns, end_ns)])
+
+    def rested_throughout(self, stretches: Sequence[Stretch]) -> bool:
+        """The server hardly did anything in these stretches, and works on no GPU."""
+        if self._has_gpu:
+            return False
+        return all(
+            each.sweep.rested_throughout(each.server, start, end) for each in self.each for start, end, _ in stretches
+        )
 
     def covered_ns(self, stretches: Sequence[Stretch]) -> int:
         """How much of these stretches lies in buckets, of every channel."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from otel_llm_energy.ledger.bill import Phase, Window
@@ -16,8 +15,7 @@ from otel_llm_energy.ledger.swept import ServerBucket
 class Sums:
     """What one call was given, over its stretches and over channels; ``phases_nj`` only if its phases are parted.
 
-    ``unknown_nj`` is what others may have drawn (`ServerChannel`), ``most_cpus`` how many CPUs the server kept busy
-    where the call began and ended, infinite if that is not known or it works on a GPU.
+    ``unknown_nj`` is what others may have drawn (`ServerChannel`).
     """
 
     __slots__ = (
@@ -28,7 +26,6 @@ class Sums:
         "idle_nj",
         "known",
         "lower_nj",
-        "most_cpus",
         "origins",
         "parted",
         "phases_nj",
@@ -39,7 +36,7 @@ class Sums:
     def __init__(self, *, parted: bool) -> None:
         self.parted = parted
         self.idle_nj = self.dyn_nj = self.unknown_nj = 0
-        self.lower_nj = self.upper_nj = self.most_cpus = 0.0
+        self.lower_nj = self.upper_nj = 0.0
         self.known = self.baseline = True
         self.by_weight = False
         self.origins: set[Origin] = set()
@@ -110,7 +107,6 @@ class ServerChannel:
             self._add_phases(sums.phases_nj, windows, begin, end, weight)
         if first is None or last is None:
             sums.known = sums.baseline = False
-            sums.most_cpus = math.inf
         else:
             self._add_bounds(sums, first, last, begin, end, weight)
         return idle_nj + dyn_nj
@@ -154,8 +150,6 @@ class ServerChannel:
             sums.unknown_nj += self._unknown_nj(first, last, begin, end, weight)
         sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
         sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt_nj(first, last, idle_nj)) * (1 + scale)
-        cpus = math.inf if self._component == "gpu" else max(first.cpus, last.cpus)
-        sums.most_cpus = max(sums.most_cpus, cpus)
         sums.known = sums.known and first.known and last.known
         sums.baseline = sums.baseline and first.has_baseline and last.has_baseline
         sums.origins.add(first.baseline.origin)

@@ -64,6 +64,7 @@ class Sweep:
         self._runs = Runs()
         self._learned_ns = 0
         self._absent: dict[str, Track] = {}
+        self._resting: dict[str, Track] = {}
         self._powers: dict[str, WorkPower] = {}
         self._now: Mapping[str, ClockReading] = {}
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
@@ -100,8 +101,8 @@ class Sweep:
         for clocks in self._clocks.values():
             for track in clocks.tracks():
                 track.forget_before(time_ns)
-        for absent in self._absent.values():
-            absent.forget_before(time_ns)
+        for track in (*self._absent.values(), *self._resting.values()):
+            track.forget_before(time_ns)
 
     def sweep(
         self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog, ahead: Iterable[Bucket]
@@ -119,21 +120,21 @@ class Sweep:
             everyone = merged(list(steps.values()))
             self._learn_power(bucket, _length(everyone), parts)
             self._learn_cost_of_load(bucket, activity)
+            self._note_resting(bucket, steps, parts)
             baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
             even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
-            cpus = parts.cpus_at_work
             busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             self.idle.model.gap()
             self._learned_ns = bucket.end_ns
             baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
-            steps, cpus = {}, {}
+            steps = {}
             busy = Busy(0, 0, 0)
         self._close(bucket)
         # Only of those at work here: there may be many servers, and the others' calls hardly ask.
         before, self._now = self._now, {name: self.clocks(name).now() for name, at_work in steps.items() if at_work}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, cpus, before, self._now, even=even))
+        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
         self._ends_ns.append(bucket.end_ns)
 
     def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
@@ -154,6 +155,17 @@ class Sweep:
         """The server drew nothing from this channel in the last bucket that was swept."""
         absent = self._absent.get(server)
         return absent is not None and absent.end_ns >= self.swept_ns
+
+    def _note_resting(self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], parts: Parts) -> None:
+        """Not all who are called work: a gateway passes calls on."""
+        for name, at_work in steps.items():
+            if at_work and name not in parts.worked:
+                self._resting.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
+
+    def rested_throughout(self, server: str, start_ns: int, end_ns: int) -> bool:
+        """The server hardly did anything in [start_ns, end_ns], though it was at work."""
+        resting = self._resting.get(server)
+        return resting is not None and resting.between(start_ns, end_ns) >= end_ns - start_ns
 
     def _share(
         self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -62,7 +61,6 @@ class Swept:
         "before",
         "bucket",
         "busy",
-        "cpus",
         "dyn_nj",
         "even",
         "parts",
@@ -75,7 +73,6 @@ class Swept:
         dyn_nj: int,
         parts: Mapping[str, ServerPart],
         busy: Busy,
-        cpus: Mapping[str, float],
         before: Mapping[str, ClockReading],
         after: Mapping[str, ClockReading],
         *,
@@ -86,7 +83,6 @@ class Swept:
         self.dyn_nj = dyn_nj
         self.parts = parts
         self.busy = busy
-        self.cpus = cpus
         self.before = before
         self.after = after
         self.even = even
@@ -106,7 +102,6 @@ class ServerBucket:
         before, after: what the server's clocks say at its edges.
         baseline: of the channel.
         has_baseline: its idle power is known.
-        cpus: how many CPUs the server kept busy while it was at work, at most; infinite if that is not known.
         known: the server's part of the activity is known, or it had none.
         hides_server: activity is known, but the server's part of it is not.
         portion: the server's part of the energy above idle, 0 to 1.
@@ -135,7 +130,6 @@ class ServerBucket:
         "after",
         "baseline",
         "before",
-        "cpus",
         "end_error_ns",
         "end_ns",
         "has_baseline",
@@ -154,7 +148,6 @@ class ServerBucket:
         self.before = swept.before.get(server) or clocks.at(bucket.start_ns)
         self.after = swept.after.get(server) or clocks.at(bucket.end_ns)
         self.baseline = baseline
-        self.cpus = swept.cpus.get(server, math.inf)
         self.known = part.known
         self.hides_server = not part.known and swept.busy.busy_ns > 0
         self.portion = part.dyn_nj / dyn_nj if dyn_nj else 0.0
