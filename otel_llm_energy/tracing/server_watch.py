@@ -73,6 +73,7 @@ class ServerWatch:
         self._clock_ns = clock_ns
         self._keys: dict[tuple[str, int], str] = {}
         self._found: dict[str, Server] = {}
+        self._before_ns: dict[str, int] = {}  # by server's key: what makes its sum go on from its predecessor's
         self._looked_ns: dict[str, int] = {}
         self._last_sample: ActivitySample | None = None
         self._idle_ns: dict[str, int] = {}  # by server: for how long it has done nothing while calls were open
@@ -148,11 +149,20 @@ class ServerWatch:
     def _find_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
         sample_of_now = self._activity.note() if isinstance(self._activity, LooksBack) else lambda: None
+        former = dict(self._found)
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
         sample = sample_of_now()
         if sample is not None:
-            self._books.sample(_under_keys(sample, self._keys_by_id()), final=True)
+            self._go_on_from(former, sample.by_server_ns)
+            self._books.sample(_under_keys(sample, self._keys_by_id(), self._before_ns), final=True)
+
+    def _go_on_from(self, former: Mapping[str, Server], busy_ns: Mapping[str, int | None]) -> None:
+        """Whoever took over a port did not do just now what it has done since it was started."""
+        for key, server in former.items():
+            then_ns, now_ns = busy_ns.get(server.id), busy_ns.get(self._found[key].id)
+            if then_ns is not None and now_ns is not None:
+                self._before_ns[key] = self._before_ns.get(key, 0) + then_ns - now_ns
 
     def _keys_by_id(self) -> Mapping[str, str]:
         return {server.id: key for key, server in self._found.items()}
@@ -166,12 +176,12 @@ class ServerWatch:
         sample = self._activity.sample()
         if sample is not None:
             self.final = False
-            sample = _under_keys(sample, keys)
+            sample = _under_keys(sample, keys, self._before_ns)
             self._note_idle(sample)
             self._replace(sample.by_server_ns)
             self._books.sample(sample, final=final)
         for sample in self._gpus.samples(self.resources):
-            self._books.sample(_under_keys(sample, keys), final=final)
+            self._books.sample(_under_keys(sample, keys, {}), final=final)
 
     def _look_up(self, host: str, port: int) -> None:
         key = f"{host}:{port}"
@@ -222,10 +232,13 @@ class ServerWatch:
                 self._waiting.append(address)
 
 
-def _under_keys(sample: ActivitySample, keys: Mapping[str, str]) -> ActivitySample:
-    """The sample with the ledger's names of its servers."""
+def _under_keys(sample: ActivitySample, keys: Mapping[str, str], before_ns: Mapping[str, int]) -> ActivitySample:
+    """The sample with the ledger's names of its servers, their sums going on from what was before."""
+    by_key = {keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys}
     return replace(
         sample,
-        by_server_ns={keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys},
+        by_server_ns={
+            key: None if busy_ns is None else busy_ns + before_ns.get(key, 0) for key, busy_ns in by_key.items()
+        },
         absent=frozenset(keys[name] for name in sample.absent if name in keys),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -177,6 +177,41 @@ class Sampled:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ledger, name)
+
+
+class Sums(Idle):
+    """What each server has used since it was started, and had a moment before it was found."""
+
+    by_server_ns: Mapping[str, int]
+
+    def sample(self) -> ActivitySample:
+        sample = super().sample()
+        return replace(sample, by_server_ns={name: self.by_server_ns[name] for name in self.watched})
+
+    def note(self) -> Callable[[], ActivitySample]:
+        watched = self.sample().by_server_ns
+        return lambda: replace(self.sample(), by_server_ns={**watched, **self.sample().by_server_ns})
+
+
+def test_who_took_over_the_port_has_not_done_just_now_what_it_did_since_it_was_started() -> None:
+    """The sum under the server's name goes on where the former process's ended."""
+    now_ns, ledger, other = NS_PER_SECOND, Sampled(), Server("pid:8:1", "vllm", "local", pid=8, start_ticks=1)
+    answers, books, activity = [OLLAMA], Books(ledger), Sums(lambda: now_ns)
+    activity.by_server_ns = {OLLAMA.id: 7, other.id: 500 * NS_PER_SECOND}
+    watch = ServerWatch(books, activity, lambda *_: answers[-1], lambda: now_ns)
+    watch.key("localhost", 80)
+    books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    for _ in range(15):
+        now_ns += NS_PER_SECOND
+        watch.sample()
+        answers.append(other)
+    activity.by_server_ns = {other.id: 500 * NS_PER_SECOND + 3}
+    now_ns += NS_PER_SECOND
+    watch.sample()
+    books.settle()
+    assert watch.found() == {"localhost:80": other}
+    sums_ns = [sample.by_server_ns["localhost:80"] for sample, _ in ledger.samples]
+    assert (set(sums_ns[:-1]), sums_ns[-1]) == ({7}, 10)
 
 
 class Noting(Idle):
