@@ -53,24 +53,30 @@ class _Counter:
     def __init__(self, channel_id: str, path: Path) -> None:
         self.channel_id = channel_id
         self._path = path
-        self._descriptor = _opened(path)
+        self._open()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.fstat(self._descriptor)
 
     def read(self) -> int:
         """What it says, µJ. Raises `OSError` or `ValueError`."""
         try:
             return int(pread(self._descriptor, _COUNTER_BYTES))
-        except OSError:
+        except (OSError, ValueError):
             # Its driver was unloaded, or its socket's CPUs were; what comes back is another file of the same name.
-            descriptor, self._descriptor = self._descriptor, _opened(self._path)
-            os.close(descriptor)
+            self.close()
+            self._open()
             return int(pread(self._descriptor, _COUNTER_BYTES))
 
     def close(self) -> None:
-        """Give back the descriptor. Never raises."""
+        """Give back the descriptor, if it is still ours: a daemon closes all it has inherited. Never raises."""
+        descriptor, self._descriptor = self._descriptor, -1
         try:
-            os.close(self._descriptor)
+            if os.path.samestat(os.fstat(descriptor), self._file):
+                os.close(descriptor)
         except OSError:
-            _logger.debug("descriptor %d was closed by someone else", self._descriptor)
+            _logger.debug("descriptor %d was closed by someone else", descriptor)
 
 
 class RaplMeter:
@@ -279,10 +285,6 @@ def _open_counter(root: Path, channel_id: str, path: Path) -> _Counter:
         ) from None
     except OSError as error:
         raise MeterError("meter-unreadable", f"{path}: {error.strerror}.") from error
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _close_all(counters: Sequence[_Counter]) -> None:

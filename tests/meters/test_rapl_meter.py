@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
@@ -231,6 +233,21 @@ def test_a_counter_is_read_again_when_its_driver_was_unloaded_and_came_back(tmp_
     counter.write_text("9\n")
     assert [reading.energy_uj for reading in meter.read()] == [7, 9]
     meter.close()
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_counter_is_read_on_when_the_app_closed_its_descriptor(tmp_path: Path, reused: bool) -> None:
+    """A daemon closes all that it has; the number may be another's by now, who keeps it."""
+    counter = str(zone(tmp_path, "intel-rapl:0", "package-0", 7) / "energy_uj")
+    meter = RaplMeter(tmp_path)
+    meter.open()
+    (number,) = [int(each.name) for each in Path("/proc/self/fd").iterdir() if os.path.realpath(each) == counter]
+    os.close(number)
+    with socket.socket() if reused else nullcontext() as other:
+        assert other is None or other.fileno() == number
+        assert [reading.energy_uj for reading in (*meter.read(), *meter.read())] == [7, 7]
+        assert other is None or os.fstat(number)
+        meter.close()
 
 
 def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:
