@@ -136,6 +136,12 @@ class Gate:
         self._mailbox.work()
         return self._health
 
+    def take_health(self) -> Health:
+        """The same, for whoever counts it from now on: the gate begins anew."""
+        health, self._health = self.health, Health()
+        self._health.held, health.held = health.held, 0
+        return health
+
     @property
     def max_hold_seconds(self) -> float:
         """How long a span waits for its energy at most; a change holds for spans that end from now on."""

@@ -67,10 +67,13 @@ class Joining:
             if self._joint is not None:
                 self._left.append(self._joint)
         self.leave_the_left()
-        for processor in wired_processors():
-            if processor.gate.desk is desk:
-                processor.gate.force_flush()
-                processor.gate.desk, processor.gate.watch = NoDesk(), None
+        for gate in [processor.gate for processor in wired_processors()]:
+            if gate.desk is desk:
+                gate.force_flush()
+                gate.desk, gate.watch = NoDesk(), None
+                with self._lock:
+                    self.gates = tuple(each for each in self.gates if each is not gate)
+                    self._past_health.add(gate.take_health())  # it lives on, and is adopted again
 
     def start_afresh(self, desk: Desk) -> None:
         """In a forked child: locks may be held for ever, and what is held is the parent's."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from openai import OpenAI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -49,6 +51,33 @@ def test_spans_pass_through_the_wired_processor_when_nothing_measures_any_more(
     provider.get_tracer("app").start_span("later").end()
     provider.shutdown()
     assert [span.name for span in exporter.get_finished_spans()] == ["later"]
+
+
+def test_each_span_of_a_wired_processor_is_counted_once_when_it_is_measured_for_again(powercap: PowercapTree) -> None:
+    """It outlives each `uninstrument`, and so do the instruments of the meter provider."""
+    reader = InMemoryMetricReader()
+    metering, tracing = MeterProvider([reader], shutdown_on_exit=False), TracerProvider(shutdown_on_exit=False)
+    tracing.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(InMemorySpanExporter())))
+    counted = []
+    for _ in range(3):
+        handle = otel_llm_energy.instrument(
+            tracer_provider=tracing, meter_provider=metering, meters=RaplMeter(powercap.root)
+        )
+        with otel_llm_energy.measure("work"):
+            pass
+        handle.force_flush()
+        counted.append(_forwarded(reader))
+        handle.uninstrument()
+        counted.append(_forwarded(reader))
+    assert [count - counted[0] for count in counted] == [0, 0, 1, 1, 2, 2]
+
+
+def _forwarded(reader: InMemoryMetricReader) -> float:
+    data = reader.get_metrics_data()
+    assert data is not None
+    said = [metric for of in data.resource_metrics for scope in of.scope_metrics for metric in scope.metrics]
+    points = [each.data.data_points for each in said if each.name == conventions.FORWARDED_SPANS.name]
+    return sum(point.value for point in points[0] if isinstance(point, NumberDataPoint))
 
 
 def _ask(base_url: str) -> None:
