@@ -99,14 +99,13 @@ class MeterReader:
         return pace.open_seconds if self._books.busy else pace.idle_seconds
 
     def _take(self, readings: Sequence[Reading]) -> None:
-        mine = [reading for reading in readings if reading.channel_id in self._wanted]
-        if mine:
-            self.last_reading_ns = mine[-1].latest_ns
-            for reading in mine:
+        if readings:
+            self.last_reading_ns = readings[-1].latest_ns
+            for reading in readings:
                 self._read_ns[reading.channel_id] = reading.latest_ns
-            self._books.read(mine)
+            self._books.read(readings)
             for listener in self._listeners:
-                listener(mine)
+                listener(readings)
 
     def _failed(self, error: MeterError, seconds: float) -> float:
         self.problem = error
@@ -121,9 +120,9 @@ class MeterReader:
         self._sleep.look(partial(self._books.interrupt, "suspend"))
         meter = self.open_meter.meter
         try:
-            readings = meter.read()
+            readings = [reading for reading in meter.read() if reading.channel_id in self._wanted]
         except MeterError:
             raise
-        except Exception as error:  # a user's own meter may raise anything; at an edge it would reach the app
-            raise MeterError("meter-unreadable", f"{meter.name}: its read() raised {error!r}.") from error
+        except Exception as error:  # a user's own may raise, or give, anything; at an edge it would reach the app
+            raise MeterError("meter-unreadable", f"{meter.name}: its read() failed: {error!r}.") from error
         self._take(readings)
