@@ -32,7 +32,7 @@ from otel_llm_instrumentation.content import Asked, Content, as_json, as_structu
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.errors import is_no_connection
 from otel_llm_instrumentation.facts import Facts, Request
-from otel_llm_instrumentation.standing import standing_span
+from otel_llm_instrumentation.standing import note_above, standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
 
 _T = TypeVar("_T")
@@ -64,8 +64,10 @@ def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     observed = is_observed(context)
     # Libraries that suppress what is below a span of theirs may not name the model on it as the request does.
     standing = standing_span(request.route.operation, request.model if observed else None, context)
-    if standing is None and not observed:
-        return None
+    if standing is None:
+        if not observed:
+            return None
+        note_above(context)
     return Call(telemetry, request, context, standing)
 
 

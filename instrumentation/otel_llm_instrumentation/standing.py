@@ -6,6 +6,7 @@ found if somebody who hears of every span that starts, a span processor, tells `
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import weakref
@@ -40,6 +41,8 @@ _OPENINFERENCE_LANGCHAIN: Final = "openinference.instrumentation.langchain"
 _SILENT_SCOPES: Final = frozenset({_OPENINFERENCE_LANGCHAIN, "opentelemetry.instrumentation.langchain"})
 _CHAT_ONLY_SCOPE: Final = "openinference.instrumentation.ollama"
 _OUR_SCOPES: Final = "otel_llm_instrumentation."
+# On a span itself, so that it is known in every thread and task, and no longer than the span is.
+_STANDS_ABOVE: Final = "_otel_llm_stands_above"
 
 
 class _Sighting:
@@ -116,9 +119,21 @@ def standing_span(operation: str, model: str | None, context: Context) -> Span |
     return sighting.take(operation, model) if sighting is not None else None
 
 
+def note_above(context: Context) -> None:
+    """A call gets a span of its own here, so the current one is not a call, whatever is written on it from now on.
+
+    LiteLLM writes what it knows of each call that is over, its operation among it, on the span that the app has open.
+    """
+    if context:
+        current = get_current_span(context)
+        if current.is_recording():
+            with contextlib.suppress(AttributeError):  # of a kind that takes none
+                setattr(current, _STANDS_ABOVE, True)
+
+
 def stands_for(span: Span, operation: str) -> bool:
     """Whether an open span says of itself that it is one call of this operation."""
-    if not span.is_recording():
+    if not span.is_recording() or hasattr(span, _STANDS_ABOVE):
         return False
     if _is_marked(_attributes_of(span), _EMBEDDINGS if operation == semconv.EMBEDDINGS else _GENERATION):
         return True

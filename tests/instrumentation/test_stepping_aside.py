@@ -78,6 +78,19 @@ def test_span_of_a_chain_an_agent_or_another_operation_is_only_the_parent(
     assert ours.parent.span_id == theirs.context.span_id
 
 
+@pytest.mark.parametrize("marks", _CHAT)
+def test_span_above_a_call_with_a_span_of_its_own_stands_for_none_when_it_is_marked_later(
+    marks: dict[str, str], ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """LiteLLM writes on the app's span, once a call is over, what that call was."""
+    with tracer.start_as_current_span("the app's") as span:
+        ask()
+        span.set_attributes(marks)
+        ask()
+    assert [each.name for each in watched.spans] == ["chat m", "chat m", "the app's"]
+    assert [call.owns_span for call in watched.ended] == [True, True]
+
+
 def test_ended_span_that_is_still_current_stands_for_nothing(
     ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
 ) -> None:
