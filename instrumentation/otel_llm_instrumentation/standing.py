@@ -40,6 +40,8 @@ _EMBEDDING_KEY: Final = "opentelemetry.genai.client.embedding.context"
 _OPENINFERENCE_LANGCHAIN: Final = "openinference.instrumentation.langchain"
 _SILENT_SCOPES: Final = frozenset({_OPENINFERENCE_LANGCHAIN, "opentelemetry.instrumentation.langchain"})
 _CHAT_ONLY_SCOPE: Final = "openinference.instrumentation.ollama"
+# Where OpenInference's span keeps its kind until it ends, unless it got it as it started.
+_KEPT_BACK: Final = "_self_important_attributes"
 _OUR_SCOPES: Final = "otel_llm_instrumentation."
 # On a span itself, so that it is known in every thread and task, and no longer than the span is.
 _STANDS_ABOVE: Final = "_otel_llm_stands_above"
@@ -148,7 +150,9 @@ def stands_for(span: Span, operation: str) -> bool:
 def _attributes_of(span: Span) -> Mapping[str, object]:
     """As a plain dict: every look at the SDK's own view is a Python call."""
     attributes: Any = getattr(span, "_attributes", None)
-    return attributes.copy() if attributes is not None else {}
+    said = attributes.copy() if attributes is not None else {}
+    kept_back: Any = getattr(span, _KEPT_BACK, None)
+    return {**said, **kept_back} if kept_back else said
 
 
 def _marks_a_call(attributes: Mapping[str, object]) -> bool:

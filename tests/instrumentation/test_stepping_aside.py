@@ -91,6 +91,31 @@ def test_span_above_a_call_with_a_span_of_its_own_stands_for_none_when_it_is_mar
     assert [call.owns_span for call in watched.ended] == [True, True]
 
 
+class _KeepsKindBack(wrapt.ObjectProxy):  # type: ignore[type-arg,misc]
+    """OpenInference's span: what it says of its kind after its start is on the SDK's only once it ends."""
+
+    def __init__(self, span: trace.Span) -> None:
+        super().__init__(span)
+        self._self_important_attributes: dict[str, str] = {}
+
+    def set_attribute(self, key: str, value: str) -> None:
+        self._self_important_attributes[key] = value
+
+
+@pytest.mark.parametrize(("kind", "owns_span"), [("LLM", False), ("EMBEDDING", True), ("CHAIN", True)])
+def test_current_span_that_keeps_its_kind_back_stands_for_the_call_of_that_kind(
+    kind: str, owns_span: bool, ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """OpenInference's for LiteLLM and Haystack say their kind right after their start."""
+    span = _KeepsKindBack(tracer.start_span("theirs"))
+    span.set_attribute("openinference.span.kind", kind)
+    with trace.use_span(span, end_on_exit=True):
+        ask()
+    (call,) = watched.ended
+    assert call.owns_span is owns_span
+    assert [each.name for each in watched.spans] == (["chat m", "theirs"] if owns_span else ["theirs"])
+
+
 def test_ended_span_that_is_still_current_stands_for_nothing(
     ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
 ) -> None:
