@@ -33,6 +33,8 @@ class CallMeter:
     def call_started(self, call: CallView) -> None:
         self._runtime.hook_exit()
         span_context = call.span.get_span_context()
+        for gate in self._joining.gates:
+            self._runtime.unobserved.give_up_above(gate, span_context, call.operation)
         stands_aside = not (call.owns_span or call.in_process)
         claim = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
         if claim is None:

@@ -81,6 +81,7 @@ class Claim:
         reason: the desk's: why ``books`` is ``None``.
         reached_server: False if nobody worked on the call.
         partial: one of several claims of one piece of work: its joules per token would say nothing.
+        withdrawn: it turned out to be the claim of no call: its bill is shown and counted nowhere.
         bill: ``None`` until settled.
     """
 
@@ -102,6 +103,7 @@ class Claim:
         "reason",
         "response_id",
         "span_context",
+        "withdrawn",
     )
 
     def __init__(self, span_context: SpanContext = INVALID_SPAN_CONTEXT) -> None:
@@ -120,6 +122,7 @@ class Claim:
         self.output_tokens: int | None = None
         self.partial = False
         self.reached_server = True
+        self.withdrawn = False
         self.bill: Bill | None = None
 
     @property

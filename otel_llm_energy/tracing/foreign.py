@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
-from opentelemetry.trace import INVALID_SPAN_CONTEXT
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy import conventions
@@ -85,8 +85,24 @@ class UnobservedCalls:
         host, port = _server(attributes)
         if host is None or not enrich.marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
             return
+        self.give_up_above(gate, span.get_span_context(), _first(attributes, _OPERATION_KEYS))
         claim = self._claim(gate, span, attributes, (host, port), parent_context)
         self._open[claim.span_context.span_id] = claim
+
+    def give_up_above(self, gate: Gate, context: SpanContext, operation: str) -> None:
+        """A call of this operation begins at a span: the LLM spans of other libraries above it are only its parents.
+
+        Where two libraries make a span for one call, one below the other, each would have a share of its energy.
+        """
+        if not self._open:
+            return
+        for span_id in gate.above(context):
+            claim = self._open.get(span_id)
+            if claim is not None and _is_embedding(claim.facts.operation) == _is_embedding(operation):
+                self._open.pop(span_id, None)
+                claim.withdrawn = True
+                claim.reached_server = False
+                self._desk.close(claim)
 
     def adopt(self, span_id: int) -> Claim | None:
         """The open claim of a span, for somebody who will close it; ``None`` if there is none (any more)."""
@@ -116,6 +132,7 @@ class UnobservedCalls:
         claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
         gate.bind(span, claim, parent_context, ends_for_certain=False)
         provider, operation = _first(attributes, _PROVIDER_KEYS), _first(attributes, _OPERATION_KEYS)
+        claim.facts = CallFacts(operation)
         # Some libraries make a span afterwards, or end it long after the call, and say when that was.
         self._desk.open(claim, *server, provider, operation, since_ns=_past_ns(span.start_time))
         return claim
@@ -190,6 +207,10 @@ def _seconds(attributes: _Attributes, key: str) -> float | None:
 
 def _first(attributes: _Attributes, keys: tuple[str, ...]) -> str:
     return next((value for key in keys if isinstance(value := attributes.get(key), str)), "")
+
+
+def _is_embedding(operation: str | None) -> bool:
+    return (operation or "").lower().startswith("embedding")
 
 
 def _facts(attributes: _Attributes) -> CallFacts:

@@ -216,6 +216,11 @@ class Gate:
         self._note(SpanTree.bind, self._tree, node, claim, own is not None, span if ends_for_certain else None)
         return own is not None and not own.left
 
+    def above(self, context: trace.SpanContext) -> Iterable[int]:
+        """The ids of the local spans above that of ``context``, the nearest first."""
+        node = self._tree.find(context)
+        return () if node is None else self._tree.above(node)
+
     def settled(self, claims: Iterable[Claim]) -> None:
         """The desk has the bills of these claims."""
         self._mailbox.post(self._settle, tuple(claims))

@@ -61,7 +61,7 @@ class EnergyMetrics:
         """Count the bills of these calls, once each."""
         instruments = self._instruments()
         if instruments is not None:
-            instruments.record(claims)
+            instruments.record(claim for claim in claims if not claim.withdrawn)
 
     def metered(self, channel: Channel, joules: float) -> None:
         """A meter read so much more on ``channel``, J."""

@@ -93,7 +93,7 @@ class _Binding:
 class SpanTree:
     """Knows which spans have calls below them and what these were billed.
 
-    `started`, `find` and `mark` may be called from any thread; all else by one thread at a time.
+    `started`, `find`, `above` and `mark` may be called from any thread; all else by one thread at a time.
     A node lives as long as its Span object, its children's nodes or whoever holds it: a background child that starts
     after its parent ended still finds it, and nothing is left of a span that was dropped without an end.
     """
@@ -131,6 +131,10 @@ class SpanTree:
     def find(self, context: SpanContext | None) -> Node | None:
         """The node of a local span that is still referenced by someone, else ``None``."""
         return None if context is None or context.is_remote else self._nodes.get(context.span_id)
+
+    def above(self, node: Node) -> Iterator[int]:
+        """The ids of the spans above a node, the nearest first."""
+        return (each.span_id for each in _chain(node.parent))
 
     def mark(self, node: Node) -> None:
         """From now on ``node`` and its ancestors concern us."""
@@ -190,9 +194,10 @@ class SpanTree:
             return []
         own = _subtree(binding.node)
         own.claims.remove(claim)
-        if binding.shown:
+        if binding.shown and not claim.withdrawn:
             own.bills.append((claim, bill))
-        return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, bill)]
+        added = None if claim.withdrawn else bill
+        return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, added)]
 
     def forget_claims(self) -> None:
         """A forked child waits for none of its parent's calls: their bills come in the parent."""
@@ -207,13 +212,14 @@ class SpanTree:
         return len(self._nodes)
 
 
-def _settle_at(subtree: Subtree, binding: _Binding, bill: Bill) -> bool:
-    """Enter the bill in the books of one node; returns whether an ended node waits for nothing more."""
+def _settle_at(subtree: Subtree, binding: _Binding, bill: Bill | None) -> bool:
+    """Enter the bill, if any, in the books of one node; returns whether an ended node waits for nothing more."""
     if not binding.waiting_since:
         subtree.open -= 1
     elif not subtree.ended_at or subtree.ended_at >= binding.waiting_since:
         subtree.waiting -= 1
-    subtree.add(bill)
+    if bill is not None:
+        subtree.add(bill)
     return subtree.ended_at > 0 and subtree.waiting == 0
 
 

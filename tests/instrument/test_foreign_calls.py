@@ -140,6 +140,29 @@ def test_there_is_one_bill_when_the_call_is_observed_as_well(
     assert operations(reader) == 1
 
 
+def test_there_is_one_bill_when_two_libraries_make_a_span_for_one_call(
+    client: OpenAI,
+    address: dict[str, Any],
+    energy: Instrumentation,
+    tracer: trace.Tracer,
+    exporter: InMemorySpanExporter,
+    reader: InMemoryMetricReader,
+) -> None:
+    """An agent framework's and, below it, that of an instrumentation of its client: the inner one's is the bill."""
+    with tracer.start_as_current_span("outer", attributes={**_CHAT, **address}):
+        with tracer.start_as_current_span("inner", attributes={**_CHAT, **address}):
+            ask(client)
+        with tracer.start_as_current_span("again", attributes=_CHAT):
+            ask(client)
+    energy.force_flush()
+    outer, inner, again = (said(exporter, name) for name in ("outer", "inner", "again"))
+    assert inner[names.QUALITY] != "shared"
+    assert names.JOULES not in outer
+    assert names.QUALITY not in outer
+    assert outer[names.SUBTREE_JOULES] == pytest.approx(inner[names.JOULES] + again[names.JOULES], rel=1e-4)
+    assert operations(reader) == 2
+
+
 def test_span_that_names_its_server_when_it_ends_is_billed_for_what_was_not_shared_out_yet(
     base_url: str, energy: Instrumentation, tracer: trace.Tracer, exporter: InMemorySpanExporter
 ) -> None:
