@@ -84,7 +84,8 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
             if official.is_instrumented_by_opentelemetry:
                 return
             self._official = official  # at once: what it imports may call us again
-            official.instrument(**self._options)
+            # It asks for the package `langchain`, of which it needs nothing: LangGraph and models go without.
+            official.instrument(skip_dep_check=not _is_installed("langchain"), **self._options)
             self._wrapper = _outermost()
         except Exception:
             _logger.warning("LangChain is not instrumented; its calls are, by their clients.", exc_info=True)

@@ -284,6 +284,30 @@ def test_langchain_is_instrumented_whichever_of_it_is_imported_first(first: str)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+def test_langgraph_is_instrumented_when_the_package_langchain_is_not_installed() -> None:
+    """The official instrumentor asks for that package, of which it needs nothing; nothing is logged either."""
+    script = """
+        import importlib.metadata, logging, sys
+        logging.basicConfig(level=logging.WARNING)
+        real = importlib.metadata.version
+        def version(name):
+            if name == "langchain":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+        importlib.metadata.version = version
+        sys.modules["langchain"] = None
+        import otel_llm_energy
+        energy = otel_llm_energy.instrument(meters="cpu-estimate")
+        from langgraph.pregel import Pregel
+        assert hasattr(vars(Pregel)["stream"], "__wrapped__")
+        energy.uninstrument()
+        assert not hasattr(vars(Pregel)["stream"], "__wrapped__")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 def test_clients_own_spans_carry_the_energy_when_langchain_is_not_instrumented(
     provider: TracerProvider,  # noqa: F811
     powercap: PowercapTree,
