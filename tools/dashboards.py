@@ -63,11 +63,19 @@ class Dashboard:
     panels: Sequence[Panel]
 
 
-def _rate(metric: str, labels: str = "", by: str = "", range_: str = "$__rate_interval", of: str = "rate") -> str:
+def _rate(metric: str, labels: str = "", by: str = "", of: str = "rate") -> str:
     """A sum of rates (or increases) of a counter over the chosen services."""
     chosen = ", ".join(filter(None, (_SERVICE_OF_METRICS, labels)))
     grouped = f" by ({by})" if by else ""
-    return f"sum{grouped} ({of}({metric}{{{chosen}}}[{range_}]))"
+    return f"sum{grouped} ({of}({metric}{{{chosen}}}[$__rate_interval]))"
+
+
+def _total(metric: str, by: str) -> str:
+    """What a counter has come to in the range shown. `increase` leaves a process's first sample out, which holds all
+    that it had counted by then: everything, where the process was over before the second."""
+    chosen = f"{metric}{{{_SERVICE_OF_METRICS}}}"
+    last = f"last_over_time({chosen}[$__range])"
+    return f"sum by ({by}) ({last} - ({chosen} offset $__range <= {last} or 0 * {last}))"
 
 
 def _spans(key: str, then: str, more: str = "") -> str:
@@ -167,13 +175,7 @@ FLEET: Final = Dashboard(
             "Energy in this range of time, by model",
             "All calls of each model.",
             "prometheus",
-            (
-                Query(
-                    _rate(_CONSUMPTION, by="gen_ai_request_model", range_="$__range", of="increase"),
-                    "{{gen_ai_request_model}}",
-                    instant=True,
-                ),
-            ),
+            (Query(_total(_CONSUMPTION, by="gen_ai_request_model"), "{{gen_ai_request_model}}", instant=True),),
             kind="bargauge",
         ),
         Panel(

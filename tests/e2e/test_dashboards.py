@@ -179,7 +179,7 @@ _ORACLES: dict[str, list[_Oracle]] = {
         _grows("llm_energy_metered_joules_total", per_second=True),
     ],
     "Energy of a call": [_percentile(0.5), _percentile(0.95)],
-    "Energy in this range of time, by model": [_grows(_CONSUMPTION, _MODEL)],
+    "Energy in this range of time, by model": [_newest(_CONSUMPTION, _MODEL)],
     "Calls by quality": [_grows("llm_energy_operation_joules_count", "llm_energy_quality")],
     "Degraded and unavailable, by reason": [_grows("llm_energy_processor_degraded_total", "llm_energy_reason")],
     "Age of the newest reading": [_newest("llm_energy_meter_lag_seconds", "job", "llm_energy_meter")],

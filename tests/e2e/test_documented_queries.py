@@ -101,6 +101,12 @@ def _joules_per_token(run: WholeWay, query: str) -> None:
     assert values(run.prometheus.query(query), by) == pytest.approx(expected, rel=_EXTRAPOLATED)
 
 
+def _joules_by_model(run: WholeWay, query: str) -> None:
+    """All of them: what was counted at the first sample is among it."""
+    by = ("gen_ai_request_model",)
+    assert values(run.prometheus.query(query), by) == pytest.approx(run.newest(_CONSUMPTION, by), rel=1e-3)
+
+
 def _a_calls_joules(run: WholeWay, query: str) -> None:
     """Prometheus goes by the buckets: between the bounds of those that hold the least and the most."""
     ((_, median),) = values(run.prometheus.query(query), ()).items()
@@ -127,6 +133,7 @@ def _all_that_was_metered(run: WholeWay, query: str) -> None:
 _PROMQL = [
     _watts(_CONSUMPTION),
     _joules_per_token,
+    _joules_by_model,
     _watts("llm_energy_unattributed_joules_total", _REASON),
     _a_calls_joules,
     _age_of_a_reading,
