@@ -6,6 +6,7 @@ Every chart has one width in its own units, so that at a phone's width its words
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -158,22 +159,26 @@ class Bar:
 
 
 _BAR_HEIGHT: Final = 42
+_LINE_HEIGHT: Final = 15
+_LINE_CHARACTERS: Final = 50  # at a phone's or the printer's larger letters
 
 
 def bars(title: str, label: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars, each below its name, so that long names have room."""
     highest = max((max(sum(row.parts), row.high or 0.0) for row in rows), default=1.0) or 1.0
     scale: Callable[[float], float] = lambda value: 8 + value / (highest * 1.28) * (WIDTH - 16)  # noqa: E731
-    shapes = []
-    for index, row in enumerate(rows):
-        top = 6 + index * _BAR_HEIGHT
-        shapes.append(f'<text x="8" y="{top + 12}">{escape(row.name)}</text>')
-        shapes += _bar_parts(row, top + 18, scale)
+    shapes, top = [], 6
+    for row in rows:
+        for line in textwrap.wrap(row.name, _LINE_CHARACTERS) or [""]:
+            shapes.append(f'<text x="8" y="{top + 12}">{escape(line)}</text>')
+            top += _LINE_HEIGHT
+        shapes += _bar_parts(row, top + 3, scale)
         if row.low is not None and row.high is not None:
-            shapes.append(_whisker(scale(row.low), scale(row.high), top + 26))
+            shapes.append(_whisker(scale(row.low), scale(row.high), top + 11))
         end = scale(max(sum(row.parts), row.high or 0.0)) + 6
-        shapes.append(f'<text x="{end:.1f}" y="{top + 30}" class="figure">{escape(row.words)}</text>')
-    height = 6 + len(rows) * _BAR_HEIGHT + 20
+        shapes.append(f'<text x="{end:.1f}" y="{top + 15}" class="figure">{escape(row.words)}</text>')
+        top += _BAR_HEIGHT - _LINE_HEIGHT
+    height = top + 20
     shapes.append(f'<text x="8" y="{height - 6}" class="label">{escape(label)}</text>')
     return svg(title, height, shapes)
 

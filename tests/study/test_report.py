@@ -12,10 +12,12 @@ import pytest
 from scipy import stats
 
 from otel_llm_energy.cli import main
-from otel_llm_energy.study import StudyError, analysis, deployments, intervals, tables
+from otel_llm_energy.study import StudyError, analysis, charts, deployments, intervals, tables
 from otel_llm_energy.study.columns import short_rows
 from otel_llm_energy.study.report import report
 from tests.study.physics import MACHINES, Machine, dataset, write
+
+_LETTER_WIDTH = 8.5  # on average, in a drawing's units, at a phone's size of letters
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,18 @@ def test_texts_from_outside_are_harmless_when_they_hold_html(tmp_path: Path) -> 
     page = report([write(tmp_path / "s", frame)])
     assert nasty not in page
     assert "&lt;script&gt;" in page
+
+
+def test_names_below_bars_are_whole_when_they_are_longer_than_a_line(tmp_path: Path) -> None:
+    """Two deployments whose names differ at their ends alone: cut at the drawing's edge they would be one."""
+    server = "workstation-in-the-cellar.example.internal:11434 a-model-with-a-long-name"
+    names = [f"{server}-{end}" for end in ("small-batches", "large-batches")]
+    machines = [Machine(name, "m", 1e9) for name in names]
+    page = report([write(tmp_path / "s", dataset(40, prompts=10, machines=machines))])
+    drawings = re.findall(r"<svg viewBox.*?</svg>", page, re.DOTALL)
+    lines = [line for drawing in drawings for line in re.findall(r"<text[^>]*>([^<]*)<", drawing)]
+    assert max(map(len, lines)) * _LETTER_WIDTH <= charts.WIDTH
+    assert all(name in " ".join(lines).replace("- ", "-") for name in names)
 
 
 def test_whole_energies_are_shown_and_said_to_be_when_some_rows_have_no_part_above_idle(tmp_path: Path) -> None:
