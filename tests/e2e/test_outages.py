@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from otel_llm_energy import conventions as names
 from tests.e2e.spans import JaegerSpan, spans_of
 from tests.e2e.stack import Stack, awaited, run_app, running_app, running_stack
 from tests.e2e.whole_way import SPANS
-from tests.support.backends import Collector, Jaeger, Ollama, Tempo
+from tests.support.backends import CONFIG, Collector, Jaeger, Ollama, Tempo, running_prometheus
 from tests.support.children import free_port
 from tests.support.powercap import PowercapTree
 
@@ -27,6 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 _QUESTIONS = SPANS // 4
 _OUTAGE_SECONDS = float(os.environ.get("E2E_OUTAGE_SECONDS", "6"))
 _AGENT_OUTAGE_SECONDS = 3.0
+_PROMETHEUS_OUTAGE_SECONDS = 8.0
 _CALLS = 80
 _KEEP_ABOVE_JOULES = 40.0
 _SAME = 1e-3
@@ -89,6 +93,25 @@ def test_totals_stay_whole_when_a_tenth_of_the_traces_is_kept(
     assert len(kept - expected) < (_CALLS - len(expected)) / 2  # 7 of 70 on average
     assert float(total["value"][1]) == pytest.approx(sum(calls.values()), rel=_SAME)
     assert float(count["value"][1]) == _CALLS
+
+
+def test_total_of_a_process_arrives_when_prometheus_is_away_until_it_has_ended(tmp_path: Path) -> None:
+    """It sends no sample after that one, which would make up for it."""
+    port = free_port()
+    outlets = {
+        "JAEGER": f"127.0.0.1:{free_port()}",
+        "TEMPO": f"127.0.0.1:{free_port()}",
+        "PROMETHEUS": f"http://127.0.0.1:{port}",
+    }
+    with Collector(["gateway.yaml"], tmp_path, outlets) as gateway:
+        exporter = OTLPMetricExporter(f"{gateway.otlp_http}/v1/metrics")
+        process = MeterProvider([PeriodicExportingMetricReader(exporter)])
+        process.get_meter("test").create_counter(names.CONSUMPTION.name, "J").add(42.0)
+        process.shutdown()
+        time.sleep(_PROMETHEUS_OUTAGE_SECONDS)  # the outage itself
+        with running_prometheus(CONFIG / "prometheus.yaml", tmp_path, port) as prometheus:
+            (total,) = awaited(lambda: prometheus.query("sum(llm_energy_consumption_joules_total)"), bool)
+    assert float(total["value"][1]) == 42.0
 
 
 def _crash(collector: Collector, seconds: float) -> None:
