@@ -122,13 +122,13 @@ def standing_span(operation: str, model: str | None, context: Context) -> Span |
 
 
 def note_above(context: Context) -> None:
-    """A call gets a span of its own here, so the current one is not a call, whatever is written on it from now on.
+    """A call gets a span of its own here: the current one, if it says of no call, does not come to be one later.
 
     LiteLLM writes what it knows of each call that is over, its operation among it, on the span that the app has open.
     """
     if context:
         current = get_current_span(context)
-        if current.is_recording():
+        if current.is_recording() and not _marks_a_call(_attributes_of(current)):
             with contextlib.suppress(AttributeError):  # of a kind that takes none
                 setattr(current, _STANDS_ABOVE, True)
 

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_llm_instrumentation.openai import OpenAIInstrumentor
-from otel_llm_instrumentation.standing import sight, stands_for
+from otel_llm_instrumentation.standing import note_above, sight, stands_for
 from tests.instrumentation import payloads
 from tests.instrumentation.conftest import Watched
 from tests.instrumentation.replay import ReplayServer, json_reply
@@ -89,6 +89,16 @@ def test_span_above_a_call_with_a_span_of_its_own_stands_for_none_when_it_is_mar
         ask()
     assert [each.name for each in watched.spans] == ["chat m", "chat m", "the app's"]
     assert [call.owns_span for call in watched.ended] == [True, True]
+
+
+@pytest.mark.parametrize("marks", _CHAT)
+def test_span_of_a_call_stands_for_it_when_a_call_of_another_operation_came_first(
+    marks: dict[str, str], tracer: trace.Tracer
+) -> None:
+    """A chat engine embeds the question before it asks."""
+    with tracer.start_as_current_span("theirs", attributes=marks) as span:
+        note_above(otel_context.get_current())
+        assert stands_for(span, "chat")
 
 
 class _KeepsKindBack(wrapt.ObjectProxy):  # type: ignore[type-arg,misc]
