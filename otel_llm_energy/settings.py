@@ -164,7 +164,8 @@ def _watts(value: Any) -> Mapping[str, float]:
     return watts
 
 
-def _url(value: Any) -> str:
+def http_url(value: Any) -> str:
+    """A URL that a client can call. Raises `ValueError`."""
     parts = urlsplit(str(value))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(value)
@@ -303,8 +304,8 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
         None,
         "an http or https address such as http://localhost:8080/metrics",
         "The page of Scaphandre's Prometheus exporter.",
-        _url,
-        _url,
+        http_url,
+        http_url,
     ),
     Option(
         "powercap_root",

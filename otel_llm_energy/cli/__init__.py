@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import select
@@ -22,6 +23,13 @@ UNREAD = 141
 
 class CommandError(Exception):
     """The command cannot go on: what failed and what to do, for the terminal."""
+
+
+def require_demo_extra(modules: Sequence[str]) -> None:
+    """Raises `CommandError` if some of these, which that extra brings, are not there."""
+    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

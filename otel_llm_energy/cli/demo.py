@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 import otel_llm_energy
-from otel_llm_energy.cli import CommandError
+from otel_llm_energy.cli import CommandError, require_demo_extra
 from otel_llm_energy.cli.metering import (
     MOST_BASELINE_SECONDS,
     learn_baseline,
@@ -32,6 +31,7 @@ from otel_llm_energy.cli.progress import say
 from otel_llm_energy.cli.questions import CALLS, ROOT_SPAN, Questioner
 from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
 from otel_llm_energy.runtime import LAST_READING_SECONDS
+from otel_llm_energy.settings import http_url
 
 _SLOTS = 2  # four calls at once then both share the server and queue for it
 _EXPORT_SECONDS = 5
@@ -83,9 +83,7 @@ def run_demo(options: DemoOptions) -> int:
 def _require_extra(options: DemoOptions) -> None:
     wanted = [] if options.as_json else ["rich"]
     wanted += [] if options.base_url else ["xllamacpp"]
-    lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
+    require_demo_extra(wanted)
 
 
 def _require_urls(options: DemoOptions) -> None:
@@ -94,12 +92,9 @@ def _require_urls(options: DemoOptions) -> None:
         if url is None or (name == "--otlp" and os.environ.get(_PROTOCOL) == "grpc"):  # gRPC knows other forms
             continue
         try:
-            parts = urlsplit(url)
-            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            right = False
-        if not right:
-            raise CommandError(f"{name} cannot be {url!r}. Write it as http://localhost:8000 is written.")
+            http_url(url)
+        except ValueError as error:
+            raise CommandError(f"{name} cannot be {url!r}. Write it as http://localhost:8000 is written.") from error
 
 
 def _results(options: DemoOptions) -> Results:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_llm_energy.cli import CommandError
+from otel_llm_energy.cli import CommandError, require_demo_extra
 from otel_llm_energy.cli.metering import learn_baseline, missing, status_once_discovered
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
@@ -131,8 +130,7 @@ def _embedded_servers(plan: Plan) -> Iterator[Mapping[str, str]]:
         addresses = {}
         for server in plan.servers:
             if server.base_url == EMBEDDED:
-                if importlib.util.find_spec("xllamacpp") is None:  # said before the model is fetched
-                    raise CommandError("xllamacpp missing. Run: pip install 'otel-llm-energy[demo]'")
+                require_demo_extra(["xllamacpp"])  # said before the model is fetched
                 try:
                     options = ServerOptions(ensure_model(), slots=plan.concurrency)
                     addresses[server.name] = stack.enter_context(ModelServer(options)).base_url

@@ -46,7 +46,7 @@ def _interval(stage: Stage) -> str:
     """Of 90 % of the calls, or of as many as the calls that it was learned from can tell of."""
     level = min(0.9, stage.most_level)
     low, high = stage.interval_factors(level)
-    return f"{level:.0%} of calls take {low:.2f} to {high:.2f}".replace("%", " %", 1)
+    return f"{100 * level:.0f} % of calls take {low:.2f} to {high:.2f}"
 
 
 def run_evaluate(asked: argparse.Namespace) -> int:

@@ -63,7 +63,7 @@ class Sweep:
         self._metered = Track()
         self._runs = Runs()
         self._learned_ns = 0
-        self._absent: dict[str, Track] = {}
+        self._absent: dict[str, Track] = {}  # by server: for how long that was so
         self._resting: dict[str, Track] = {}
         self._powers: dict[str, WorkPower] = {}
         self._now: Mapping[str, ClockReading] = {}
@@ -140,7 +140,7 @@ class Sweep:
     def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
         """Not all servers draw from this channel: a GPU serves only those that hold a context on it."""
         for name in absent:
-            self._absent.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
+            _note(self._absent, name, bucket)
 
     def ever_unused_by(self, server: str) -> bool:
         """At some time the server was known to draw nothing from this channel."""
@@ -148,8 +148,7 @@ class Sweep:
 
     def unused_by(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server drew nothing from this channel in [start_ns, end_ns]."""
-        absent = self._absent.get(server)
-        return absent is not None and absent.between(start_ns, end_ns) >= end_ns - start_ns
+        return _held_throughout(self._absent, server, start_ns, end_ns)
 
     def unused_of_late_by(self, server: str) -> bool:
         """The server drew nothing from this channel in the last bucket that was swept."""
@@ -160,12 +159,11 @@ class Sweep:
         """Not all who are called work: a gateway passes calls on."""
         for name, at_work in steps.items():
             if at_work and name not in parts.worked:
-                self._resting.setdefault(name, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
+                _note(self._resting, name, bucket)
 
     def rested_throughout(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server hardly did anything in [start_ns, end_ns], though it was at work."""
-        resting = self._resting.get(server)
-        return resting is not None and resting.between(start_ns, end_ns) >= end_ns - start_ns
+        return _held_throughout(self._resting, server, start_ns, end_ns)
 
     def _share(
         self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
@@ -357,6 +355,17 @@ class Sweep:
             for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
                 track.advance(end_ns, 0)
         self.swept_ns = end_ns
+
+
+def _note(lengths: dict[str, Track], server: str, bucket: Bucket) -> None:
+    """Something was so of a server in the whole bucket."""
+    lengths.setdefault(server, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
+
+
+def _held_throughout(lengths: Mapping[str, Track], server: str, start_ns: int, end_ns: int) -> bool:
+    """It was so in all of [start_ns, end_ns]."""
+    length = lengths.get(server)
+    return length is not None and length.between(start_ns, end_ns) >= end_ns - start_ns
 
 
 def _idle_nj(bucket: Bucket, baseline: Baseline) -> int:

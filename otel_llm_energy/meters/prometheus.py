@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -22,7 +21,7 @@ from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.processes import MEMORY, POWER
-from otel_llm_energy.meters.scrape import HttpSource
+from otel_llm_energy.meters.scrape import HttpSource, insist_on_certificates
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
 SCRAPE_SECONDS = "scrape_duration_seconds"
@@ -97,8 +96,7 @@ class PrometheusMeter:
     ) -> None:
         if "?" in url:
             raise ValueError("PrometheusMeter: its url takes no query; name the host by instance= or labels=.")
-        if ca_file is not None and not Path(ca_file).exists():
-            raise ValueError(f"PrometheusMeter(ca_file={ca_file!r}): there is no such file or folder of certificates.")
+        insist_on_certificates("PrometheusMeter", ca_file)
         sent = {**(headers or {}), **({"Authorization": f"Bearer {bearer_token}"} if bearer_token else {})}
         self._source = HttpSource(
             f"{url.rstrip('/')}/api/v1/query",

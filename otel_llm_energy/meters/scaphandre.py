@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
@@ -19,7 +18,7 @@ from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.processes import PROCESS_FAMILIES
-from otel_llm_energy.meters.scrape import Answer, Exporter
+from otel_llm_energy.meters.scrape import Answer, Exporter, insist_on_certificates
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 
 SCAPHANDRE_URL = "http://localhost:8080/metrics"
@@ -75,8 +74,7 @@ class ScaphandreMeter:
         self.pace = Pace(interval_seconds, interval_seconds)
         self.process = process
         self.cpus = cpus
-        if ca_file is not None and not Path(ca_file).exists():
-            raise ValueError(f"ScaphandreMeter(ca_file={ca_file!r}): there is no such file or folder of certificates.")
+        insist_on_certificates("ScaphandreMeter", ca_file)
         self._exporter = Exporter(url, ca_file=ca_file, timeout_seconds=timeout_seconds, clock_ns=clock_ns)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -200,6 +201,12 @@ def _tls_problem(error: BaseException) -> str | None:
         return cause.reason
     # urllib3 < 2 compares the host's name itself, by an error of its own.
     return str(cause) if isinstance(error, requests.exceptions.SSLError) else None
+
+
+def insist_on_certificates(meter: str, ca_file: str | None) -> None:
+    """Raises `ValueError` if a meter of this name is given none."""
+    if ca_file is not None and not Path(ca_file).exists():
+        raise ValueError(f"{meter}(ca_file={ca_file!r}): there is no such file or folder of certificates.")
 
 
 def _split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:

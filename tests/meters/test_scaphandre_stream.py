@@ -233,13 +233,18 @@ def test_the_last_records_are_enough_when_the_file_is_large(tmp_path: Path) -> N
     file.close()
 
 
+def dated_later(seconds: int) -> list[dict[str, Any]]:
+    """The records, as a wall clock has dated them that was set."""
+    return [
+        {**record, "host": {**record["host"], "timestamp": record["host"]["timestamp"] + seconds}} for record in RECORDS
+    ]
+
+
 def test_the_wall_clock_may_step_without_any_energy_being_made_up(writer: Writer) -> None:
     """An hour forward between two records: one gap, and times on our clock go on evenly."""
     clocks = Clocks()
     hour_ns = 3_600_000_000_000
-    stepped = [
-        {**record, "host": {**record["host"], "timestamp": record["host"]["timestamp"] + 3600}} for record in RECORDS
-    ]
+    stepped = dated_later(3600)
     clocks.to_record(3)
     writer.up_to(4)
     meter = clocks.meter(writer.path)
@@ -247,8 +252,7 @@ def test_the_wall_clock_may_step_without_any_energy_being_made_up(writer: Writer
     readings = list(meter.read())
     clocks.to_record(7)
     clocks.unix_ns += hour_ns
-    text = json.dumps(RECORDS[:4], separators=(",", ":"))[:-1] + json.dumps(stepped[4:8], separators=(",", ":"))
-    writer.path.write_text(text.replace("}[{", "},{"))
+    writer.path.write_text(json.dumps([*RECORDS[:4], *stepped[4:8]], separators=(",", ":")))
     readings += meter.read()
     assert gaps(readings) == ["reset"]
     assert (readings[-1].latest_ns - readings[0].latest_ns) / 1e9 == pytest.approx(seconds(3, 7), abs=0.01)
@@ -267,12 +271,9 @@ def test_readings_go_on_when_the_wall_clock_is_set_back_before_a_record_was_read
     clocks.unix_ns -= 3_600_000_000_000
     writer.up_to(5)
     readings += meter.read()
-    stepped = [
-        {**record, "host": {**record["host"], "timestamp": record["host"]["timestamp"] - 3600}} for record in RECORDS
-    ]
+    stepped = dated_later(-3600)
     clocks.advance(seconds(4, 8))
-    text = json.dumps(RECORDS[:5], separators=(",", ":"))[:-1] + json.dumps(stepped[5:9], separators=(",", ":"))
-    writer.path.write_text(text.replace("}[{", "},{"))
+    writer.path.write_text(json.dumps([*RECORDS[:5], *stepped[5:9]], separators=(",", ":")))
     readings += meter.read()
     assert gaps(readings) == ["reset"]
     assert (readings[-1].latest_ns - readings[0].latest_ns) / 1e9 == pytest.approx(seconds(3, 8), abs=0.01)

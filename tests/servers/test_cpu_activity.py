@@ -225,15 +225,20 @@ def test_a_process_has_no_clock_when_it_is_gone() -> None:
         assert process_cpu_ns(running.pid) is None
 
 
+def watch_both(activity: CpuActivity, port: int, *, server_first: bool) -> tuple[Server, Server]:
+    """The server at a port, and this process, which has started it."""
+    server, app = resolve("127.0.0.1", port), Server("app", "app", "local", pid=os.getpid())
+    for each in (server, app) if server_first else (app, server):
+        activity.watch(each)
+    return server, app
+
+
 @pytest.mark.parametrize("server_first", [True, False])
 def test_tree_leaves_out_what_is_watched_as_a_server_of_its_own(server_first: bool) -> None:
     """An app may have started the server that it calls, and may be watched itself."""
     activity = CpuActivity()
-    app = Server("app", "app", "local", pid=os.getpid())
     with working_server() as running:
-        server = resolve("127.0.0.1", running.port)
-        for each in (server, app) if server_first else (app, server):
-            activity.watch(each)
+        server, app = watch_both(activity, running.port, server_first=server_first)
         before = taken(activity)
         running.do("work")
         after = taken(activity)
@@ -246,11 +251,8 @@ def test_tree_leaves_out_what_is_watched_as_a_server_of_its_own(server_first: bo
 def test_an_apps_work_is_its_own_when_the_server_that_it_started_ends(server_first: bool) -> None:
     """The kernel adds all that a child ever used to its parent's children once that has waited for it."""
     activity = CpuActivity()
-    app = Server("app", "app", "local", pid=os.getpid())
     with working_server() as running:
-        server = resolve("127.0.0.1", running.port)
-        for each in (server, app) if server_first else (app, server):
-            activity.watch(each)
+        _, app = watch_both(activity, running.port, server_first=server_first)
         running.do("work")
         running.do("end")
         before = taken(activity)
