@@ -42,6 +42,12 @@ def gpus(gpu_driver: FakeDriver, llama_server: LlamaServerFactory) -> Iterator[F
     refreshing.join()
 
 
+def all_are_read(energy: otel_llm_energy.Instrumentation) -> bool:
+    """Each counter has given a reading: a call that began before that would lack a part."""
+    channels = energy.status().channels
+    return len(channels) == 4 and all(channel.age_seconds is not None for channel in channels)
+
+
 def test_call_has_a_gpu_part_when_its_server_works_on_one(
     client: OpenAI,
     provider: TracerProvider,
@@ -58,7 +64,7 @@ def test_call_has_a_gpu_part_when_its_server_works_on_one(
         idle_watts={"package-0": 20, "package-0/dram": 2, "gpu-0": 10, "gpu-1": 10},
     )
     try:
-        until(lambda: len(energy.status().channels) == 4)
+        until(lambda: all_are_read(energy))
         ask(client)
         ask(client, max_tokens=40)
         until(lambda: len(calls(exporter)) == 2)
@@ -87,7 +93,7 @@ def test_call_says_why_when_a_gpu_is_lost(
         tracer_provider=provider, meters=["rapl", "nvml"], powercap_root=powercap.root, max_hold=10
     )
     try:
-        until(lambda: len(energy.status().channels) == 4)
+        until(lambda: all_are_read(energy))
         gpus.say(gpu0_error=15)
         assert ask(client) == expected
         until(lambda: len(calls(exporter)) == 1)
@@ -110,7 +116,7 @@ def test_call_is_billed_when_a_gpu_is_lost_that_its_server_does_not_use(
         tracer_provider=provider, meters=["rapl", "nvml"], powercap_root=powercap.root, detail="full"
     )
     try:
-        until(lambda: len(energy.status().channels) == 4)
+        until(lambda: all_are_read(energy))
         ask(client)
         until(lambda: len(calls(exporter)) == 1)
         gpus.say(gpu1_error=15)
