@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from otel_llm_energy.ledger.bill import Bill, Quality, Scope, Window, unavailable
-from otel_llm_energy.ledger.entry import Entry, Stretch
+from otel_llm_energy.ledger.entry import Entry, Stretch, length_ns
 from otel_llm_energy.ledger.shares import ServerChannel, Sums
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
 from otel_llm_energy.quantities import NS_PER_SECOND
 
-_LEAST_COVERAGE = 0.9
-_WHOLE = 0.98
-_SHARED_ABOVE = 1.05
-_COARSE_WIDTH = 0.5
-_MOST_UNKNOWN = 0.1
+_LEAST_COVERAGE: Final = 0.9
+_WHOLE: Final = 0.98
+_SHARED_ABOVE: Final = 1.05
+_COARSE_WIDTH: Final = 0.5
+_MOST_UNKNOWN: Final = 0.1
 # A phase's edge may lie this part of the shorter phase away from a bucket's edge.
-_PARTED_WITHIN = 0.1
+_PARTED_WITHIN: Final = 0.1
 # In a shorter time a CPU's clock hardly tells whether a server worked.
-_SHORTEST_REST_NS = NS_PER_SECOND // 5
-_SILENT = "counter-silent"
+_SHORTEST_REST_NS: Final = NS_PER_SECOND // 5
+_SILENT: Final = "counter-silent"
 
 
 class Sharing(NamedTuple):
@@ -147,7 +146,7 @@ class _Channels:
     def covered_ns(self, stretches: Sequence[Stretch]) -> int:
         """How much of these stretches lies in buckets, of every channel."""
         if stretches and self._whole_from_ns <= stretches[0][0] and stretches[-1][1] <= self._whole_to_ns:
-            return sum([end_ns - start_ns for start_ns, end_ns, _ in stretches])
+            return length_ns(stretches)
         return min([each.covered_ns(stretches) for each in self.each])
 
 
@@ -160,19 +159,29 @@ def charge_nj(entry: Entry, sweep: Sweep) -> int:
 
 def _parted(windows: Sequence[Window], channels: Sequence[ServerChannel]) -> bool:
     """Whether bucket edges lie near enough to the edges between phases to tell the phases' energy apart."""
-    for (start_ns, edge_ns, _, _), (next_edge_ns, end_ns, _, _) in pairwise(windows):
-        within_ns = _PARTED_WITHIN * min(edge_ns - start_ns, end_ns - next_edge_ns)
-        for at_ns in (edge_ns,) if edge_ns == next_edge_ns else (edge_ns, next_edge_ns):
-            for channel in channels:
-                if not channel.has_edge(at_ns, within_ns):
-                    return False
+    before: Window | None = None
+    for window in windows:
+        if before is not None and not _parted_at(before, window, channels):
+            return False
+        before = window
+    return True
+
+
+def _parted_at(before: Window, after: Window, channels: Sequence[ServerChannel]) -> bool:
+    start_ns, edge_ns, _, _ = before
+    next_edge_ns, end_ns, _, _ = after
+    within_ns = _PARTED_WITHIN * min(edge_ns - start_ns, end_ns - next_edge_ns)
+    for channel in channels:
+        if not channel.has_edge(edge_ns, within_ns):
+            return False
+        if next_edge_ns != edge_ns and not channel.has_edge(next_edge_ns, within_ns):
+            return False
     return True
 
 
 def _concurrency(stretches: Sequence[Stretch], timeline: Timeline) -> float:
-    at_work_ns = load_ns = 0
+    at_work_ns, load_ns = length_ns(stretches), 0
     for start_ns, end_ns, _ in stretches:
-        at_work_ns += end_ns - start_ns
         load_ns += timeline.load.between(start_ns, end_ns)
     return max(load_ns / at_work_ns, 1.0) if at_work_ns else 1.0
 

@@ -69,10 +69,12 @@ class Entry:
         self.closed = True
         self.windows = windows
         self.charged = charged
-        self.work_ns = sum([end_ns - start_ns for start_ns, end_ns, _, _ in windows])
-        self.charged_ns = sum([end_ns - start_ns for start_ns, end_ns, _ in charged])
-        parts = self._charged_windows()
-        self.within_ns = self.work_ns if parts is windows else sum([part.end_ns - part.start_ns for part in parts])
+        for start_ns, end_ns, _, _ in windows:
+            self.work_ns += end_ns - start_ns
+        for start_ns, end_ns, _ in charged:
+            self.charged_ns += end_ns - start_ns
+        for start_ns, end_ns, _, _ in self._charged_windows():
+            self.within_ns += end_ns - start_ns
 
     @property
     def start_ns(self) -> int:
@@ -121,6 +123,14 @@ class Entry:
                 if end_ns > start_ns:
                     parts.append(window._replace(start_ns=start_ns, end_ns=end_ns))
         return parts
+
+
+def length_ns(stretches: Sequence[Stretch]) -> int:
+    """Of all of them."""
+    length_ns = 0
+    for start_ns, end_ns, _ in stretches:
+        length_ns += end_ns - start_ns
+    return length_ns
 
 
 def _encloses(charged: Charged, windows: Sequence[Window]) -> bool:

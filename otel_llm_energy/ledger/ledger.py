@@ -42,10 +42,14 @@ class _Server:
     reports: dict[str, bool] = field(default_factory=dict)  # by route: its answers carry the server's timings
     open: dict[Entry, None] = field(default_factory=dict)  # a set, in the order of opening once `put_in_order`
     in_order: bool = True
+    newest_ns: int = 0  # when the last call was opened that may be there
 
     def opened(self, entry: Entry) -> None:
         """Those of another process, or of a span that was noticed late, may have been opened before the last one."""
-        self.in_order = self.in_order and (not self.open or next(reversed(self.open)).opened_ns <= entry.opened_ns)
+        if entry.opened_ns < self.newest_ns:
+            self.in_order = False
+        else:
+            self.newest_ns = entry.opened_ns
         self.open[entry] = None
 
     def put_in_order(self) -> None:
@@ -220,9 +224,7 @@ class Ledger:
             return
         server = self._servers[entry.server]
         server.open.pop(entry, None)
-        if not server.by_weight:
-            windows = [window._replace(weight=0) if window.weight else window for window in windows]
-        entry.close(tuple(windows), _place(entry, windows, server.timeline))
+        entry.close(tuple(windows), _place(entry, windows, server))
         if windows and server.reports.get(entry.route) is None:
             self._learn_route(server, entry.route, reported)
         elif reported:
@@ -441,24 +443,28 @@ class Ledger:
             log.forget_before(steps_ns)
 
 
-def _joined(windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
-    """Adjoining windows as one stretch of work: (start, end, slots held, weight)."""
+def _joined(windows: Sequence[Window], *, by_weight: bool) -> list[tuple[int, int, int, int]]:
+    """Adjoining windows as one stretch of work: (start, end, slots held, weight if that counts)."""
     stretches: list[tuple[int, int, int, int]] = []
-    until_ns = held = weighs = -1
-    for start_ns, end_ns, phase, weight in windows:
-        slots = 0 if phase == "load" else 1
-        adjoins = start_ns == until_ns and slots == held and weight == weighs
-        since_ns = stretches.pop()[0] if adjoins else start_ns
-        stretches.append((since_ns, end_ns, slots, weight))
-        until_ns, held, weighs = end_ns, slots, weight
+    since_ns = until_ns = held = weighs = -1
+    for start_ns, end_ns, phase, own_weight in windows:
+        slots, weight = 0 if phase == "load" else 1, own_weight if by_weight else 0
+        if start_ns != until_ns or slots != held or weight != weighs:
+            if until_ns >= 0:
+                stretches.append((since_ns, until_ns, held, weighs))
+            since_ns, held, weighs = start_ns, slots, weight
+        until_ns = end_ns
+    if until_ns >= 0:
+        stretches.append((since_ns, until_ns, held, weighs))
     return stretches
 
 
-def _place(entry: Entry, windows: Sequence[Window], timeline: Timeline) -> tuple[Charged, ...]:
+def _place(entry: Entry, windows: Sequence[Window], server: _Server) -> tuple[Charged, ...]:
     """Enter the windows into the timeline, as far as it is still open, and end what was counted for the call.
 
     Returns the stretches of time in which the timeline counts it.
     """
+    timeline = server.timeline
     frozen_ns = timeline.frozen_ns
     charged: list[Charged] = []
     if entry.counted_from_ns is not None:
@@ -466,7 +472,7 @@ def _place(entry: Entry, windows: Sequence[Window], timeline: Timeline) -> tuple
         timeline.end(counted_until_ns)
         charged.append((entry.counted_from_ns, counted_until_ns, 0))
         frozen_ns = counted_until_ns
-    for start_ns, end_ns, slots, weight in _joined(windows):
+    for start_ns, end_ns, slots, weight in _joined(windows, by_weight=server.by_weight):
         if end_ns > frozen_ns:
             timeline.add(max(start_ns, frozen_ns), end_ns, slots=slots, weight=weight)
             charged.append((max(start_ns, frozen_ns), end_ns, weight))
