@@ -75,7 +75,7 @@ def spanning_bounds_nj(
         known: that is its part of the activity.
     """
     watts = room_watts(baseline)
-    equal = [(step.end_ns - step.start_ns, step.calls) for step in steps if not step.weight]
+    equal = [(end_ns - start_ns, calls) for start_ns, end_ns, calls, weight in steps if not weight]
     if dyn_share_nj is not None:
         lower_nj, upper_nj = dyn_share_nj, dyn_share_nj
     else:
@@ -94,7 +94,7 @@ def weighed_bounds_nj(
     Where some steps are shared by weight and some equally, all the energy may lie in the ones or in the others.
     """
     watts = room_watts(baseline)
-    weighed = [(step.end_ns - step.start_ns, step.weight) for step in steps if step.weight]
+    weighed = [(end_ns - start_ns, weight) for start_ns, end_ns, _, weight in steps if weight]
     lower_nj = least_placed(dyn_nj, watts, weighed) if len(weighed) == len(steps) else 0
     least, most = _uneven_factors(portions, known=known)
     return int(least * lower_nj), int(most * most_placed(dyn_nj, watts, weighed)) + 1
@@ -139,6 +139,12 @@ def most_placed(energy_nj: float, most_watts: float | None, divisions: Divisions
     if len(divisions) > 1:
         divisions = sorted(divisions, key=_parts)
     return _placed(energy_nj, most_watts, divisions)
+
+
+def placed_in_two(energy_nj: float, room_nj: float | None, parts: int, rest_parts: int) -> int:
+    """One part's share if the energy is divided into ``parts`` as far as there is room, and into ``rest_parts``."""
+    placed_nj = energy_nj if room_nj is None or room_nj > energy_nj else room_nj
+    return int(placed_nj / parts + (energy_nj - placed_nj) / rest_parts)
 
 
 def _placed(energy_nj: float, most_watts: float | None, divisions: Divisions) -> int:

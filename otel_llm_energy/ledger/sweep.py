@@ -27,7 +27,7 @@ from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.runs import Runs
 from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
-from otel_llm_energy.ledger.timeline import Step, Timeline, merged
+from otel_llm_energy.ledger.timeline import Step, Timeline, calls_of, merged, weight_of
 from otel_llm_energy.ledger.tracks import Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import Channel
@@ -296,7 +296,8 @@ class Sweep:
             slice_nj = energy_nj * (end_ns - start_ns) // over_ns
             rest -= slice_nj
             weighs = weight and weighed
-            each_nj, carry = divmod(carry + slice_nj, weight if weighs else count)
+            parts = weight if weighs else count
+            each_nj, carry = (carry + slice_nj) // parts, (carry + slice_nj) % parts
             (by_weight if weighs else equally).append((start_ns, end_ns, each_nj))
         for track in tracks:
             track.follow(equally)
@@ -321,7 +322,7 @@ class Sweep:
             clocks = self.clocks(name)
             before, now = self._now.get(name) or clocks.at(start_ns), clocks.now()
             idle_share_nj = now.idle_nj - before.idle_nj
-            equal = [step for step in part.steps if not step.weight]
+            equal = [weight for _, _, _, weight in part.steps if not weight]
             whole = len(part.steps) == len(everyone) == len(equal) == 1
             dyn_share_nj = now.dyn_nj - before.dyn_nj if whole else None
             portions = part.portion, part.portion_of_run
@@ -396,9 +397,11 @@ def _extremes(steps: Sequence[Step]) -> Sequence[Step]:
     """The steps that matter for bounds."""
     if len(steps) <= _MANY_STEPS:
         return steps
-    by_calls, by_weight = sorted(steps, key=lambda step: step.calls), [step for step in steps if step.weight]
-    by_weight.sort(key=lambda step: step.weight)
-    return (by_calls[0], by_calls[-1], *by_weight[:1], *by_weight[-1:])
+    extremes = [min(steps, key=calls_of), max(steps, key=calls_of)]
+    weighed = list(filter(weight_of, steps))
+    if weighed:
+        extremes += [min(weighed, key=weight_of), max(weighed, key=weight_of)]
+    return extremes
 
 
 def _portion(names: Sequence[str], known: bool, parts: Parts) -> float:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from otel_llm_energy.ledger.bounds import Divisions, held_nj, least_placed, most_placed, room_watts, uneven
+from otel_llm_energy.ledger.bounds import (
+    Divisions,
+    held_nj,
+    least_placed,
+    most_placed,
+    placed_in_two,
+    room_watts,
+    uneven,
+)
 from otel_llm_energy.ledger.clocks import ClockReading, Given, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
-from otel_llm_energy.ledger.timeline import Step
+from otel_llm_energy.ledger.timeline import Step, calls_of, weight_of
 
 
 class ServerPart(NamedTuple):
@@ -117,14 +125,15 @@ class ServerBucket:
         "_clocks",
         "_dyn_nj",
         "_even",
+        "_fewest",
         "_idle_in_doubt",
         "_idle_nj",
         "_least_nj",
         "_length_ns",
+        "_most",
         "_most_nj",
         "_most_watts",
         "_part",
-        "_parts",
         "_room_watts",
         "_watts",
         "after",
@@ -159,7 +168,7 @@ class ServerBucket:
         self._busy_ns = swept.busy.busy_ns
         self._clocks = clocks
         self._part = part
-        self._parts = _divided_alike(part.steps)
+        self._fewest, self._most = _fewest_and_most(part)
         self._length_ns = bucket.end_ns - bucket.start_ns
         self._idle_nj = bucket.energy_nj - dyn_nj
         self._watts = baseline.watts or 0.0
@@ -208,8 +217,10 @@ class ServerBucket:
         if not self._by_activity:
             return self._held_nj(covered_ns, idle_weight, self._divisions(start_ns, end_ns, weight))
         least_nj, most_nj = self._worked_nj(covered_ns)
-        if self._parts is not None:
-            lower_nj, upper_nj = int(least_nj / self._parts), int(most_nj / self._parts)
+        if self._fewest:
+            room_nj = None if self._room_watts is None else self._room_watts * covered_ns
+            lower_nj = placed_in_two(least_nj, room_nj, self._most, self._fewest)
+            upper_nj = placed_in_two(most_nj, room_nj, self._fewest, self._most)
         else:
             divisions = self._divisions(start_ns, end_ns, weight)
             lower_nj = least_placed(least_nj, self._room_watts, divisions)
@@ -277,10 +288,10 @@ class ServerBucket:
         if len(steps) > len(extremes):
             overlaps = [(end_ns - start_ns, step) for step in extremes]
         else:
-            overlaps = [(min(step.end_ns, end_ns) - max(step.start_ns, start_ns), step) for step in steps]
+            overlaps = [(min(step[1], end_ns) - max(step[0], start_ns), step) for step in steps]
         return [
-            (length_ns, step.weight / weight if step.weight and weight else step.calls)
-            for length_ns, step in overlaps
+            (length_ns, together / weight if together and weight else calls)
+            for length_ns, (_, _, calls, together) in overlaps
             if length_ns > 0
         ]
 
@@ -298,12 +309,14 @@ class ServerBucket:
         )
 
 
-def _divided_alike(steps: Sequence[Step]) -> int | None:
-    """Into how many equal parts a server's energy is divided while it is at work, if that is always the same."""
-    if not steps:
-        return None
-    calls = steps[0].calls
-    for step in steps:
-        if step.calls != calls or step.weight:
-            return None
-    return calls
+def _fewest_and_most(part: ServerPart) -> tuple[int, int]:
+    """Of the calls that share a server's energy; (0, 0) where more than these numbers tells how it may be shared.
+
+    That is where calls have a weight, or where it is known of few changes when they were.
+    """
+    extremes = part.extremes
+    if not extremes or any(map(weight_of, extremes)):
+        return 0, 0
+    calls = [calls_of(step) for step in extremes]
+    fewest, most = min(calls), max(calls)
+    return (fewest, most) if fewest == most or len(part.steps) > len(extremes) else (0, 0)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import itemgetter
 
 from otel_llm_energy.ledger.tracks import Growth, Track
 
+Step = tuple[int, int, int, int]
+"""A stretch of time with the same calls at work: (start and end in ns, how many, what they weigh together).
 
-class Step(NamedTuple):
-    """A stretch of time with the same calls at work.
-
-    Attributes:
-        calls: how many.
-        weight: what they weigh together; 0 for one call alone, and where the weight of one is not known.
-    """
-
-    start_ns: int
-    end_ns: int
-    calls: int
-    weight: int = 0
-
+The weight is 0 for one call alone, and where the weight of one is not known."""
+calls_of = itemgetter(2)
+weight_of = itemgetter(3)
 
 # Windows of neighbours in a queue overlap, or stand apart, by some ms of latency: no second slot, and no free one.
 _SLOT_OVERLAP_NS = 50_000_000
@@ -145,10 +137,10 @@ class Timeline:
         first, stop = self._indices(start_ns, end_ns)
         if stop == first + 1:
             count, since_ns = self._counts[first], max(times_ns[first], start_ns)
-            return [Step(since_ns, end_ns, count, self._weights[first])] if count and end_ns > since_ns else []
+            return [(since_ns, end_ns, count, self._weights[first])] if count and end_ns > since_ns else []
         edges_ns = [max(times_ns[first], start_ns), *times_ns[first + 1 : stop], end_ns]
         stretches = zip(edges_ns, edges_ns[1:], self._counts[first:stop], self._weights[first:stop], strict=False)
-        return [Step(start, end, count, weight) for start, end, count, weight in stretches if count and end > start]
+        return [(start, end, count, weight) for start, end, count, weight in stretches if count and end > start]
 
     def count_steps(self, start_ns: int, end_ns: int) -> int:
         """How many these are."""
@@ -177,13 +169,13 @@ def merged(step_lists: Sequence[Sequence[Step]]) -> list[Step]:
         return list(at_work[0])
     changes: dict[int, int] = {}
     for steps in at_work:
-        for step in steps:
-            changes[step.start_ns] = changes.get(step.start_ns, 0) + step.calls
-            changes[step.end_ns] = changes.get(step.end_ns, 0) - step.calls
+        for start_ns, end_ns, calls, _ in steps:
+            changes[start_ns] = changes.get(start_ns, 0) + calls
+            changes[end_ns] = changes.get(end_ns, 0) - calls
     result: list[Step] = []
     count, since_ns = 0, 0
     for time_ns in sorted(changes):
         if count:
-            result.append(Step(since_ns, time_ns, count))
+            result.append((since_ns, time_ns, count, 0))
         count, since_ns = count + changes[time_ns], time_ns
     return result

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_llm_energy.ledger.bill import Bill, Quality, Window
-from otel_llm_energy.ledger.bounds import held_nj
+from otel_llm_energy.ledger.bounds import held_nj, least_placed, most_placed, placed_in_two
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.ledger import Ledger
@@ -190,6 +190,26 @@ def phases(trace: Trace, *edges: int) -> tuple[dict[str, int], Bill]:
     start, middle, end = (edge * STEP_MS * MS for edge in (trace.start_step, *edges, trace.end_step))
     bill = bill_of(trace, (Window(start, middle, "prefill"), Window(middle, end, "decode")))
     return dict(bill.phases_nj), bill
+
+
+@given(
+    energy_nj=st.floats(0, 1e15),
+    most_watts=st.none() | st.floats(0, 1e4),
+    length_ns=st.integers(1, 10**10),
+    calls=st.lists(st.integers(1, 1_000), min_size=2, max_size=2),
+)
+def test_two_numbers_of_calls_do_for_many_changes(
+    energy_nj: float, most_watts: float | None, length_ns: int, calls: list[int]
+) -> None:
+    """Where calls change often, the fewest and the most of them may each have been there for all of the time."""
+    fewest, most = sorted(calls)
+    divisions = [(length_ns, calls[0]), (length_ns, calls[1])]
+    room_nj = None if most_watts is None else most_watts * length_ns
+    for found, expected in (
+        (placed_in_two(energy_nj, room_nj, most, fewest), least_placed(energy_nj, most_watts, divisions)),
+        (placed_in_two(energy_nj, room_nj, fewest, most), most_placed(energy_nj, most_watts, divisions)),
+    ):
+        assert abs(found - expected) <= 1 + 1e-15 * energy_nj
 
 
 def test_phases_are_told_apart_when_a_reading_lies_between_them() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_llm_energy.ledger import tracks
-from otel_llm_energy.ledger.timeline import Step, Timeline, merged
+from otel_llm_energy.ledger.timeline import Timeline, merged
 from otel_llm_energy.ledger.tracks import Track
 
 MS = 1_000_000
@@ -21,8 +21,8 @@ def test_steps_say_how_many_were_at_work_and_when() -> None:
     timeline.add(20, 30)
     timeline.add(60, 70)
     timeline.freeze(100)
-    assert timeline.steps(0, 100) == [Step(10, 20, 1), Step(20, 30, 2), Step(30, 40, 1), Step(60, 70, 1)]
-    assert timeline.steps(25, 35) == [Step(25, 30, 2), Step(30, 35, 1)]
+    assert timeline.steps(0, 100) == [(10, 20, 1, 0), (20, 30, 2, 0), (30, 40, 1, 0), (60, 70, 1, 0)]
+    assert timeline.steps(25, 35) == [(25, 30, 2, 0), (30, 35, 1, 0)]
     assert timeline.steps(40, 60) == []
     assert [timeline.count_steps(*span) for span in ((0, 100), (25, 35), (40, 60))] == [4, 2, 0]
     assert timeline.busy.between(0, 100) == 40
@@ -35,7 +35,7 @@ def test_adjoining_calls_make_no_step_when_the_count_stays() -> None:
     timeline.add(0, 10)
     timeline.add(10, 20)
     timeline.freeze(30)
-    assert timeline.steps(0, 30) == [Step(0, 20, 1)]
+    assert timeline.steps(0, 30) == [(0, 20, 1, 0)]
 
 
 def test_call_without_an_end_is_at_work_until_it_is_ended() -> None:
@@ -48,7 +48,7 @@ def test_call_without_an_end_is_at_work_until_it_is_ended() -> None:
     timeline.end(20)
     timeline.freeze(30)
     assert timeline.count == 0
-    assert timeline.steps(0, 30) == [Step(5, 20, 1)]
+    assert timeline.steps(0, 30) == [(5, 20, 1, 0)]
 
 
 def test_peak_counts_slots_that_were_held_at_once_for_long_enough() -> None:
@@ -81,7 +81,7 @@ def test_steps_do_not_depend_on_when_the_timeline_is_frozen(calls: list[tuple[in
         timeline.freeze(150)
     steps = once.steps(0, 150)
     assert steps == often.steps(0, 150)
-    assert once.busy.between(0, 150) == sum(step.end_ns - step.start_ns for step in steps)
+    assert once.busy.between(0, 150) == sum(end_ns - start_ns for start_ns, end_ns, _, _ in steps)
     assert once.load.between(0, 150) == sum(length for _, length in calls)
 
 
@@ -96,8 +96,8 @@ def test_merged_steps_are_those_of_one_timeline(here: list[tuple[int, int]], the
     parts, whole = [timeline.steps(0, 150) for timeline in timelines[:2]], timelines[2].steps(0, 150)
     found = merged([steps for steps in parts if steps])
     for probe in range(150):
-        assert [s.calls for s in found if s.start_ns <= probe < s.end_ns] == [
-            s.calls for s in whole if s.start_ns <= probe < s.end_ns
+        assert [calls for start, end, calls, _ in found if start <= probe < end] == [
+            calls for start, end, calls, _ in whole if start <= probe < end
         ]
 
 
