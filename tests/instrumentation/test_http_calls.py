@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -246,6 +247,33 @@ def test_nothing_is_observed_when_http_is_suppressed(server: ReplayServer, bare:
     with suppress_http_instrumentation():
         requests.post(f"{server.url}/v1/chat/completions", json=ASK)
     assert not bare.started
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["after ours", "before ours"])
+def test_call_is_observed_when_the_http_instrumentation_of_requests_is_on(
+    is_first: bool, server: ReplayServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It suppresses HTTP below its own span, which is none of an LLM; what is played of it is as in 0.66b1."""
+
+    def instrument_requests() -> None:
+        original = requests.Session.send
+
+        @functools.wraps(original)
+        def instrumented_send(self: requests.Session, sent: requests.PreparedRequest, **kwargs: Any) -> Any:
+            with suppress_http_instrumentation():
+                return original(self, sent, **kwargs)
+
+        instrumented_send.opentelemetry_instrumentation_requests_applied = True  # type: ignore[attr-defined]
+        monkeypatch.setattr(requests.Session, "send", instrumented_send)
+
+    if is_first:
+        instrument_requests()
+    watched: Watched = request.getfixturevalue("bare")
+    if not is_first:
+        instrument_requests()
+    server.reply = json_reply(payloads.chat())
+    requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+    assert watched.only_span().name == "chat m"
 
 
 def test_libraries_are_as_before_when_bare_http_is_uninstrumented() -> None:

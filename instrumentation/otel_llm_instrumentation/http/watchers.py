@@ -21,6 +21,7 @@ from otel_llm_instrumentation.telemetry import Telemetry
 from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
 
 _FIRST_ERROR_STATUS: Final = 400
+_REQUESTS_MARK: Final = "opentelemetry_instrumentation_requests_applied"
 
 
 class HTTPWatcher(Watcher):
@@ -35,7 +36,7 @@ class HTTPWatcher(Watcher):
         if request.method != "POST" or not is_observed():  # most are below a call of a client library
             return None
         endpoint = endpoint_of(self._path(request))
-        if endpoint is None or get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY):
+        if endpoint is None or self._is_suppressed():
             return None
         body = json_object(self._sent(request))
         if body is None or not endpoint.fits(body):
@@ -72,6 +73,10 @@ class HTTPWatcher(Watcher):
             call.end()
         return result
 
+    def _is_suppressed(self) -> bool:
+        """Whether the user, or a library, wants no HTTP request to be observed here."""
+        return bool(get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY))
+
     @abstractmethod
     def _path(self, request: Any) -> str:
         """The path that a request goes to."""
@@ -97,7 +102,15 @@ class RequestsWatcher(HTTPWatcher):
     """Observes ``requests.Session.send``; its redirects and retries happen within."""
 
     def patches(self, module: ModuleType) -> tuple[Patch, ...]:
+        self._session = module.Session
+        self._marked_beneath = hasattr(module.Session.send, _REQUESTS_MARK)
         return (Patch(module.Session, "send", lambda original: watch(original, self)),)
+
+    def _is_suppressed(self) -> bool:
+        # OpenTelemetry's own instrumentation sets the key for what is below its span, so that urllib3 makes no second
+        # one. Turned on after ours it stands around it, and the call below has no LLM span yet.
+        stands_around = hasattr(self._session.send, _REQUESTS_MARK) and not self._marked_beneath
+        return super()._is_suppressed() and not stands_around
 
     def _path(self, request: Any) -> str:
         url: str = request.url
