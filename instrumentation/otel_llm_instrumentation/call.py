@@ -381,6 +381,9 @@ class Call:
         for count, token_type in ((self.input_tokens, "input"), (self.output_tokens, "output")):
             if count is not None:
                 self._telemetry.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
+        if self.first_chunk_ns is not None:
+            waited_seconds = (self.first_chunk_ns - self.started_ns) / _NS_PER_SECOND
+            self._telemetry.first_chunk.record(waited_seconds, dict(attributes), self.context)
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
         if self.ended_ns is not None:

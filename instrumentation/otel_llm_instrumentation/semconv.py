@@ -58,6 +58,7 @@ SERVER_END_TIME: Final = "llm.server.end_time"
 
 TOKEN_TYPE: Final = "gen_ai.token.type"
 DURATION_METRIC: Final = "gen_ai.client.operation.duration"
+FIRST_CHUNK_METRIC: Final = "gen_ai.client.operation.time_to_first_chunk"
 DURATION_BOUNDARIES_SECONDS: Final = tuple(0.01 * 2**n for n in range(14))
 TOKEN_USAGE_METRIC: Final = "gen_ai.client.token.usage"
 TOKEN_USAGE_BOUNDARIES: Final = tuple(4**n for n in range(14))

@@ -28,7 +28,17 @@ class Telemetry:
     Providers that are set later serve as well: what the API hands out are proxies until then.
     """
 
-    __slots__ = ("_complaints", "_events", "backlog", "capture", "duration", "token_usage", "tracer", "unread")
+    __slots__ = (
+        "_complaints",
+        "_events",
+        "backlog",
+        "capture",
+        "duration",
+        "first_chunk",
+        "token_usage",
+        "tracer",
+        "unread",
+    )
 
     def __init__(
         self,
@@ -49,6 +59,12 @@ class Telemetry:
             semconv.DURATION_METRIC,
             unit="s",
             description="Duration of a GenAI operation.",
+            explicit_bucket_boundaries_advisory=semconv.DURATION_BOUNDARIES_SECONDS,
+        )
+        self.first_chunk = meter.create_histogram(
+            semconv.FIRST_CHUNK_METRIC,
+            unit="s",
+            description="Time from the start of a streamed GenAI operation to the first chunk of its answer.",
             explicit_bucket_boundaries_advisory=semconv.DURATION_BOUNDARIES_SECONDS,
         )
         self.token_usage = meter.create_histogram(

@@ -283,25 +283,27 @@ def test_one_span_covers_all_attempts_when_a_call_is_retried(server: ReplayServe
     assert len(server.requests) == 2
 
 
-def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServer) -> None:
-    """Duration and tokens, with the attributes of the conventions."""
+def _metrics_of(ask: Callable[[], object]) -> dict[str, Any]:
+    """What is recorded while it asks: the points of each metric, by its name."""
     reader = InMemoryMetricReader()
-    server.reply = json_reply(payloads.chat())
     OpenAIInstrumentor().instrument(meter_provider=MeterProvider([reader]))
     try:
-        _client(server).chat.completions.create(**_ASK)
+        ask()
     finally:
         OpenAIInstrumentor().uninstrument()
     data = reader.get_metrics_data()
     assert data is not None
-    metrics = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
-    tokens = {
-        (point.attributes or {})["gen_ai.token.type"]: point.sum  # type: ignore[union-attr]
-        for point in metrics["gen_ai.client.token.usage"].data.data_points
-    }
+    return {metric.name: metric.data.data_points for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+
+
+def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServer) -> None:
+    """Duration and tokens, with the attributes of the conventions."""
+    server.reply = json_reply(payloads.chat())
+    metrics = _metrics_of(lambda: _client(server).chat.completions.create(**_ASK))
+    tokens = {point.attributes["gen_ai.token.type"]: point.sum for point in metrics["gen_ai.client.token.usage"]}
     assert tokens == {"input": 38, "output": 8}
-    [duration] = metrics["gen_ai.client.operation.duration"].data.data_points
-    assert dict(duration.attributes or {}) == {
+    [duration] = metrics["gen_ai.client.operation.duration"]
+    assert dict(duration.attributes) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "llama.cpp",
         "gen_ai.request.model": "m",
@@ -309,6 +311,17 @@ def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServe
         "server.address": "127.0.0.1",
         "server.port": server.port,
     }
+    assert "gen_ai.client.operation.time_to_first_chunk" not in metrics
+
+
+def test_time_to_the_first_chunk_is_recorded_when_an_answer_is_streamed(server: ReplayServer) -> None:
+    """Once for each stream, in seconds, with the attributes of its duration."""
+    server.reply = sse_reply(payloads.chunks())
+    metrics = _metrics_of(lambda: list(_client(server).chat.completions.create(**_ASK, stream=True)))
+    [duration] = metrics["gen_ai.client.operation.duration"]
+    [waited] = metrics["gen_ai.client.operation.time_to_first_chunk"]
+    assert (waited.count, waited.attributes) == (1, duration.attributes)
+    assert 0 < waited.sum < duration.sum
 
 
 def _choice(index: int, text: str | None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
