@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_llm_instrumentation.address import server_of
-from otel_llm_instrumentation.facts import Facts
+from otel_llm_instrumentation.facts import Facts, request_attributes
+from otel_llm_instrumentation.http.routes import endpoint_of
 from otel_llm_instrumentation.ollama.routes import read_answer
 from otel_llm_instrumentation.openai.routes import ROUTES, read_completion, read_response, route_of
 from tests.instrumentation import payloads
@@ -60,6 +63,36 @@ def test_finish_reasons_are_in_order_of_choices_when_a_stream_has_several() -> N
         for index, reason in ((1, "length"), (0, "stop"))
     ]
     assert read_completion(ends).finish_reasons == ["stop", "length"]
+
+
+_SCHEMA = {"type": "json_schema", "name": "answer", "schema": {}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/chat/completions", {"response_format": _SCHEMA, "reasoning_effort": "low"}, ("json", "low", None)),
+        ("/chat/completions", {"response_format": {"type": "text"}}, ("text", None, None)),
+        (
+            "/responses",
+            {"text": {"format": _SCHEMA}, "reasoning": {"effort": "high"}, "previous_response_id": "resp_0"},
+            ("json", "high", "resp_0"),
+        ),
+        ("/responses", {"text": "x", "reasoning": None, "previous_response_id": openai.NOT_GIVEN}, (None, None, None)),
+        ("/api/chat", {"format": "json", "think": "low"}, ("json", "low", None)),
+        ("/api/generate", {"format": {"type": "object"}, "think": True, "options": None}, ("json", None, None)),
+        ("/api/generate", {"format": "", "options": {"seed": 1}}, (None, None, None)),
+    ],
+)
+def test_request_says_what_it_asks_for_when_the_apis_have_other_words_for_it(
+    path: str, body: dict[str, Any], said: tuple[str | None, ...]
+) -> None:
+    """The form of the answer, how hard to think, and the answer that it goes on from."""
+    endpoint = endpoint_of(path)
+    assert endpoint is not None
+    attributes = request_attributes(endpoint.parameters(body), endpoint.route.parameters)
+    keys = ("gen_ai.output.type", "gen_ai.request.reasoning.level", "gen_ai.request.previous_response.id")
+    assert tuple(attributes.get(key) for key in keys) == said
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_span_says_what_was_asked_and_answered_when_a_chat_completes(server: Rep
     """Tokens and all of Ollama's durations, for prefill, decode and load."""
     server.reply = json_reply(payloads.ollama_chat())
     client = ollama.Client(host=server.url)
-    answer = client.chat(**_ASK, options={"temperature": 0, "num_predict": 8, "num_ctx": 2048})
+    answer = client.chat(**_ASK, format="json", options={"temperature": 0, "num_predict": 8, "num_ctx": 2048})
     span = watched.only_span()
     assert answer["message"]["content"] == "Paris."
     assert span.name == "chat m"
@@ -42,6 +42,7 @@ def test_span_says_what_was_asked_and_answered_when_a_chat_completes(server: Rep
         "server.port": server.port,
         "gen_ai.request.temperature": 0.0,
         "gen_ai.request.max_tokens": 8,
+        "gen_ai.output.type": "json",
         "gen_ai.response.model": "smollm2",
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.usage.input_tokens": 38,

@@ -35,7 +35,6 @@ class Endpoint:
         suffix: how its path ends; any prefix may stand before.
         provider: whose API it is, which is all that is known before the answer says who gave it.
         needs: fields that a request to it has; by them it is told from an app's own route of that name.
-        options: the field that holds the parameters, where they do not stand in the body itself.
         streams: whether it streams where the request does not say.
     """
 
@@ -43,7 +42,6 @@ class Endpoint:
     route: Route
     provider: str
     needs: tuple[str, ...]
-    options: str | None = None
     streams: bool = False
 
     def fits(self, body: Mapping[str, Any]) -> bool:
@@ -56,8 +54,7 @@ class Endpoint:
 
     def parameters(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters that the request gives."""
-        given = body if self.options is None else body.get(self.options)
-        return given if isinstance(given, dict) else {}
+        return ollama.parameters(body) if self.provider == OLLAMA else body
 
     def provider_at(self, host: str | None) -> str:
         """Who answers at this host, as far as is known before the answer."""
@@ -73,7 +70,7 @@ def _openai(suffix: str, *needs: str, path: str | None = None) -> Endpoint:
 
 
 def _ollama(path: str, *needs: str, streams: bool = False) -> Endpoint:
-    return Endpoint(path, ollama.ROUTES[path], OLLAMA, ("model", *needs), "options", streams)
+    return Endpoint(path, ollama.ROUTES[path], OLLAMA, ("model", *needs), streams)
 
 
 # The longer path first: an address that ends in the one also ends in the other.

@@ -64,7 +64,19 @@ def unix_ns(timestamp: object) -> int | None:
     return seconds * _NS_PER_SECOND + int((fraction or "").ljust(9, "0"))
 
 
-OPTIONS: Final[Mapping[str, Parameter]] = {
+def parameters(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a request asks for: its options, and what stands beside them."""
+    options = body.get("options")
+    return {**(options if isinstance(options, dict) else {}), **{name: body.get(name) for name in _BESIDE_OPTIONS}}
+
+
+def _output_type(value: object) -> str | None:
+    """``"json"``, or a schema of it."""
+    return "json" if value == "json" or (value and isinstance(value, dict)) else None
+
+
+_BESIDE_OPTIONS: Final = ("format", "think")
+PARAMETERS: Final[Mapping[str, Parameter]] = {
     "temperature": Parameter(semconv.REQUEST_TEMPERATURE, as_number),
     "top_p": Parameter(semconv.REQUEST_TOP_P, as_number),
     "top_k": Parameter(semconv.REQUEST_TOP_K, as_count),
@@ -73,11 +85,13 @@ OPTIONS: Final[Mapping[str, Parameter]] = {
     "presence_penalty": Parameter(semconv.REQUEST_PRESENCE_PENALTY, as_number),
     "seed": Parameter(semconv.REQUEST_SEED, as_integer),
     "stop": Parameter(semconv.REQUEST_STOP_SEQUENCES, as_texts),
+    "format": Parameter(semconv.OUTPUT_TYPE, _output_type),
+    "think": Parameter(semconv.REQUEST_REASONING_LEVEL, as_text),
 }
 
 ROUTES: Final[Mapping[str, Route]] = {
-    "/api/chat": Route(semconv.CHAT, OPTIONS, read_answer, content.CHAT),
-    "/api/generate": Route(semconv.TEXT_COMPLETION, OPTIONS, read_answer, content.TEXT),
-    "/api/embed": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
-    "/api/embeddings": Route(semconv.EMBEDDINGS, OPTIONS, read_answer),
+    "/api/chat": Route(semconv.CHAT, PARAMETERS, read_answer, content.CHAT),
+    "/api/generate": Route(semconv.TEXT_COMPLETION, PARAMETERS, read_answer, content.TEXT),
+    "/api/embed": Route(semconv.EMBEDDINGS, PARAMETERS, read_answer),
+    "/api/embeddings": Route(semconv.EMBEDDINGS, PARAMETERS, read_answer),
 }

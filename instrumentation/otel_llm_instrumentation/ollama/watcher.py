@@ -7,7 +7,7 @@ from types import AsyncGeneratorType, GeneratorType, ModuleType
 
 from otel_llm_instrumentation.call import Call, Lease, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
-from otel_llm_instrumentation.ollama.routes import ROUTES
+from otel_llm_instrumentation.ollama.routes import ROUTES, parameters
 from otel_llm_instrumentation.patching import Patch
 from otel_llm_instrumentation.streams import watched, watched_async
 from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
@@ -41,7 +41,7 @@ class OllamaWatcher(Watcher):
             address,
             port,
             kwargs.get("stream") is True,
-            request_attributes(_mapping(body.get("options")), route.parameters),
+            request_attributes(parameters(body), route.parameters),
             body,
         )
         return begin_call(self.telemetry, request)

@@ -120,6 +120,15 @@ def _output_type(value: object) -> str | None:
     return None
 
 
+def _text_output_type(value: object) -> str | None:
+    """Of the Responses API, which has the format among what else it says of the text."""
+    return _output_type(fields(value).get("format"))
+
+
+def _effort(value: object) -> str | None:
+    return as_text(fields(value).get("effort"))
+
+
 def _conversation(value: object) -> str | None:
     """The Responses API's own: an id, or an object that holds it."""
     return as_text(value) or as_text(fields(value).get("id"))
@@ -155,6 +164,9 @@ LLAMA_COMPLETION: Final[Mapping[str, Parameter]] = {
 _RESPONSES: Final[Mapping[str, Parameter]] = {
     **_SAMPLING,
     "max_output_tokens": Parameter(semconv.REQUEST_MAX_TOKENS, as_count),
+    "text": Parameter(semconv.OUTPUT_TYPE, _text_output_type),
+    "reasoning": Parameter(semconv.REQUEST_REASONING_LEVEL, _effort),
+    "previous_response_id": Parameter(semconv.REQUEST_PREVIOUS_RESPONSE_ID, as_text),
     "conversation": Parameter(semconv.CONVERSATION_ID, _conversation),
 }
 _EMBEDDINGS: Final[Mapping[str, Parameter]] = {
