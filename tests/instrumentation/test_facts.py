@@ -56,6 +56,13 @@ def test_usage_wins_when_the_timings_count_as_well() -> None:
     assert (read_completion([only_timings]).input_tokens, read_completion([only_timings]).output_tokens) == (38, 8)
 
 
+def test_cached_and_reasoning_tokens_are_read_when_the_usage_tells_them() -> None:
+    """By phases a call pays for tokens that no cache held; vLLM and OpenAI say how many in the usage alone."""
+    usage = {**payloads.USAGE, "completion_tokens_details": {"reasoning_tokens": 3}}
+    answers = [read_completion([payloads.chat(usage=usage, timings=...)]), read_response([payloads.RESPONSE])]
+    assert [(facts.cached_input_tokens, facts.reasoning_output_tokens) for facts in answers] == [(20, 3), (20, 3)]
+
+
 def test_finish_reasons_are_in_order_of_choices_when_a_stream_has_several() -> None:
     """Each choice of a stream ends in a chunk of its own."""
     ends = [
