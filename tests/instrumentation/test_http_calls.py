@@ -136,6 +136,30 @@ def bare_tokens(watched: Watched) -> tuple[int | None, int | None]:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "name", "provider"),
+    [
+        ("/api/generate", {"model": "m", "prompt": "hi"}, "text_completion m", "ollama"),
+        ("/api/embed", {"model": "m", "input": "hi"}, "embeddings m", "ollama"),
+        ("/api/embeddings", {"model": "m", "prompt": "hi"}, "embeddings m", "ollama"),
+        ("/v1/completions", {"prompt": "hi"}, "text_completion", "openai"),
+        ("/v1/responses", {"model": "m", "input": "hi"}, "chat m", "openai"),
+        ("/v1/embeddings", {"input": "hi"}, "embeddings", "openai"),
+        ("/openai/deployments/x/embeddings", {"model": "m", "input": "hi"}, "embeddings m", "openai"),
+        ("/completion", {"prompt": "hi"}, "text_completion", "llama.cpp"),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "text_completion", "llama.cpp"),
+    ],
+)
+def test_known_route_is_a_call_when_the_body_fits_it(
+    path: str, body: dict[str, Any], name: str, provider: str, server: ReplayServer, bare: Watched
+) -> None:
+    """Ollama's, those of OpenAI's API, and llama.cpp's own."""
+    server.reply = json_reply({})
+    requests.post(f"{server.url}{path}", json=body)
+    span = bare.only_span()
+    assert (span.name, (span.attributes or {})["gen_ai.provider.name"]) == (name, provider)
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/v1/models", ASK),
