@@ -68,6 +68,20 @@ def test_each_host_has_its_own_counters_when_one_prometheus_scrapes_two(
     assert (package[-1].energy_uj - package[0].energy_uj) / length_ns * 1e3 == pytest.approx(watts, rel=0.02)
 
 
+def test_sockets_are_read_when_the_hosts_own_counter_is_that_of_the_platform(replay: Replay) -> None:
+    """Where there is psys the host's counter says so in a label, which those of the sockets do not have."""
+    replay.keep("one:8080")
+    for each in replay.series:
+        if each["metric"]["__name__"].startswith("scaph_host_"):
+            each["metric"] = {**each["metric"], "value_source": "powercap_rapl_psys"}
+    time = Time(replay)
+    meter = time.meter()
+    assert {channel.id for channel in meter.open()} == {"package-0", "package-1", "package-0/dram", "package-1/dram"}
+    meter.read()
+    time.pass_by(3.0)
+    assert set(by_channel(meter.read())) == {"package-0", "package-1", "package-0/dram", "package-1/dram"}
+
+
 def test_every_scrape_is_a_reading_when_it_was_not_asked_for_long(replay: Replay) -> None:
     """Raw samples, not a rate between two polls."""
     time = Time(replay)
