@@ -109,6 +109,11 @@ def is_llm_server(name: str) -> bool:
     return _known(name, LLM_SERVERS) or name.endswith(".llamafile")
 
 
+def is_llama_cpp(name: str) -> bool:
+    """Whether a program of this name is llama.cpp's server, or a llamafile, which holds it."""
+    return name.startswith("llama") or name.endswith("llamafile")
+
+
 def slots_hint(arguments: Sequence[str], environment: Mapping[str, str]) -> int | None:
     """How many calls it works on at once, if its command line or environment says so.
 
@@ -116,7 +121,7 @@ def slots_hint(arguments: Sequence[str], environment: Mapping[str, str]) -> int 
     ``OLLAMA_NUM_PARALLEL`` of Ollama.
     """
     name = program_name(arguments)
-    if not name.startswith(("llama", "ollama")) and not name.endswith("llamafile"):
+    if not is_llama_cpp(name) and not name.startswith("ollama"):
         return None
     variable = "OLLAMA_NUM_PARALLEL" if name == "ollama" else "LLAMA_ARG_N_PARALLEL"
     for word in (option(arguments, ("--parallel", "-np")), environment.get(variable)):

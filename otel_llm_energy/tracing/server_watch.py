@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.gpu_activity import GpuActivity
+from otel_llm_energy.servers.programs import is_llama_cpp
+from otel_llm_energy.servers.props import slots_told
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
@@ -63,6 +65,7 @@ class ServerWatch:
         activity: Activity,
         resolve: Callable[[str, int], Server],
         clock_ns: Callable[[], int],
+        ask_slots: Callable[[str, int], int | None] = slots_told,
     ) -> None:
         self.final = False
         self.resources: frozenset[str] = frozenset()
@@ -71,6 +74,7 @@ class ServerWatch:
         self._activity = activity
         self._resolve = resolve
         self._clock_ns = clock_ns
+        self._ask_slots = ask_slots
         self._keys: dict[tuple[str, int], str] = {}
         self._found: dict[str, Server] = {}
         self._before_ns: dict[str, int] = {}  # by server's key: what makes its sum go on from its predecessor's
@@ -79,7 +83,7 @@ class ServerWatch:
         self._idle_ns: dict[str, int] = {}  # by server: for how long it has done nothing while calls were open
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
-        self._to_name: list[tuple[str, int, Server]] = []
+        self._to_name: list[tuple[str, str, int, Server]] = []
         self._next_sample_ns = 0
         # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
         self._lock = threading.RLock()
@@ -141,10 +145,16 @@ class ServerWatch:
         """
         with self._lock:  # a look-up in another thread may be under way
             found, self._to_name = self._to_name, []
-        for key, port, server in found:
+        for key, host, port, server in found:
             for name in _NAMES_OF_THIS_MACHINE:
                 if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
                     self._keys[name, port] = key
+            self._learn_slots(key, host, port, server)
+
+    def _learn_slots(self, key: str, host: str, port: int, server: Server) -> None:
+        """Where neither the command line nor the environment says how many calls it works on at once, it may itself."""
+        if server.slots is None and is_llama_cpp(server.name):
+            self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
 
     def _find_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
@@ -205,7 +215,7 @@ class ServerWatch:
         self._gpus.watch(server)
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
-            self._to_name.append((key, port, server))
+            self._to_name.append((key, host, port, server))
         if server.reason is not None:
             _logger.info("%s", server.message)
 

@@ -8,6 +8,7 @@ import pytest
 import requests
 
 from otel_llm_energy.servers import CpuActivity, resolve
+from otel_llm_energy.servers.props import slots_told
 from tests.conftest import LlamaServerFactory
 from tests.support.backends import Ollama
 from tests.support.cpu_time import tree_cpu_ns
@@ -39,6 +40,11 @@ def test_the_work_is_seen_when_llama_cpp_answers(llama_server: LlamaServerFactor
     assert resolve("localhost", urlsplit(server.base_url).port or 0).pid == server.pid
     assert used_ns > 50_000_000
     assert abs(used_ns - truth_ns) <= resolution_ns
+
+
+def test_slots_are_told_when_llama_cpp_is_asked(llama_server: LlamaServerFactory) -> None:
+    """By its own word, since its command line need not say."""
+    assert slots_told("127.0.0.1", urlsplit(llama_server(slots=2).base_url).port or 0) == 2
 
 
 @pytest.mark.e2e

@@ -107,6 +107,37 @@ def test_server_that_is_looked_out_for_is_known_before_its_first_call() -> None:
     assert watched.watch.found() == {"localhost:80": OLLAMA}
 
 
+@pytest.mark.parametrize(
+    ("name", "slots", "known", "asked"),
+    [
+        ("llama-server", None, 4, [("localhost", 80)]),
+        ("llama-server", 2, 2, []),  # its command line says so
+        ("my-app", None, None, []),  # asks for nothing that it did not expect
+    ],
+)
+def test_llama_cpp_is_asked_for_its_slots_when_nothing_else_tells_them(
+    name: str, slots: int | None, known: int | None, asked: list[tuple[str, int]]
+) -> None:
+    """Off the path of readings: calls at work at once would count as a queue until they were seen to overlap."""
+    requests: list[tuple[str, int]] = []
+
+    def four(host: str, port: int) -> int:
+        requests.append((host, port))
+        return 4
+
+    server = Server("pid:7:1", name, "local", pid=7, start_ticks=1, slots=slots)
+    ledger = Ledger(0)
+    books = Books(ledger)
+    watch = ServerWatch(books, Idle(), lambda *_: server, lambda: NS_PER_SECOND, four)
+    key = watch.key("localhost", 80)
+    watch.sample()
+    assert not requests
+    watch.learn_names()
+    watch.learn_names()
+    books.settle()
+    assert (ledger.servers[key][0], requests) == (known, asked)
+
+
 @pytest.mark.parametrize("now", [NOBODY, NGINX, BEHIND_NGINX])
 def test_nothing_is_said_of_a_server_that_is_looked_out_for_and_not_certain(now: Server) -> None:
     """It is found at its first call, as any other: it may be started until then, or be another behind the relay."""

@@ -1,0 +1,34 @@
+"""What a server tells of itself, where it is none of llama.cpp's, or tells it badly."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_llm_energy.servers.props import slots_told
+from tests.instrumentation.replay import Reply, json_reply, replaying
+from tests.support.children import free_port
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json_reply({"error": {"message": "Invalid API Key"}}, 401),
+        json_reply({"total_slots": 0}),
+        json_reply({"total_slots": "4"}),
+        json_reply({"total_slots": True}),
+        json_reply([4]),
+        Reply([b"<html>"], content_type="text/html"),
+        Reply([b"{"], breaks_off=True),
+        Reply([], raw=b"SSH-2.0-OpenSSH_9.6\r\n"),
+    ],
+)
+def test_slots_are_unknown_when_the_answer_does_not_tell_them(reply: Reply) -> None:
+    """Nothing is guessed, and nothing raised."""
+    with replaying() as server:
+        server.get_reply = reply
+        assert slots_told("127.0.0.1", server.port) is None
+
+
+def test_slots_are_unknown_when_nobody_listens() -> None:
+    """The server has just ended."""
+    assert slots_told("127.0.0.1", free_port()) is None
