@@ -73,7 +73,7 @@ class Biller:
             reason = reason or _SILENT
         coverage = channels.covered_ns(stretches) / work_ns
         if coverage < _LEAST_COVERAGE:
-            return unavailable(reason or "no-reading"), {}
+            return unavailable(reason or _why_not_covered(entry, channels)), {}
         sums = Sums(parted=_parted(entry.windows, channels.each))
         by_channel = {channel.id: channel.add(sums, stretches) for channel in channels.each}
         # Work by hand has no route, and may wait.
@@ -148,6 +148,12 @@ class _Channels:
         if stretches and self._whole_from_ns <= stretches[0][0] and stretches[-1][1] <= self._whole_to_ns:
             return length_ns(stretches)
         return min([each.covered_ns(stretches) for each in self.each])
+
+
+def _why_not_covered(entry: Entry, channels: _Channels) -> str:
+    """There is no reading of the call's time; or there is, but others were charged for it before it was known."""
+    windows: list[Stretch] = [(window.start_ns, window.end_ns, (window,)) for window in entry.windows]
+    return "no-reading" if channels.covered_ns(windows) < _LEAST_COVERAGE * entry.work_ns else "late"
 
 
 def charge_nj(entry: Entry, sweep: Sweep) -> int:

@@ -105,7 +105,7 @@ def test_first_bill_stands_when_a_call_is_said_again_just_as_it_is_billed() -> N
     board.says("a", 600, *member.said(1))
     board.settle(600)
     first, second = (billed for _, billed in board.bills)
-    assert second.bill["reason"] == "no-reading"
+    assert second.bill["reason"] == "late"
     assert board.ledger.balance()[PACKAGE.id].billed_nj == billed_nj
     for each in (first, second):
         member.billed(each.call, bill_from_json(each.bill))

@@ -24,12 +24,22 @@ class Queue:
         work_ms: of each call.
         max_wait_ms: how long the ledger waits for a window.
         slots_known: the ledger was told of the slots; else it learns them from the windows.
+        told: what it was told, if that is wrong.
     """
 
-    def __init__(self, calls: int, slots: int, work_ms: int, max_wait_ms: int, *, slots_known: bool = True) -> None:
+    def __init__(
+        self,
+        calls: int,
+        slots: int,
+        work_ms: int,
+        max_wait_ms: int,
+        *,
+        slots_known: bool = True,
+        told: int | None = None,
+    ) -> None:
         self.ledger = Ledger(0, max_wait_ns=max_wait_ms * MS)
         self.ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
-        self.ledger.add_server("llm", slots=slots if slots_known else None, reports=True)
+        self.ledger.add_server("llm", slots=(told or slots) if slots_known else None, reports=True)
         self._slots, self._work_ms = slots, work_ms
         self._energy_uj = 0
         self._now_ms = 0
@@ -95,6 +105,14 @@ def test_every_joule_is_accounted_for_when_calls_queue_too_long() -> None:
     balance = Queue(8, 1, 2000, 3000).ledger.balance()["package-0"]
     assert balance.billed_nj + balance.pending_nj + sum(balance.unattributed_nj.values()) == balance.metered_nj
     assert balance.pending_nj == 0
+
+
+def test_reason_is_late_when_others_were_charged_for_all_of_a_calls_time() -> None:
+    """There are readings of it: what helps is to wait for longer, not to look after the meter."""
+    first, *others = Queue(4, 4, 8000, 5000, told=1).entries
+    assert first.bill is not None and first.bill.energy_nj is not None
+    said = [entry.bill and (entry.bill.energy_nj, entry.bill.quality, entry.bill.reason) for entry in others]
+    assert said == [(None, Quality.UNAVAILABLE, "late")] * 3
 
 
 class Call:

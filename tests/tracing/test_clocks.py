@@ -308,4 +308,4 @@ def test_no_joules_are_made_up_when_nearly_all_of_a_call_lies_before_what_is_swe
     pass_time(clocks, books, 2)
     assert claim.bill is not None
     assert claim.bill.energy_nj is None
-    assert claim.bill.reason == "no-reading"
+    assert claim.bill.reason == "late"
