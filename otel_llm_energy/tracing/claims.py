@@ -65,6 +65,28 @@ class ServerReport(Protocol):
     def end_unix_ns(self) -> int | None: ...
 
 
+class Whole:
+    """One operation that has several claims, one after the other: what it was paused for has claims of its own.
+
+    Attributes:
+        parts: how many claims there are; ``None`` while there may be more.
+        bills: those of the claims that are settled.
+        output_tokens: of the operation, once it has ended.
+    """
+
+    __slots__ = ("bills", "output_tokens", "parts")
+
+    def __init__(self) -> None:
+        self.parts: int | None = None
+        self.bills: list[Bill] = []
+        self.output_tokens: int | None = None
+
+    def take(self, bill: Bill) -> bool:
+        """Take in the bill of one claim; returns whether it was the last that was missing."""
+        self.bills.append(bill)
+        return len(self.bills) == self.parts
+
+
 class Claim:
     """One call's claim. It belongs to the call, not to a span: unsampled calls have one too.
 
@@ -80,7 +102,7 @@ class Claim:
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
         reason: the desk's: why ``books`` is ``None``.
         reached_server: False if nobody worked on the call.
-        partial: one of several claims of one piece of work: its joules per token would say nothing.
+        whole: what the claim is a part of; ``None`` if it is an operation by itself.
         withdrawn: it turned out to be the claim of no call: its bill is shown and counted nowhere.
         bill: ``None`` until settled.
     """
@@ -98,11 +120,11 @@ class Claim:
         "opened_ns",
         "output_tokens",
         "own_attributes",
-        "partial",
         "reached_server",
         "reason",
         "response_id",
         "span_context",
+        "whole",
         "withdrawn",
     )
 
@@ -120,7 +142,7 @@ class Claim:
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
-        self.partial = False
+        self.whole: Whole | None = None
         self.reached_server = True
         self.withdrawn = False
         self.bill: Bill | None = None

@@ -17,7 +17,7 @@ from opentelemetry.context import Context, attach, create_key, detach, get_curre
 from opentelemetry.trace import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Whole
 from otel_llm_energy.tracing.gate import Gate
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -70,6 +70,7 @@ class Measurement:
         self._claim: Claim | None = None
         self._within = 0
         self._parts = 0
+        self._whole = Whole()
 
     @property
     def input_tokens(self) -> int | None:
@@ -247,7 +248,10 @@ class Measurement:
         if claim is None or self._runtime is None:
             return
         self._parts += 1
-        claim.partial = self._parts > 1 or not last
+        if self._parts > 1 or not last:
+            claim.whole = self._whole
+        if last:
+            self._whole.parts, self._whole.output_tokens = self._parts, self.output_tokens
         claim.input_tokens, claim.output_tokens = (self.input_tokens, self.output_tokens) if last else (0, 0)
         self._runtime.close_here(claim)
 

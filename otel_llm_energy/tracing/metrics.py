@@ -15,7 +15,8 @@ from otel_llm_energy import conventions
 from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD, Metric
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Whole
+from otel_llm_energy.tracing.enrich import combined
 from otel_llm_energy.tracing.health import Health
 
 _Pairs = tuple[tuple[str, str | int], ...]  # attributes, as a key
@@ -163,23 +164,37 @@ class _Instruments:
         context = Context()
         for claim in claims:
             bill = claim.bill
-            if bill is None or bill.energy_nj is None:
+            if bill is None:
                 continue
-            context = _context_of(claim.span_context)
-            attributes: dict[str, str | int] = {
-                **claim.attributes,
-                conventions.QUALITY: bill.quality.value,
-                conventions.METER: bill.meter,
-            }
-            for component, part_nj in _parts_nj(bill, bill.energy_nj):
-                alike = (*attributes.items(), *component)
-                consumed_nj[alike] = consumed_nj.get(alike, 0) + part_nj
-            joules = bill.energy_nj / NJ_PER_JOULE
-            self.operation.record(joules, attributes, context=context)
-            if claim.output_tokens and not claim.partial:
-                self.per_output_token.record(joules / claim.output_tokens, attributes, context=context)
+            if bill.energy_nj is not None:
+                context, attributes = _context_of(claim.span_context), _attributes(claim, bill)
+                for component, part_nj in _parts_nj(bill, bill.energy_nj):
+                    alike = (*attributes.items(), *component)
+                    consumed_nj[alike] = consumed_nj.get(alike, 0) + part_nj
+                if claim.whole is None:
+                    self._record_operation(bill.energy_nj, claim.output_tokens, attributes, context)
+            if claim.whole is not None and claim.whole.take(bill):
+                self._record_whole(claim, claim.whole)
         for alike, energy_nj in consumed_nj.items():
             self.consumption.add(energy_nj / NJ_PER_JOULE, dict(alike), context=context)
+
+    def _record_whole(self, claim: Claim, whole: Whole) -> None:
+        bill = combined(whole.bills)
+        if bill.energy_nj is not None:
+            context = _context_of(claim.span_context)
+            self._record_operation(bill.energy_nj, whole.output_tokens, _attributes(claim, bill), context)
+
+    def _record_operation(
+        self, energy_nj: int, output_tokens: int | None, attributes: dict[str, str | int], context: Context
+    ) -> None:
+        joules = energy_nj / NJ_PER_JOULE
+        self.operation.record(joules, attributes, context=context)
+        if output_tokens:
+            self.per_output_token.record(joules / output_tokens, attributes, context=context)
+
+
+def _attributes(claim: Claim, bill: Bill) -> dict[str, str | int]:
+    return {**claim.attributes, conventions.QUALITY: bill.quality.value, conventions.METER: bill.meter}
 
 
 def _parts_nj(bill: Bill, energy_nj: int) -> Iterator[tuple[_Pairs, int]]:

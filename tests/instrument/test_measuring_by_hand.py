@@ -16,6 +16,8 @@ import numpy
 import pytest
 from openai import OpenAI
 from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -79,6 +81,28 @@ def test_inner_measurement_has_its_own_joules_and_the_outer_one_the_rest(
     assert outer[names.SUBTREE_JOULES] == pytest.approx(total, rel=1e-4)
     for span in (outer, inner):
         assert 0.25 * total < span[names.JOULES] < 0.75 * total
+
+
+def test_each_measurement_is_counted_once_when_one_is_within_another(
+    provider: TracerProvider, powercap: PowercapTree, exporter: InMemorySpanExporter
+) -> None:
+    """The outer one has two claims, before the inner one and after it, and is one operation."""
+    reader = InMemoryMetricReader()
+    with measuring(provider, powercap, meter_provider=MeterProvider([reader])) as energy:
+        with otel_llm_energy.measure("outer"):
+            burn(0.2)
+            with otel_llm_energy.measure("inner"):
+                burn(0.2)
+            burn(0.2)
+        energy.force_flush()
+        data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [metric for each in data.resource_metrics[0].scope_metrics for metric in each.metrics]
+    (operation,) = [metric.data for metric in metrics if metric.name == names.OPERATION.name]
+    points: Any = operation.data_points
+    joules = [said(exporter, name)[names.JOULES] for name in ("outer", "inner")]
+    assert sum(point.count for point in points) == 2
+    assert sum(point.sum for point in points) == pytest.approx(sum(joules), rel=1e-4)
 
 
 def test_server_that_is_called_within_keeps_its_joules(

@@ -16,7 +16,7 @@ from otel_llm_energy import conventions
 from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD
 from otel_llm_energy.ledger.bill import Quality, unavailable
 from otel_llm_energy.quantities import Channel
-from otel_llm_energy.tracing.claims import CallFacts, Claim
+from otel_llm_energy.tracing.claims import CallFacts, Claim, Whole
 from otel_llm_energy.tracing.health import Health
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace
 from tests.tracing.fakes import bill_of
@@ -75,6 +75,25 @@ def test_call_is_counted_by_component_and_once_in_the_histograms() -> None:
     assert tuple(point.explicit_bounds) == conventions.OPERATION.boundaries
     ((_, per_token),) = measured.points("llm.energy.per_output_token")
     assert per_token.sum == 0.8
+
+
+def test_work_in_several_parts_is_in_the_histograms_once_when_all_of_them_are_settled() -> None:
+    """What it was paused for is an operation of its own; the counter has each part at once."""
+    measured = Measured()
+    parts = [settled_claim(3.0), settled_claim(5.0)]
+    whole = Whole()
+    for part in parts:
+        part.whole, part.output_tokens = whole, 0
+    measured.metrics.settled(parts[:1])
+    assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 3.0
+    whole.parts, whole.output_tokens = 2, 16
+    assert measured.points("llm.energy.operation") == []
+    measured.metrics.settled([settled_claim(1.0), parts[1]])
+    assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 9.0
+    ((_, operation),) = measured.points("llm.energy.operation")
+    assert (operation.count, operation.sum) == (2, 9.0)
+    ((_, per_token),) = measured.points("llm.energy.per_output_token")
+    assert (per_token.count, per_token.sum) == (2, 0.1 + 0.5)
 
 
 def test_calls_that_are_alike_are_added_up_when_they_are_settled_together() -> None:
