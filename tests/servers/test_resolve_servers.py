@@ -136,6 +136,16 @@ def test_a_known_program_of_the_sockets_user_is_taken_when_descriptors_are_hidde
 
 
 @needs_root
+def test_the_server_is_hidden_when_the_only_known_program_is_another_users(tmp_path: Path) -> None:
+    """Whose the socket is, is told to everybody."""
+    with (
+        working_server(tmp_path, "my-own-server", SERVICE) as running,
+        working_server(tmp_path, "ollama", ["127.0.0.1", "54322"]),
+    ):
+        assert as_nobody("127.0.0.1", running.port) == "None local hidden"
+
+
+@needs_root
 def test_the_server_is_hidden_when_no_known_program_could_be_it(tmp_path: Path) -> None:
     """A guess among unknown programs would bill the wrong one."""
     with working_server(tmp_path, "my-own-server", SERVICE) as running:
