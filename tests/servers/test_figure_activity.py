@@ -56,6 +56,7 @@ def part(before: ActivitySample | None, after: ActivitySample | None, server: Se
         ("cmdline:vllm.entrypoints", "vllm"),
         ("container:llm", "vllm"),
         ("container:llm-service", "vllm"),
+        ("container:vllm-0", "vllm"),
         ("container:0123456789ab", "vllm"),
         ("container:0123", ""),
         ("label:container_label_TIER=gpu", "vllm"),
@@ -77,6 +78,7 @@ def test_processes_are_chosen_when_they_match(text: str, chosen: str) -> None:
             container_id="0123456789abcdef0123456789abcdef",
             container_label_com_docker_compose_service="llm-service",
             container_label_tier="gpu",
+            kubernetes_pod_name="vllm-0",
         ),
         "gone": process("/opt/gone (deleted)", 1.0),
     }
