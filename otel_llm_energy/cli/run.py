@@ -11,6 +11,7 @@ from pathlib import Path
 
 import otel_llm_energy
 from otel_llm_energy.cli import PROGRAM
+from otel_llm_energy.cli.termination import flush_at_sigterm
 
 _CHILDREN = Path(__file__).with_name("children")  # holds a sitecustomize
 _SEARCH_PATH = "PYTHONPATH"
@@ -58,6 +59,7 @@ def _measured(argv: Sequence[str]) -> Iterator[None]:
     sys.argv[:] = argv
     _reach_children()
     energy = otel_llm_energy.instrument()
+    flush_at_sigterm(energy.force_flush)
     try:
         yield
     finally:

@@ -27,8 +27,9 @@ def _measure():
     # type: () -> None
     try:
         import otel_llm_energy
+        from otel_llm_energy.cli.termination import flush_at_sigterm
 
-        otel_llm_energy.instrument()
+        flush_at_sigterm(otel_llm_energy.instrument().force_flush)
     except Exception:  # nothing of ours keeps a worker from its work
         import logging
 

@@ -1,0 +1,96 @@
+"""A program under ``run`` that is told to end by SIGTERM ends so, and what was held has gone out before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.children import environment_without_settings
+from tests.support.powercap import PowercapTree
+
+_SECONDS = 60
+_APP = """
+import multiprocessing, signal, sys, threading
+import otel_llm_energy
+
+def work():
+    with otel_llm_energy.measure("work"):
+        sum(range(10**6))
+    print("ready", flush=True)
+    threading.Event().wait()
+
+def serve():
+    "As uvicorn: shuts down at the signal, and raises it anew for the handler that was there before."
+    told = threading.Event()
+    original = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    with otel_llm_energy.measure("work"):
+        sum(range(10**6))
+    print("ready", flush=True)
+    told.wait()
+    signal.signal(signal.SIGTERM, original)
+    signal.raise_signal(signal.SIGTERM)
+
+def start_anew():
+    worker = multiprocessing.get_context("spawn").Process(target=serve)
+    worker.start()
+    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+    worker.join()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.raise_signal(-worker.exitcode)
+
+if __name__ == "__main__":
+    {"work": work, "serve": serve, "start_anew": start_anew}[sys.argv[1]]()
+"""
+
+
+@contextlib.contextmanager
+def _ready(
+    folder: Path, powercap: PowercapTree, what: str, before: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A program under ``run`` whose span is finished, and held by us or by the SDK's batch processor."""
+    (folder / "app.py").write_text(_APP)
+    variables = environment_without_settings(
+        OTEL_TRACES_EXPORTER="console",
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_BSP_SCHEDULE_DELAY=str(_SECONDS * 1000),
+        OTEL_LLM_ENERGY_METERS="rapl",
+        OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root),
+    )
+    command = [*before, sys.executable, "-m", "otel_llm_energy.cli", "run", str(folder / "app.py"), what]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("what", ["work", "serve", "start_anew"])
+def test_held_spans_leave_when_a_program_is_ended_by_sigterm(what: str, tmp_path: Path, powercap: PowercapTree) -> None:
+    """One without a handler, one that raises the signal anew, a worker of multiprocessing; all end by the signal."""
+    with _ready(tmp_path, powercap, what) as process:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=_SECONDS)
+    assert process.returncode == -signal.SIGTERM
+    assert said.count('"name": "work"') == 1
+    assert '"llm.energy.joules": ' in said
+
+
+def test_first_process_of_a_container_ends_by_sigterm(tmp_path: Path, powercap: PowercapTree) -> None:
+    """The kernel ends no such process by a signal that it does not handle; the exit code is that of shells."""
+    own_processes = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    with _ready(tmp_path, powercap, "work", own_processes) as process:
+        (first,) = psutil.Process(process.pid).children()
+        os.kill(first.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=_SECONDS)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.count('"name": "work"') == 1
