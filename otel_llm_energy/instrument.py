@@ -36,13 +36,28 @@ class Instrumentation:
         self._undo: list[Callable[[], None]] = []
         if runtime is not None:
             observer = runtime.watch = CallMeter(runtime)
-            runtime.start()
+            if not self._started(runtime):
+                return
             add_observer(observer)
             self._undo = [lambda: remove_observer(observer), *_instrument_clients(options.clients, runtime)]
 
+    def _started(self, runtime: Runtime) -> bool:
+        try:
+            runtime.start()
+        except RuntimeError:  # a container's limit on processes holds for threads, too
+            _logger.warning(
+                "LLM calls are not measured: a thread of ours could not be started. Is there a limit on processes"
+                " (pids.max, ulimit -u)?",
+                exc_info=True,
+            )
+            runtime.stop()
+            self._runtime = None
+            return False
+        return True
+
     @property
     def active(self) -> bool:
-        """Calls are measured; not so after `uninstrument`, or with ``OTEL_SDK_DISABLED``."""
+        """Calls are measured; not so after `uninstrument`, with ``OTEL_SDK_DISABLED``, or without threads."""
         return self._runtime is not None
 
     def _warn_of_unheeded(

@@ -37,8 +37,9 @@ class Poller:
             # Made together and by the names of now: gevent may have replaced both since `__init__`, or since this
             # module was imported, and a green thread that waits at a queue of the other kind would stop all others.
             self._wakes = _new_queue()
-            self._thread = threading.Thread(target=self._run, name=f"otel-llm-energy {self._name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"otel-llm-energy {self._name}", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def wake(self) -> None:
         """Do it now."""

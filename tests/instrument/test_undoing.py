@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import ollama
 import openai
@@ -24,6 +25,7 @@ import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
 from otel_llm_energy.instrument import _registry_lock, active_runtime
+from otel_llm_energy.meters import RaplMeter
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import settings
 from otel_llm_energy.tracing.claims import Claim
@@ -54,6 +56,38 @@ def new_threads() -> Callable[[], list[str]]:
 
 def until_metered(energy: Instrumentation) -> None:
     until(lambda: bool(energy.status().channels))
+
+
+@pytest.mark.parametrize("thread", ["discovery", "servers", "board", "settling", "joining"])
+def test_app_goes_on_unmeasured_when_no_thread_can_be_started(
+    thread: str,
+    tmp_path: Path,
+    provider: TracerProvider,
+    powercap: PowercapTree,
+    new_threads: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where a container limits its processes: a warning says so, nothing is raised, and no other thread is left."""
+    start = threading.Thread.start
+
+    def refuse(one: threading.Thread) -> None:
+        if one.name == f"otel-llm-energy {thread}":
+            raise RuntimeError("can't start new thread")
+        start(one)
+
+    seams = [getattr(owner, name) for owner, name in SEAMS]
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    board = str(tmp_path / "board")
+    energy = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root), board=board)
+    try:
+        assert not energy.active
+        assert energy.force_flush()
+        assert [getattr(owner, name) for owner, name in SEAMS] == seams
+        assert "LLM calls are not measured: a thread of ours could not be started." in caplog.text
+        until(lambda: not new_threads())
+    finally:
+        energy.uninstrument()
 
 
 @pytest.fixture
