@@ -97,8 +97,6 @@ class HttpSource:
         return MeterError(reason, f"{self.shown_url}: {what}.")
 
     def _get(self, consume: Callable[[Iterator[bytes]], T], query: Mapping[str, str] | None) -> Answer[T]:
-        from requests.auth import HTTPBasicAuth
-
         asked_ns = self._clock_ns()
         timeouts = (min(_CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds)
         with (
@@ -106,7 +104,7 @@ class HttpSource:
             session.get(
                 self._url,
                 params=query,
-                auth=None if self._credentials is None else HTTPBasicAuth(*self._credentials),
+                auth=self._auth(),
                 timeout=timeouts,
                 stream=True,
                 allow_redirects=False,
@@ -119,6 +117,16 @@ class HttpSource:
                 raise self.error("meter-http-error", f"answered HTTP {response.status_code}{hint}")
             deadline_ns = asked_ns + int(2 * self._timeout_seconds * NS_PER_SECOND)
             return Answer(asked_ns, answered_ns, consume(self._chunks(response, deadline_ns)))
+
+    def _auth(self) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
+        """``None`` where none was given: then requests looks into the user's .netrc, and would so past a header."""
+        from requests.auth import HTTPBasicAuth
+
+        if self._credentials is not None:
+            return HTTPBasicAuth(*self._credentials)
+        if any(name.lower() == "authorization" for name in self._headers):
+            return lambda request: request
+        return None
 
     def _chunks(self, response: requests.Response, deadline_ns: int) -> Iterator[bytes]:
         # Not iter_content: it waits for whole chunks, however slowly they drip, and unpacks without bound.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,3 +329,18 @@ def test_the_meter_is_closed_when_it_was_never_opened(replay: Replay) -> None:
     meter.close()
     meter.open()
     assert by_channel(meter.read()) == first
+
+
+def test_token_is_sent_when_the_user_keeps_a_password_for_the_host(
+    replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of .netrc does not take its place; it is sent where no other was given."""
+    (tmp_path / "netrc").write_text("default login joule password kept\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    url = replay.url.replace("127.0.0.1", "127.1")  # for which the environment is heeded, as for another host
+    PrometheusMeter(url, instance="one:8080", bearer_token=SECRET).open()
+    assert {headers["Authorization"] for _, headers in replay.requests} == {f"Bearer {SECRET}"}
+    replay.requests.clear()
+    PrometheusMeter(url, instance="one:8080").open()
+    assert {headers["Authorization"] for _, headers in replay.requests} == {"Basic am91bGU6a2VwdA=="}
