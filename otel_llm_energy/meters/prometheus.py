@@ -6,6 +6,7 @@ A range vector (``metric[5m]``) gives each sample as it was scraped, with its ti
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Readin
 SCRAPE_SECONDS = "scrape_duration_seconds"
 """Prometheus' own figure of how long a scrape took; it carries the target's labels alone."""
 
+_PLAIN_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _FAMILIES = COUNTER_FAMILIES | {SCRAPE_SECONDS}
 _PROCESS_FAMILIES = frozenset({POWER, MEMORY})
 _NOT_THE_HOSTS = frozenset({"__name__", "value_source"})  # other labels of the host's counter tell hosts apart
@@ -251,7 +253,7 @@ class PrometheusMeter:
     def _ask(self, families: Iterable[str], back_seconds: int) -> _Scrapes:
         """All that was scraped in the last seconds."""
         names = "|".join(sorted(families))
-        matchers = "".join(f",{name}={json.dumps(value)}" for name, value in sorted(self._host.items()))
+        matchers = "".join(f",{_matcher(name, value)}" for name, value in sorted(self._host.items()))
         found = _Scrapes({}, {})
         for series in self._query(f'{{__name__=~"{names}"{matchers}}}[{back_seconds}s]'):
             labels = {str(name): str(value) for name, value in _mapping(series.get("metric")).items()}
@@ -335,6 +337,16 @@ class _ClockDifference:
     def here(self, there_ns: int) -> int:
         """That time there on our clock."""
         return there_ns - min(self._looks)[1]
+
+
+def _matcher(name: str, value: str) -> str:
+    """A label in PromQL. Since version 3 a name may be any text (``k8s.node.name``), in quotes then."""
+    shown = name if _PLAIN_NAME.fullmatch(name) else _quoted(name)
+    return f"{shown}={_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # of JSON's escapes PromQL takes all but those of surrogates
 
 
 def _values(series: Mapping[str, Any]) -> Iterator[tuple[int, float]]:

@@ -10,7 +10,7 @@ from otel_llm_energy.meters.prometheus import PrometheusMeter
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scaphandre_stream import ScaphandreStream
 
-_LABEL_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_LABEL_NAME = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 
 
 def meter_at(url: str) -> Meter:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).with_name("fixtures") / "prometheus.json").read_text())
 _SELECTOR = re.compile(r"\{(.*)\}\[(\d+)s\]")
-_MATCHER = re.compile(r'(\w+)(=~|=)"((?:[^"\\]|\\.)*)"')
+_MATCHER = re.compile(r'(\w+|"[\w.]+")(=~|=)"((?:[^"\\]|\\.)*)"')
 
 
 class Replay:
@@ -83,7 +83,7 @@ class Replay:
         for each in self.series:
             shifted = [[at + self.ahead_seconds, text] for at, text in each["values"]]
             values = [value for value in shifted if first < value[0] <= now]
-            if values and all(_matches(each["metric"], *matcher) for matcher in matchers):
+            if values and all(_matches(each["metric"], name.strip('"'), *rest) for name, *rest in matchers):
                 result.append({"metric": each["metric"], "values": values})
         return {"resultType": "matrix", "result": result}
 

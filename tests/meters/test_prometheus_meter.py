@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -344,3 +345,17 @@ def test_token_is_sent_when_the_user_keeps_a_password_for_the_host(
     replay.requests.clear()
     PrometheusMeter(url, instance="one:8080").open()
     assert {headers["Authorization"] for _, headers in replay.requests} == {"Basic am91bGU6a2VwdA=="}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_host_is_found_when_its_labels_are_not_plain_words(named: bool, replay: Replay) -> None:
+    """PromQL has quotes around a name with dots, as OpenTelemetry's are, and no escapes of surrogates."""
+    replay.keep("one:8080")
+    for each in replay.series:
+        each["metric"] = {**each["metric"], "k8s.node.name": "gpu-\N{ROCKET}"}
+    url = f"prometheus+{replay.url}" + ("?k8s.node.name=gpu-%F0%9F%9A%80" if named else "")
+    meter = meter_at(url)
+    meter.open()
+    meter.read()
+    queries = [parse_qs(urlsplit(path).query)["query"][0] for path, _ in replay.requests]
+    assert '"k8s.node.name"="gpu-\N{ROCKET}"' in queries[-1]
