@@ -20,6 +20,7 @@ from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
 from otel_llm_energy.servers.activity import CpuActivity
 from otel_llm_energy.servers.figures import FigureActivity
+from otel_llm_energy.servers.own_process import is_process, resolve_process
 from otel_llm_energy.servers.resolve import resolve, resolve_named
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.settings import OPTIONS, Settings
@@ -28,7 +29,7 @@ from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS
 from otel_llm_energy.tracing.seat import Seat
-from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity
+from otel_llm_energy.tracing.server_watch import Activity
 from otel_llm_energy.tracing.sharing import Metering, Rules
 from otel_llm_energy.tracing.station import Station
 from otel_llm_energy.version import __version__
@@ -236,8 +237,8 @@ def _names_process(spec: str | Meter) -> TypeGuard[str]:
 
 
 def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
-    if host == THIS_PROCESS:
-        return resolve_named(f"pid:{port}")
+    if is_process(host):
+        return resolve_process(host, port)
     for address, spec in names.items():
         if address.matches(host, port):
             return resolve_named(spec)

@@ -10,14 +10,12 @@ from typing import Protocol, runtime_checkable
 
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.gpu_activity import GpuActivity
+from otel_llm_energy.servers.own_process import is_process
 from otel_llm_energy.servers.programs import is_llama_cpp
 from otel_llm_energy.servers.props import slots_told
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
-
-THIS_PROCESS = "process"
-"""Stands in an address for a host; the process's number stands for the port."""
 
 ACTIVITY_GAP_NS = NS_PER_SECOND // 4
 _NAMES_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
@@ -214,7 +212,7 @@ class ServerWatch:
         self._activity.watch(server)
         self._gpus.watch(server)
         self._books.set_server(key, slots=server.slots, caution=caution)
-        if server.pid is not None and host != THIS_PROCESS and not is_unix_socket(host):
+        if server.pid is not None and not is_process(host) and not is_unix_socket(host):
             self._to_name.append((key, host, port, server))
         if server.reason is not None:
             _logger.info("%s", server.message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -15,6 +14,7 @@ from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.servers.own_process import this_process
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
@@ -22,7 +22,7 @@ from otel_llm_energy.tracing.clocks import SleepWatch
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.reader import MeterReader, ReadingListener
 from otel_llm_energy.tracing.seat import Seat
-from otel_llm_energy.tracing.server_watch import THIS_PROCESS, Activity, ServerWatch
+from otel_llm_energy.tracing.server_watch import Activity, ServerWatch
 from otel_llm_energy.tracing.sharing import Metering
 from otel_llm_energy.troubles import Troubles
 
@@ -217,11 +217,12 @@ class Station:
         The first time it is found and sampled at once, in the caller's thread, which takes some ms: a sample that came
         later would miss the beginning, and there is no server's idleness before it to go by.
         """
-        self._servers.key(THIS_PROCESS, os.getpid())
+        host, pid = this_process()
+        self._servers.key(host, pid)
         if self._servers.unresolved and (self.seat is None or self.seat.leads):
             self._servers.final = True  # however short the time since the last sample, which knew nothing of us
             self._servers.sample()
-        self.open(claim, THIS_PROCESS, os.getpid(), "", reports=False)
+        self.open(claim, host, pid, "", reports=False)
 
     def read_edge(self) -> None:
         """Take a reading at a call's edge, of those meters for which it is cheap."""

@@ -154,6 +154,18 @@ def test_forked_child_is_a_member_of_its_own(workers: Crew) -> None:
     assert_adds_up(both)
 
 
+def test_work_of_a_member_is_not_taken_for_that_of_another_container(workers: Crew) -> None:
+    """Both have a process 1. Who reads the meters cannot see what the other's does, and the bill says so."""
+    holder, member = workers.hire_in_container(), workers.hire_in_container()
+    until(lambda: holder.tell("status")["members"] == 1 and bool(holder.tell("status")["channels"]))
+    holder.tell("work 100")
+    member.tell("work 500")
+    assert member.tell("flush")
+    assert holder.tell("flush")
+    assert member.finish().reasons == {"part-unknown"}
+    assert holder.finish().reasons <= {"coarse-meter"}
+
+
 @pytest.mark.e2e
 def test_processes_of_different_settings_say_so(workers: Crew) -> None:
     """Each measures alone, neither sees the other's calls, and the bills of both are degraded for it."""

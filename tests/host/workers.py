@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,9 @@ _SECONDS = 30.0
 class Worker:
     """One process; see ``apps/worker.py`` for what it can be told."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], before: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT)],
+            [*before, sys.executable, str(_SCRIPT)],
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -34,7 +34,8 @@ class Worker:
             text=True,
         )
         self.pid = self._process.pid
-        assert self._answer() == self.pid
+        said = self._answer()
+        assert before or said == self.pid
 
     def tell(self, command: str) -> Any:
         """Have it do something; its answer."""
@@ -128,6 +129,13 @@ class Crew:
     def hire(self, **settings: str) -> Worker:
         """One more."""
         worker = Worker({**self.environment, **settings})
+        self.workers.append(worker)
+        return worker
+
+    def hire_in_container(self) -> Worker:
+        """One more, among processes of its own, of which it is the first."""
+        own_processes = ["--map-root-user", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        worker = Worker(self.environment, ["unshare", *own_processes])
         self.workers.append(worker)
         return worker
 

@@ -13,6 +13,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers import Server
+from otel_llm_energy.servers.own_process import this_process
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.server_watch import ServerWatch
@@ -84,7 +85,7 @@ def test_sample_does_not_wait_for_itself_when_a_collection_within_it_asks_for_on
 
     def resolve(host: str, port: int) -> Server:
         if not inner:
-            watch.key("process", 7)
+            watch.key(*this_process())
             inner.append(watch.sample())
         return OLLAMA
 

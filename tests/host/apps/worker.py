@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 from openai import OpenAI
@@ -42,6 +43,14 @@ def ask(count: int, tokens: int) -> None:
 def begin(count: int, tokens: int) -> None:
     asking.append(threading.Thread(target=ask, args=(count, tokens), daemon=True))
     asking[-1].start()
+
+
+def work(milliseconds: int) -> None:
+    """Of this process itself."""
+    until_ns = time.thread_time_ns() + milliseconds * 1_000_000
+    with otel_llm_energy.measure("work"):
+        while time.thread_time_ns() < until_ns:
+            sum(range(1000))
 
 
 def status() -> dict[str, Any]:
@@ -91,6 +100,9 @@ for line in sys.stdin:
         answer(True)
     elif command == "begin":
         begin(*map(int, numbers))
+        answer(True)
+    elif command == "work":
+        work(*map(int, numbers))
         answer(True)
     elif command == "wait":
         for thread in asking:
