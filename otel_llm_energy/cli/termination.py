@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 _FLUSH_SECONDS = 8.0  # `docker stop` and supervisord kill who has not ended in 10 s
+_AGAIN_SECONDS = 0.05
 _TERMINATED = 128 + signal.SIGTERM  # exit code, as shells have it
+_TELEMETRY = ("otel_llm_energy.", "opentelemetry.sdk.", "opentelemetry.exporter.")
+_AROUND_THE_PROGRAM = ("otel_llm_energy.cli.", "otel_llm_energy.by_hand")
 
 
 def flush_at_sigterm(flush: Callable[[int], object]) -> None:
@@ -21,8 +25,13 @@ def flush_at_sigterm(flush: Callable[[int], object]) -> None:
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
+    first_seconds: list[float] = []
 
     def end(number: int, frame: FrameType | None) -> None:
+        first_seconds.append(time.monotonic())
+        overdue = first_seconds[-1] - first_seconds[0] > _FLUSH_SECONDS
+        if not overdue and _amid_telemetry(frame) and _told_again(number):
+            return
         signal.signal(number, lambda number, frame: None)  # GNU timeout sends it twice
         try:
             _run_for(_FLUSH_SECONDS, flush)
@@ -34,8 +43,29 @@ def flush_at_sigterm(flush: Callable[[int], object]) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def _amid_telemetry(frame: FrameType | None) -> bool:
+    """Whether the program was interrupted while it held a span on or flushed: with locks that a flush needs, too."""
+    while frame is not None:
+        module = f"{frame.f_globals.get('__name__', '')}."
+        if module.startswith(_TELEMETRY) and not module.startswith(_AROUND_THE_PROGRAM):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _told_again(number: int) -> bool:
+    """Have the signal come again soon, when the program has gone on; False if no thread can be started."""
+    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _run_for(seconds: float, flush: Callable[[int], object]) -> None:
-    """In another thread: this one may hold, wherever the signal met it, a lock that the flush needs."""
+    """In another thread: this one may still hold, wherever the signal met it, a lock that the flush needs."""
     thread = threading.Thread(target=flush, args=(int(seconds * 1000),), name="otel-llm-energy sigterm", daemon=True)
     thread.start()
     thread.join(seconds)

@@ -18,8 +18,11 @@ from tests.support.powercap import PowercapTree
 
 _SECONDS = 60
 _APP = """
-import multiprocessing, signal, sys, threading
+import multiprocessing, os, signal, sys, threading
 import otel_llm_energy
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
 def work():
     with otel_llm_energy.measure("work"):
@@ -46,8 +49,26 @@ def start_anew():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(-worker.exitcode)
 
+def flush():
+    "The signal comes while the SDK exports, and holds the lock of its exports."
+    class Exporter(ConsoleSpanExporter):
+        def export(self, spans):
+            print("ready", flush=True)
+            sys.stdin.readline()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().export(spans)
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Exporter()))
+    trace.set_tracer_provider(provider)
+    otel_llm_energy.instrument(tracer_provider=provider)
+    with otel_llm_energy.measure("work"):
+        sum(range(10**6))
+    provider.force_flush()
+    threading.Event().wait()
+
 if __name__ == "__main__":
-    {"work": work, "serve": serve, "start_anew": start_anew}[sys.argv[1]]()
+    {"flush": flush, "work": work, "serve": serve, "start_anew": start_anew}[sys.argv[1]]()
 """
 
 
@@ -65,7 +86,7 @@ def _ready(
         OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root),
     )
     command = [*before, sys.executable, "-m", "otel_llm_energy.cli", "run", str(folder / "app.py"), what]
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -83,6 +104,14 @@ def test_held_spans_leave_when_a_program_is_ended_by_sigterm(what: str, tmp_path
     assert process.returncode == -signal.SIGTERM
     assert said.count('"name": "work"') == 1
     assert '"llm.energy.joules": ' in said
+
+
+def test_span_leaves_when_sigterm_meets_the_program_as_it_exports(tmp_path: Path, powercap: PowercapTree) -> None:
+    """The export goes on before the flush waits for it, as where a pool ends workers that are at their exit."""
+    with _ready(tmp_path, powercap, "flush") as process:
+        said, _ = process.communicate("\n", timeout=_SECONDS)
+    assert process.returncode == -signal.SIGTERM
+    assert said.count('"name": "work"') == 1
 
 
 def test_first_process_of_a_container_ends_by_sigterm(tmp_path: Path, powercap: PowercapTree) -> None:
