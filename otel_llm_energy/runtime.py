@@ -210,6 +210,7 @@ class Runtime:
         elsewhere = [each for station in named for each in channel_statuses(station, named=True)]
         left_out = tuple(one for station in self.desk.stations for one in station.left_out)
         servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
+        servers = {**self._directory.elsewhere(), **servers}
         board = None if local.seat is None else local.seat.status
         return Status((*channel_statuses(local), *elsewhere), left_out, servers, self.joining.state, board)
 

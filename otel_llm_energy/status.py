@@ -94,7 +94,9 @@ class Status:
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
         for key, server in self.servers.items():
             address = key.removesuffix(":0")  # a Unix socket has no port
-            lines.append(f"server {address}: {server.name} {server.message}".rstrip())
+            name = "" if server.name == address else server.name
+            message = server.message.removeprefix(f"{address}: ")
+            lines.append(" ".join(filter(None, (f"server {address}:", name, message))))
         return "\n".join(lines)
 
 

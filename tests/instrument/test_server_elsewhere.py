@@ -129,6 +129,20 @@ def test_one_exporter_is_asked_once_when_it_serves_two_servers(
     assert not [text for text in told if "hush" in text]
 
 
+def test_status_names_a_server_elsewhere_and_the_setting_when_nothing_meters_it(
+    provider: TracerProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls are `remote`; who asks why must find the address there, and what to write for it, once."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://gpu-box.example:8000/v1")
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters="cpu-estimate")
+    try:
+        (line,) = (line for line in str(handle.status()).splitlines() if "gpu-box" in line)
+    finally:
+        handle.uninstrument()
+    assert line.startswith("server gpu-box.example:8000: is on another machine, and no meter is named for it")
+    assert "servers={'gpu-box.example:8000': 'http://HOST:8080/metrics#PROCESS'}" in line
+
+
 def test_two_hosts_are_told_apart_when_their_counters_have_the_same_names(
     provider: TracerProvider, tmp_path: Path
 ) -> None:
