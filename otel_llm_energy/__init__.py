@@ -6,6 +6,14 @@
     otel_llm_energy.instrument()
 """
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "otel-llm-energy runs on Linux only: this is Windows, where neither its meters nor /proc are there. Run the app"
+        " in WSL 2 or a container, or import it only where sys.platform is 'linux'."
+    )
+
 from otel_llm_energy.by_hand import measure
 from otel_llm_energy.instrument import Instrumentation, instrument, measure_idle
 from otel_llm_energy.meters import (
