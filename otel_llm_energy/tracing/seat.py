@@ -65,9 +65,10 @@ class SeatStatus:
         if self.role == "alone":
             return f"works alone. {self.message}"
         if self.role == "holder":
-            others = {0: "no other process", 1: "1 other process"}.get(self.members, f"{self.members} other processes")
+            others = "1 other process" if self.members == 1 else f"{self.members} other processes"
+            whom = f"for itself and {others}" if self.members else "for itself alone so far"
             trouble = f". {self.message}" if self.message else ""
-            return f"reads the meters, for {others} too ({self.folder}){trouble}"
+            return f"reads the meters {whom} ({self.folder}){trouble}"
         holder = "a process that is being looked for" if self.holder_pid is None else f"process {self.holder_pid}"
         return f"is metered by {holder} ({self.folder})"
 
