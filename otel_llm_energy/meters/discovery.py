@@ -41,17 +41,19 @@ class OpenMeter:
 class LeftOut:
     """A meter that is not read, and why: the slug that a span may show, and a sentence for people.
 
-    The name of one that is read for another machine's servers ends in ``of HOST``.
+    The name of one that is read for another machine's servers ends in ``of HOST``. ``by_address`` says that the user
+    gave this very meter, or its URL, and no name such as ``scaphandre``.
     """
 
     name: str
     reason: str
     message: str
+    by_address: bool = False
 
     @property
     def mend(self) -> str:
         """The line of configuration, or the command, that would bring it back; empty where there is none."""
-        return mending(self.name, self.reason, self.message)
+        return mending(self.name, self.reason, self.message, by_address=self.by_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def discover(
                 opened.append(_open(meter, opened))
                 break
             except MeterError as error:
-                left_out.append(LeftOut(meter.name, error.reason, str(error)))
+                left_out.append(LeftOut(meter.name, error.reason, str(error), alternatives.by_address))
                 _logger.debug("meter %s is left out: %s", meter.name, error)
     return Discovery(tuple(opened), tuple(left_out))
 
@@ -132,14 +134,15 @@ class _Alternatives(NamedTuple):
 
     meters: Sequence[Meter]
     unless_measured: bool = False
+    by_address: bool = False
 
 
 def _steps(name_or_meter: str | Meter, makers: Mapping[str, Callable[[], Meter]], nvidia: bool) -> list[_Alternatives]:
     """What to open, one after another, for one of the user's wishes."""
     if not isinstance(name_or_meter, str):
-        return [_Alternatives([name_or_meter])]
+        return [_Alternatives([name_or_meter], by_address=True)]
     if "://" in name_or_meter:
-        return [_Alternatives([meter_at(name_or_meter)])]
+        return [_Alternatives([meter_at(name_or_meter)], by_address=True)]
     if name_or_meter != AUTO and name_or_meter not in makers:
         choices = ", ".join((AUTO, *NAMES))
         raise ValueError(f"meters: {name_or_meter!r} is no meter. Choose from {choices}.")

@@ -33,15 +33,18 @@ _BY_REASON: Final[Mapping[str, str]] = {
     "meter-ambiguous": "prometheus+http://host:9090?instance=HOST:8080   (one of the hosts that are named)",
     "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
 }
+_FOR_THE_NAME: Final = "export OTEL_LLM_ENERGY_SCAPHANDRE_URL="
+_FOR_AN_ADDRESS: Final = "in meters=, or by export OTEL_LLM_ENERGY_METERS="
 
 
-def mending(name: str, reason: str, message: str) -> str:
+def mending(name: str, reason: str, message: str, *, by_address: bool = False) -> str:
     """The line for a meter of this name that was left out for this reason; empty where there is none.
 
     Args:
         name: of the meter, as in `Meter.name`; one of another machine has a longer one.
         reason: the slug.
         message: begins with the place that could not be read, and a colon.
+        by_address: the user gave the meter's own address; the setting for the name ``scaphandre`` does not change it.
     """
     line = _BY_METER.get((name, reason)) or _BY_REASON.get(reason, "")
     place = message.partition(": ")[0]
@@ -50,4 +53,6 @@ def mending(name: str, reason: str, message: str) -> str:
         if address.hostname not in LOOPBACK_HOSTS:
             return ""  # nothing that is started here would answer there
         line = line.replace("{port}", str(address.port or 80))
+    if by_address:
+        line = line.replace(_FOR_THE_NAME, _FOR_AN_ADDRESS)
     return line.replace("{place}", shlex.quote(place))

@@ -140,7 +140,7 @@ class Station:
         """Another process reads these meters; read what is cheap at calls' edges."""
         known = None if self.holder_state is None else _channel_ids(self.holder_state)
         self.holder_state = state
-        self.left_out = [LeftOut(*each) for each in state.left_out]
+        self.left_out = [LeftOut(name, reason, message) for name, reason, message in state.left_out]
         if known != _channel_ids(state):
             self.rest()
             self.meters = list(self._edge_readers(_channel_ids(state)))

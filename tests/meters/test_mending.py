@@ -61,3 +61,11 @@ def test_the_exporter_is_started_at_its_address_when_that_is_this_machines(url: 
     """One that is started here would not answer elsewhere."""
     mend = LeftOut("scaphandre", "meter-refused", f"{url}: no connection.").mend
     assert mend.partition("   ")[0] == line
+
+
+def test_the_setting_that_was_used_is_named_when_an_address_was_given() -> None:
+    """The address of the name ``scaphandre`` changes nothing for a meter that was given by its own."""
+    one = left_out(f"http://127.0.0.1:{free_port()}/metrics")
+    assert "OTEL_LLM_ENERGY_METERS=http://" in one.mend
+    assert "OTEL_LLM_ENERGY_SCAPHANDRE_URL" not in one.mend
+    assert "OTEL_LLM_ENERGY_SCAPHANDRE_URL" in LeftOut(one.name, one.reason, one.message).mend
