@@ -37,4 +37,5 @@ for span in finished:
     attributes = span.attributes or {}
     joules = attributes.get("llm.energy.joules", attributes.get("llm.energy.subtree_joules"))
     mark = "  " if span.parent else "Σ "
-    print(f"{mark}{span.name:<24}{joules:10.4g} J  {attributes.get('llm.energy.quality', '')}".rstrip())
+    words = " ".join(str(attributes.get(f"llm.energy.{name}", "")) for name in ("quality", "reason"))
+    print(f"{mark}{span.name:<24}{joules:10.4g} J  {words}".rstrip())
