@@ -222,9 +222,9 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "servers",
         {},
-        "addresses ('host:port', 'host', ':port', or the path of a Unix socket) with 'pid:4711', 'name:ollama', a "
-        "meter, or its URL and, after a #, which of its processes the server is: "
-        f"http://host:8080/metrics#ollama ({METER_URLS})",
+        "{address: server}, in the variable ADDRESS=SERVER,... An address is 'host:port', 'host', ':port' (without "
+        "http://), or the path of a Unix socket. A server is 'pid:4711', 'name:ollama', a meter, or its URL and, after "
+        f"a #, which of its processes the server is: http://host:8080/metrics#ollama ({METER_URLS})",
         "Who answers at an address, where it is not the process that listens there on this machine. The address is "
         "written as the client calls it: localhost is not 127.0.0.1.",
         _servers,

@@ -144,6 +144,16 @@ def test_wrong_variable_warns_once_in_the_same_words_and_says_the_fallback(
     assert message.endswith(f" Using {option.default!r}." if option.default is not None else " It is left out.")
 
 
+def test_form_of_the_variable_and_of_an_address_is_told_when_a_server_is_named_by_its_url(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The likeliest mistakes: the client's base_url for the address, and an address without a server."""
+    with pytest.raises(SettingError, match=r"An address is 'host:port', .* \(without http://\)"):
+        settings({}, servers={"http://gpu-box:8000": "name:ollama"})
+    settings({"OTEL_LLM_ENERGY_SERVERS": "gpu-box:8000"})
+    assert "in the variable ADDRESS=SERVER,..." in caplog.text
+
+
 def test_unknown_keyword_is_refused_when_it_is_no_option() -> None:
     """A misspelt option must not be ignored in silence."""
     with pytest.raises(TypeError, match="max_holding"):
