@@ -14,8 +14,8 @@ REASONS: Final[Mapping[str, str]] = {
     "late": "the server named its working time after the energy of that time was shared out",
     "board-unusable": "processes of this host cannot share their metering, and others may call the same server",
     "board-mismatch": "a process of this host has other settings or another version; neither sees the other's calls",
-    "relay": "what listens at the address passes calls on, or hardly worked meanwhile; who works is not known, or was "
-    "only seen behind it",
+    "relay": "what listens at the address passes calls on to another server, or hardly worked meanwhile; who did the "
+    "work is not known for certain",
     "not-listening": "nothing listens at the address here, though it answered: the network passes calls on",
     "max-hold": "the reading that covers the call did not come within max_hold",
     "hold-limit": "too many spans were held",
