@@ -96,7 +96,10 @@ def _verdict(status: Status) -> str:
     if works(status):
         return "LLM calls on this machine get measured joules."
     if measured(status):
-        return "A meter is there, but gives no energy just now."
+        return (
+            "A meter is there, but gives no energy just now. See that what feeds it runs, or name another one by"
+            " OTEL_LLM_ENERGY_METERS."
+        )
     if status.channels:
         return "Nothing is measured here: LLM calls on this machine get estimates that say so."
     return "Nothing is measured here: LLM calls on this machine get no joules, and say so."
