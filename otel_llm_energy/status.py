@@ -96,7 +96,8 @@ class Status:
             address = key.removesuffix(":0")  # a Unix socket has no port
             name = "" if server.name == address else server.name
             message = server.message.removeprefix(f"{address}: ")
-            lines.append(" ".join(filter(None, (f"server {address}:", name, message))))
+            pid = "" if server.pid is None or f"pid {server.pid}" in message else f"(pid {server.pid})"
+            lines.append(" ".join(filter(None, (f"server {address}:", name, pid, message))))
         return "\n".join(lines)
 
 

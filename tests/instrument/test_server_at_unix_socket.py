@@ -44,7 +44,7 @@ def test_call_is_billed_to_the_sockets_process_when_its_url_says_localhost(
         energy.force_flush()
         status = energy.status()
     assert status.servers[f"{path}:0"].pid == server.pid
-    assert f"server {path}: model_at_socket" in str(status)
+    assert f"server {path}: model_at_socket (pid {server.pid})" in str(status)
     said = calls(exporter)[1].attributes or {}
     assert (said[names.SCOPE], said["server.address"]) == ("process", str(path))
     assert said[names.ABOVE_IDLE_JOULES] == pytest.approx(_WATTS_PER_CPU * _WORK_SECONDS, rel=0.15)
