@@ -13,7 +13,7 @@ _FLUSH_SECONDS = 8.0  # `docker stop` and supervisord kill who has not ended in 
 _AGAIN_SECONDS = 0.05
 _TERMINATED = 128 + signal.SIGTERM  # exit code, as shells have it
 _TELEMETRY = ("otel_llm_energy.", "opentelemetry.sdk.", "opentelemetry.exporter.")
-_AROUND_THE_PROGRAM = ("otel_llm_energy.cli.", "otel_llm_energy.by_hand")
+_AROUND_THE_PROGRAM = ("otel_llm_energy.cli.", "otel_llm_energy.tracing.measured_functions.")
 
 
 def flush_at_sigterm(flush: Callable[[int], object]) -> None:
@@ -30,7 +30,7 @@ def flush_at_sigterm(flush: Callable[[int], object]) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         first_seconds.append(time.monotonic())
         overdue = first_seconds[-1] - first_seconds[0] > _FLUSH_SECONDS
-        if not overdue and _amid_telemetry(frame) and _told_again(number):
+        if not overdue and amid_telemetry(frame) and _told_again(number):
             return
         signal.signal(number, lambda number, frame: None)  # GNU timeout sends it twice
         try:
@@ -41,16 +41,6 @@ def flush_at_sigterm(flush: Callable[[int], object]) -> None:
             os._exit(_TERMINATED)  # the first process of a container is not ended by it
 
     signal.signal(signal.SIGTERM, end)
-
-
-def _amid_telemetry(frame: FrameType | None) -> bool:
-    """Whether the program was interrupted while it held a span on or flushed: with locks that a flush needs, too."""
-    while frame is not None:
-        module = f"{frame.f_globals.get('__name__', '')}."
-        if module.startswith(_TELEMETRY) and not module.startswith(_AROUND_THE_PROGRAM):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _told_again(number: int) -> bool:
@@ -69,3 +59,13 @@ def _run_for(seconds: float, flush: Callable[[int], object]) -> None:
     thread = threading.Thread(target=flush, args=(int(seconds * 1000),), name="otel-llm-energy sigterm", daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+def amid_telemetry(frame: FrameType | None) -> bool:
+    """Whether the program was interrupted while it held a span on or flushed: with locks that a flush needs, too."""
+    while frame is not None:
+        module = f"{frame.f_globals.get('__name__', '')}."
+        if module.startswith(_TELEMETRY) and not module.startswith(_AROUND_THE_PROGRAM):
+            return True
+        frame = frame.f_back
+    return False

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import operator
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Protocol, SupportsIndex, TypeVar
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
+from opentelemetry.context import Context, attach, create_key, get_current, set_value
 from opentelemetry.trace import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy.tracing.claims import Claim, Whole
 from otel_llm_energy.tracing.gate import Gate
+from otel_llm_energy.tracing.measured_functions import measured, undo
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,6 +49,7 @@ class Measurement:
 
     Attributes:
         span: of the stretch, from its begin on.
+        context: the one in which it is the current span.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Measurement:
         self._attributes = dict(attributes or {})
         self._find_runtime = runtime
         self._runtime: MeasuringRuntime | None = None
-        self._context = Context()
+        self.context = Context()
         self._outer: Measurement | None = None
         self._token: Any = None
         self._lock = threading.RLock()  # an abandoned stream within may end, and resume us, at any allocation
@@ -93,13 +93,13 @@ class Measurement:
     def __enter__(self) -> Measurement:
         """Begin. Raises `RuntimeError` if it has begun before: it stands for one span."""
         self._begin()
-        self._token = attach(self._context)
+        self._token = attach(self.context)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _undo(self._token)
+        undo(self._token)
         self._end(error)
 
     async def __aenter__(self) -> Measurement:
@@ -115,25 +115,7 @@ class Measurement:
 
         A generator is measured from its first step to its end, with what its consumer does in between.
         """
-        if inspect.isasyncgenfunction(function):
-            return self._around_steps_async(function)
-        if inspect.isgeneratorfunction(function):
-            return self._around_steps(function)
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def measured_async(*args: Any, **kwargs: Any) -> Any:
-                with self._again():
-                    return await function(*args, **kwargs)
-
-            return measured_async  # type: ignore[return-value]  # the same signature
-
-        @functools.wraps(function)
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return function(*args, **kwargs)
-
-        return measured  # type: ignore[return-value]
+        return measured(function, self._again)
 
     def pause(self) -> None:
         """Something within is at work in this process, and has a claim of its own."""
@@ -149,58 +131,9 @@ class Measurement:
             if self._within == 0:
                 self._open()
 
-    def _around_steps(self, function: _Function) -> _Function:
-        """A consumer, which may run others in between, never has our span as the current one."""
-
-        @functools.wraps(function)
-        def measured_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            measurement, steps = self._again(), function(*args, **kwargs)
-            with measurement._from_begin_to_end():
-                advance, value = steps.send, None
-                while True:
-                    token = attach(measurement._context)
-                    try:
-                        step = advance(value)
-                    except StopIteration as end:
-                        return end.value
-                    finally:
-                        detach(token)
-                    try:
-                        advance, value = steps.send, (yield step)
-                    except BaseException as error:  # noqa: BLE001 - the generator's to handle, a close among them
-                        advance, value = steps.throw, error
-
-        return measured_steps  # type: ignore[return-value]
-
-    def _around_steps_async(self, function: _Function) -> _Function:
-        @functools.wraps(function)
-        async def measured_steps(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            measurement, steps = self._again(), function(*args, **kwargs)
-            with measurement._from_begin_to_end():
-                advance, value = steps.asend, None
-                while True:
-                    token = attach(measurement._context)
-                    try:
-                        step = await advance(value)
-                    except StopAsyncIteration:
-                        return
-                    finally:
-                        _undo(token)
-                    try:
-                        advance, value = steps.asend, (yield step)
-                    except GeneratorExit:
-                        # When an event loop ends it closes both, in any order. What is closed already does not raise
-                        # what is thrown into it; what is being closed cannot be closed twice.
-                        if not steps.ag_running:
-                            await steps.aclose()
-                        raise
-                    except BaseException as error:  # noqa: BLE001
-                        advance, value = steps.athrow, error
-
-        return measured_steps  # type: ignore[return-value]
-
     @contextmanager
-    def _from_begin_to_end(self) -> Iterator[None]:
+    def apart_from_context(self) -> Iterator[None]:
+        """From its begin to its end; who wants its span to be the current one attaches `context` meanwhile."""
         self._begin()
         try:
             yield
@@ -217,7 +150,7 @@ class Measurement:
         tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
         outside = get_current()
         self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
-        self._context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
+        self.context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
         self._outer = measurement_in(outside)
         if self._outer is not None:
             self._outer.pause()
@@ -240,7 +173,7 @@ class Measurement:
         claim = self._claim = Claim(self.span.get_span_context())
         claim.own_attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
         for gate in self._runtime.gates:
-            gate.bind(self.span, claim, self._context)
+            gate.bind(self.span, claim, self.context)
         self._runtime.open_here(claim)
 
     def _close(self, *, last: bool = False) -> None:
@@ -264,16 +197,6 @@ class Measurement:
             self.span.set_attribute("error.type", type(error).__qualname__)
             self.span.set_status(Status(StatusCode.ERROR))
         self.span.end()
-
-
-def _undo(token: Any) -> None:
-    """Undo an `attach`.
-
-    Where each step of a generator runs in a context of its own, or what was thrown away is closed in another one, there
-    is nothing to undo, and OpenTelemetry's `detach` would log an error.
-    """
-    with suppress(ValueError):
-        token.var.reset(token)
 
 
 def _counted(count: SupportsIndex | None) -> int | None:

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
+import otel_llm_energy
+from otel_llm_energy.cli.termination import amid_telemetry
 from tests.support.children import environment_without_settings
 from tests.support.powercap import PowercapTree
 
@@ -123,3 +127,32 @@ def test_first_process_of_a_container_ends_by_sigterm(tmp_path: Path, powercap: 
         said, _ = process.communicate(timeout=_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
     assert said.count('"name": "work"') == 1
+
+
+@otel_llm_energy.measure("work")
+def _measured() -> bool:
+    return amid_telemetry(sys._getframe())
+
+
+def _measured_steps() -> Iterator[bool]:
+    yield amid_telemetry(sys._getframe())
+
+
+class _Exporter(SpanExporter):
+    """Notes whether its own work is told from the program's."""
+
+    found: bool | None = None
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.found = amid_telemetry(sys._getframe())
+        return SpanExportResult.SUCCESS
+
+
+def test_measured_functions_are_the_programs_own_work() -> None:
+    """A signal that meets one is answered at once; one that meets an export waits for it."""
+    exporter = _Exporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.get_tracer("test").start_span("any").end()
+    (found,) = otel_llm_energy.measure("steps")(_measured_steps)()
+    assert (_measured(), found, exporter.found) == (False, False, True)
