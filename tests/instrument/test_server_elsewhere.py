@@ -79,7 +79,7 @@ def test_a_neighbours_energy_is_not_the_calls_when_scaphandre_tells_the_processe
     truth = MODEL.watts_per_cpu * (1 + MODEL.memory_part) * (after_ns - before_ns) / 1e9
     said = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
     assert {(each[names.SCOPE], each[names.METER]) for each in said} == {("process", "scaphandre")}, said
-    assert sum(float(str(each[names.ABOVE_IDLE_JOULES])) for each in said) == pytest.approx(truth, rel=0.15), said
+    assert sum(float(str(each[names.ABOVE_IDLE_JOULES])) for each in said) == pytest.approx(truth, rel=0.3), said
 
 
 class IdleKnown(ScaphandreMeter):
