@@ -122,6 +122,8 @@ class Seat:
             self._sit_down()
         except BoardError as error:
             self._work_alone(error)
+        except Exception:  # noqa: BLE001 - the thread tries again; nothing of ours raises into the app
+            self._warn_of_failure()
         self._thread.start()
 
     def stop(self) -> None:
@@ -196,9 +198,12 @@ class Seat:
                 except BoardError as error:
                     self._work_alone(error)
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
-                    self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
+                    self._warn_of_failure()
                     self._stopping.wait(PATIENCE_SECONDS)
         self._hand_over()
+
+    def _warn_of_failure(self) -> None:
+        self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
 
     def _sit(self) -> None:
         holding = self._holding
@@ -313,14 +318,11 @@ class Seat:
         folder = self._folder
         assert folder is not None
         holding = Holding(self._rules, self._metering, self._inheritance, self._settle, self._records, folder, turn)
-        if self._leading:
-            self._books.change_ledger(partial(self._inheritance.with_journal, folder=folder, turn=turn))
-        else:
-            board = self._rules.board
-            self._books.change_ledger(partial(self._inheritance.continued, folder=folder, board=board, turn=turn))
-            if isinstance(self._books.ledger, SharedLedger):
-                self._books.metered_elsewhere()
-        turn.clear_earlier()
+        try:
+            self._take_ledger(folder, turn)
+        except BaseException:
+            holding.close()  # or nobody else could hold the board, nor this process at its next try
+            raise
         self._error = None
         self._books.caution = None
         self._holding = holding
@@ -330,6 +332,17 @@ class Seat:
                 self._metering.server_key(server)
         self._lead()
         self._settle()
+        turn.clear_earlier()
+
+    def _take_ledger(self, folder: Folder, turn: Turn) -> None:
+        """Go on with this process's ledger if it has read the meters until now, else with that of the holder before."""
+        if self._leading:
+            self._books.change_ledger(partial(self._inheritance.with_journal, folder=folder, turn=turn))
+            return
+        board = self._rules.board
+        self._books.change_ledger(partial(self._inheritance.continued, folder=folder, board=board, turn=turn))
+        if isinstance(self._books.ledger, SharedLedger):
+            self._books.metered_elsewhere()
 
     def _lead(self) -> None:
         if not self._leading:
