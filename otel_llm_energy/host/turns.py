@@ -18,25 +18,26 @@ class Turn:
     """The right to hold the board, from `succeed` or `overtake` until `end`.
 
     Attributes:
+        folder, board: where the turn's files are, and the name of the board.
         number: 1 and up; the next turn has the next number.
     """
 
     def __init__(self, folder: Folder, board: str, number: int, lock: int) -> None:
-        self._folder = folder
-        self._board = board
+        self.folder = folder
+        self.board = board
         self.number = number
         self._lock = lock
 
     @property
     def name(self) -> str:
         """Its files' names begin with this."""
-        return turn_name(self._board, self.number)
+        return turn_name(self.board, self.number)
 
     @property
     def is_over(self) -> bool:
         """Somebody has taken the next turn meanwhile, or removed the files of this one; or it has ended."""
         lock = self._lock
-        if lock < 0 or self._folder.has(f"{turn_name(self._board, self.number + 1)}.lock"):
+        if lock < 0 or self.folder.has(f"{turn_name(self.board, self.number + 1)}.lock"):
             return True
         try:
             removed = os.fstat(lock).st_nlink == 0
@@ -46,10 +47,10 @@ class Turn:
 
     def clear_earlier(self) -> None:
         """Remove what earlier turns have left behind."""
-        for name in self._folder.names():
-            number = _number(self._board, name)
+        for name in self.folder.names():
+            number = _number(self.board, name)
             if number is not None and number < self.number:
-                self._folder.remove(name)
+                self.folder.remove(name)
 
     def end(self) -> None:
         """Let somebody else have it."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from otel_llm_energy.host.folder import BoardError, Folder
+from otel_llm_energy.host.folder import BoardError
 from otel_llm_energy.host.hub import Hub
 from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.turns import Turn
@@ -16,8 +15,8 @@ from otel_llm_energy.host.wire import Hasten, Hello, Message, Opened, Relieve, S
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing.inheritance import Inheritance
-from otel_llm_energy.tracing.sharing import Metering, Rules
+from otel_llm_energy.tracing.handover import LedgerHandover
+from otel_llm_energy.tracing.sharing import Participant
 from otel_llm_energy.troubles import Troubles
 
 _SAME_CLOCK_NS = 60 * NS_PER_SECOND
@@ -31,12 +30,9 @@ class Holding:
     Its ledger stays the process's own until the first member comes.
 
     Args:
-        rules: what all must agree on.
-        metering: what is shared.
-        inheritance: makes the ledger for several processes.
-        settle: have the books settled soon; for any thread.
-        records: whether this process's metrics are recorded.
-        folder, turn: where, and by which right; the turn ends with this.
+        participant: this process.
+        handover: makes the ledger for several processes.
+        turn: by which right; it ends with this.
 
     Attributes:
         refusal: what the last process that cannot be a member was told, while one is there; else empty.
@@ -46,31 +42,18 @@ class Holding:
         BoardError: nobody can be heard in the folder.
     """
 
-    def __init__(
-        self,
-        rules: Rules,
-        metering: Metering,
-        inheritance: Inheritance,
-        settle: Callable[[], None],
-        records: Callable[[], bool],
-        folder: Folder,
-        turn: Turn,
-    ) -> None:
+    def __init__(self, participant: Participant, handover: LedgerHandover, turn: Turn) -> None:
         self.refusal = ""
         self.is_relieved = False
-        self._rules = rules
-        self._metering = metering
-        self._books = metering.books
-        self._inheritance = inheritance
-        self._settle = settle
-        self._records = records
-        self._folder = folder
+        self._participant = participant
+        self._books = participant.books
+        self._handover = handover
         self._turn = turn
         self._refused: set[int] = set()  # processes, to say it of each once
         self._informed_ns = 0
         self._troubles = Troubles(_logger)
         try:
-            self._hub = Hub(folder, turn.name, self)
+            self._hub = Hub(turn.folder, turn.name, self)
         except BoardError:
             turn.end()
             raise
@@ -111,12 +94,12 @@ class Holding:
         """There are new readings: settle as soon as all members have said what they know."""
         ledger = self._books.ledger
         if not isinstance(ledger, SharedLedger):
-            self._settle()
+            self._participant.settle()
             return
         self._inform(ledger)
         self._hub.ask(ledger.ask())
         if ledger.patience_seconds() is None:
-            self._settle()
+            self._participant.settle()
 
     def say(self, member: str, message: Message) -> None:
         """Say something to one member, if it is there; for any thread."""
@@ -126,7 +109,7 @@ class Holding:
 
     def examine(self, hello: Hello) -> str | None:
         """Why this process cannot be a member; ``None`` if it can."""
-        rules = self._rules
+        rules = self._participant.rules
         if hello.version != rules.protocol:
             what = f"has version {hello.version!r} of otel-llm-energy, the one that reads the meters {rules.protocol!r}"
         elif hello.settings != rules.settings:
@@ -148,7 +131,7 @@ class Holding:
 
     def joined(self, hello: Hello) -> None:
         if isinstance(self._books.ledger, Ledger):
-            self._books.change_ledger(partial(self._inheritance.shared, folder=self._folder, turn=self._turn))
+            self._books.change_ledger(partial(self._handover.shared, turn=self._turn))
         ledger = self._books.ledger
         if isinstance(ledger, SharedLedger):
             ledger.joined(hello.member, hello.calls)
@@ -158,21 +141,21 @@ class Holding:
     def said(self, member: str, message: Message) -> None:
         ledger = self._books.ledger
         if isinstance(message, Hasten):
-            self._metering.hasten()
+            self._participant.metering.hasten()
         elif isinstance(message, Relieve):
             self._make_room()
         elif isinstance(ledger, SharedLedger):
             if isinstance(message, Opened):
-                message = message._replace(server=self._metering.server_key(message.server))
-                self._metering.wake()
+                message = message._replace(server=self._participant.metering.server_key(message.server))
+                self._participant.metering.wake()
             if ledger.said(member, message):
-                self._settle()
+                self._participant.settle()
 
     def left(self, member: str) -> None:
         ledger = self._books.ledger
         if isinstance(ledger, SharedLedger):
             ledger.left(member)
-            self._settle()
+            self._participant.settle()
 
     def estranged(self, strangers: int) -> None:
         self._books.caution = "board-mismatch" if strangers else None
@@ -184,10 +167,10 @@ class Holding:
         return ledger.patience_seconds() if isinstance(ledger, SharedLedger) else None
 
     def patience_ended(self) -> None:
-        self._settle()
+        self._participant.settle()
 
     def _make_room(self) -> None:
-        if not self._records():
+        if not self._participant.records():
             self.is_relieved = True
             self.stop()
 
@@ -201,4 +184,4 @@ class Holding:
                 self.say(member, state)
 
     def _state(self) -> State:
-        return self._metering.state()._replace(is_recorded=self._records())
+        return self._participant.metering.state()._replace(is_recorded=self._participant.records())

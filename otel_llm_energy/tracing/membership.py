@@ -12,7 +12,7 @@ from otel_llm_energy.host.turns import turn_name
 from otel_llm_energy.host.wire import Billed, Hasten, Hello, Relieve, State, bill_from_json
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing.sharing import Metering, Rules
+from otel_llm_energy.tracing.sharing import Participant
 
 _STAYS_AFTER_NS = 5 * NS_PER_SECOND  # a member that is younger may be a short job, and soon leave the board again
 
@@ -21,12 +21,8 @@ class Membership:
     """A link to the holder of one turn, until `close`; `serve` is for the seat's thread.
 
     Args:
-        rules: what all must agree on.
-        metering: what is shared.
-        member: this process's name at the board.
-        settle: have the books settled soon; for any thread.
-        records: whether this process's metrics are recorded.
-        begin: told that the holder takes this process as a member, before its calls are said.
+        participant: this process.
+        accepted: told that the holder takes this process as a member, before its calls are said.
         folder, number: where, and of which turn the holder is.
 
     Attributes:
@@ -37,30 +33,17 @@ class Membership:
         LinkError: nobody listens there.
     """
 
-    def __init__(
-        self,
-        rules: Rules,
-        metering: Metering,
-        member: str,
-        settle: Callable[[], None],
-        records: Callable[[], bool],
-        begin: Callable[[], None],
-        folder: Folder,
-        number: int,
-    ) -> None:
+    def __init__(self, participant: Participant, accepted: Callable[[], None], folder: Folder, number: int) -> None:
         self.holder_pid: int | None = None
         self.pause_ns: int | None = None
-        self._rules = rules
-        self._metering = metering
-        self._books = metering.books
-        self._member = member
-        self._settle = settle
-        self._records = records
-        self._begin = begin
+        self._participant = participant
+        self._books = participant.books
+        self._accepted = accepted
         self._folder = folder
-        self._next_turn = turn_name(rules.board, number + 1)
+        board = participant.rules.board
+        self._next_turn = turn_name(board, number + 1)
         self._welcomed_ns = 0
-        self._link = Link(folder, turn_name(rules.board, number), self, self._is_over)
+        self._link = Link(folder, turn_name(board, number), self, self._is_over)
 
     def serve(self) -> None:
         """Be a member until `stop`.
@@ -71,9 +54,11 @@ class Membership:
         """
         ledger = self._books.ledger
         calls = list(ledger.calls) if isinstance(ledger, RemoteLedger) else []
-        rules, now_ns = self._rules, monotonic_ns()
+        rules, now_ns = self._participant.rules, monotonic_ns()
         self._link.serve(
-            Hello(rules.protocol, rules.settings, self._member, os.getpid(), now_ns, calls, rules.calls_servers)
+            Hello(
+                rules.protocol, rules.settings, self._participant.name, os.getpid(), now_ns, calls, rules.calls_servers
+            )
         )
 
     def stop(self) -> None:
@@ -98,32 +83,32 @@ class Membership:
     # What the link tells
 
     def welcomed(self, pid: int) -> None:
-        self._begin()
+        self._accepted()
         self.holder_pid = pid
         self._welcomed_ns = monotonic_ns()
         ledger = self._books.ledger
         if isinstance(ledger, RemoteLedger):
             ledger.connected(lambda messages: self._link.send(*messages))
-        self._settle()
+        self._participant.settle()
 
     def informed(self, state: State) -> None:
         self.pause_ns = int(state.pause_seconds * NS_PER_SECOND)
-        self._metering.follow(state)
+        self._participant.metering.follow(state)
         stays = monotonic_ns() - self._welcomed_ns > _STAYS_AFTER_NS
-        if stays and not state.is_recorded and self._records():
+        if stays and not state.is_recorded and self._participant.records():
             self._link.send(Relieve())
 
     def asked(self) -> None:
         ledger = self._books.ledger
         if isinstance(ledger, RemoteLedger):
             ledger.asked()
-        self._settle()
+        self._participant.settle()
 
     def billed(self, message: Billed) -> None:
         ledger = self._books.ledger
         if isinstance(ledger, RemoteLedger):
             ledger.billed(message.call, bill_from_json(message.bill))
-            self._settle()
+            self._participant.settle()
 
     def waits(self) -> bool:
         ledger = self._books.ledger

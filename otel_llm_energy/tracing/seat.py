@@ -28,10 +28,10 @@ from otel_llm_energy.host.wire import Message, Read
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
+from otel_llm_energy.tracing.handover import LedgerHandover, close_journal, remote
 from otel_llm_energy.tracing.holding import Holding
-from otel_llm_energy.tracing.inheritance import Inheritance, close_journal, remote
 from otel_llm_energy.tracing.membership import Membership
-from otel_llm_energy.tracing.sharing import Metering, Rules
+from otel_llm_energy.tracing.sharing import Metering, Participant, Rules
 from otel_llm_energy.troubles import Troubles
 
 _RETRY_SECONDS = 0.02
@@ -77,7 +77,7 @@ class Seat:
     """Takes part in the board from `start` to `stop`, in a thread of its own.
 
     One after the other it holds the board (`Holding`), is a member (`Membership`), or works alone; whichever it is, its
-    ledger is made from the one before (`Inheritance`).
+    ledger is made from the one before (`LedgerHandover`).
 
     Args:
         rules: what all must agree on.
@@ -96,13 +96,13 @@ class Seat:
         settle: Callable[[], None],
         records: Callable[[], bool],
     ) -> None:
+        name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._participant = Participant(name, rules, metering, settle, records)
         self._rules = rules
         self._metering = metering
         self._books = metering.books
         self._settle = settle
-        self._records = records
-        self._own = f"{os.getpid()}-{secrets.token_hex(6)}"
-        self._inheritance = Inheritance(self._own, str(rules), make_ledger, self._say, lambda: metering.books.reason)
+        self._handover = LedgerHandover(self._participant, make_ledger, self._say)
         self._folder: Folder | None = None
         self._holding: Holding | None = None
         self._membership: Membership | None = None
@@ -231,16 +231,7 @@ class Seat:
         number = newest(self._folder, self._rules.board)
         error: LinkError | None = None
         try:
-            self._membership = Membership(
-                self._rules,
-                self._metering,
-                self._own,
-                self._settle,
-                self._records,
-                self._find_holder,
-                self._folder,
-                number,
-            )
+            self._membership = Membership(self._participant, self._find_holder, self._folder, number)
             self._membership.serve()
         except LinkError as broken:
             error = broken
@@ -315,11 +306,9 @@ class Seat:
 
     def _hold(self, turn: Turn) -> None:
         """Read the meters for all, and go on where the holder before us stopped."""
-        folder = self._folder
-        assert folder is not None
-        holding = Holding(self._rules, self._metering, self._inheritance, self._settle, self._records, folder, turn)
+        holding = Holding(self._participant, self._handover, turn)
         try:
-            self._take_ledger(folder, turn)
+            self._take_ledger(turn)
         except BaseException:
             holding.close()  # or nobody else could hold the board, nor this process at its next try
             raise
@@ -334,13 +323,12 @@ class Seat:
         self._settle()
         turn.clear_earlier()
 
-    def _take_ledger(self, folder: Folder, turn: Turn) -> None:
+    def _take_ledger(self, turn: Turn) -> None:
         """Go on with this process's ledger if it has read the meters until now, else with that of the holder before."""
         if self._leading:
-            self._books.change_ledger(partial(self._inheritance.with_journal, folder=folder, turn=turn))
+            self._books.change_ledger(partial(self._handover.with_journal, turn=turn))
             return
-        board = self._rules.board
-        self._books.change_ledger(partial(self._inheritance.continued, folder=folder, board=board, turn=turn))
+        self._books.change_ledger(partial(self._handover.continued, turn=turn))
         if isinstance(self._books.ledger, SharedLedger):
             self._books.metered_elsewhere()
 
@@ -393,6 +381,6 @@ class Seat:
         self._let_go_of_turn()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
-            self._books.change_ledger(self._inheritance.alone)
+            self._books.change_ledger(self._handover.alone)
         self._books.caution = error.reason
         self._lead()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,3 +63,27 @@ class Metering(Protocol):
 
     def wake(self) -> None:
         """Calls are open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """This process at the board, whichever place it has there.
+
+    Attributes:
+        name: of the process, unlike any other that ever was at the board.
+        rules: what all must agree on.
+        metering: what is shared.
+        settle: have the books settled soon; for any thread.
+        records: whether this process's metrics are recorded.
+    """
+
+    name: str
+    rules: Rules
+    metering: Metering
+    settle: Callable[[], None]
+    records: Callable[[], bool]
+
+    @property
+    def books(self) -> Books:
+        """Where this process's calls are entered."""
+        return self.metering.books

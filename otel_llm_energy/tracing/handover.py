@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from otel_llm_energy.host.folder import Folder
-from otel_llm_energy.host.journal import Entered, Journal, entered_in, newest_journal, read_journal
+from otel_llm_energy.host.journal import Entered, Journal, Written, entered_in, newest_journal, read_journal
 from otel_llm_energy.host.register import Call, Register
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
@@ -18,6 +18,7 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.accounts import Accounts
+from otel_llm_energy.tracing.sharing import Participant
 from otel_llm_energy.troubles import Troubles
 
 # A journal that is older was left by processes that have long ended.
@@ -26,67 +27,63 @@ _CONTINUED_WITHIN_NS = 30 * NS_PER_SECOND
 _logger = logging.getLogger(__name__)
 
 
-class Inheritance:
+class _Earlier(NamedTuple):
+    """What the holder before us has left: its ledger, the bills that it may not have sent, and its journal."""
+
+    register: Register
+    bills: Mapping[Call, Bill]
+    journal: Written
+
+
+class LedgerHandover:
     """What a process enters its calls in as it becomes the holder, or is alone; no call is lost in between.
 
     Args:
-        member: this process's name at the board.
-        rules: what all at the board have agreed on; a journal of other rules is nobody's to go on with.
+        participant: this process. A journal of other rules than its own is not continued.
         make_ledger: a new ledger that starts at a time of the monotonic clock.
         say: tells a member.
-        reason: why nothing is metered; ``None`` if something is.
     """
 
     def __init__(
-        self,
-        member: str,
-        rules: str,
-        make_ledger: Callable[[int], Ledger],
-        say: Callable[[str, Message], None],
-        reason: Callable[[], str | None],
+        self, participant: Participant, make_ledger: Callable[[int], Ledger], say: Callable[[str, Message], None]
     ) -> None:
-        self._member = member
-        self._rules = rules
+        self._member = participant.name
+        self._rules = str(participant.rules)
+        self._books = participant.books
         self._make_ledger = make_ledger
         self._say = say
-        self._reason = reason
         self._troubles = Troubles(_logger)
 
-    def continued(self, ledger: Accounts, folder: Folder, board: str, turn: Turn) -> Accounts:
+    def continued(self, ledger: Accounts, turn: Turn) -> Accounts:
         """The ledger of the holder before us, with our own calls; what we had, if there is nothing to go on with."""
-        earlier = newest_journal(folder, board)
-        written = None if earlier is None else read_journal(folder, earlier)
-        entered = [] if written is None else entered_in(written, self._rules)
-        now_ns = monotonic_ns()
-        register, bills = self._entered(entered, now_ns)
-        if register is None:
-            written = None
-            if not isinstance(ledger, RemoteLedger):
-                return ledger
-            register = self._fresh(ledger, now_ns)
-        shared = self._shared(register)
-        shared.journal = Journal(
-            folder, turn.name, self._rules, register.beginning, earlier=written if entered else None
-        )
-        shared.remember(bills)
+        earlier = self._left_by_the_holder_before(turn)
+        if earlier is not None:
+            shared = self._shared(earlier.register)
+            shared.remember(earlier.bills)
+        elif isinstance(ledger, RemoteLedger):
+            shared = self._shared(self._fresh(ledger, monotonic_ns()))
+        else:
+            return ledger
+        journal = None if earlier is None else earlier.journal
+        shared.journal = Journal(turn.folder, turn.name, self._rules, shared.register.beginning, earlier=journal)
         shared.follow_on(monotonic_ns())  # patience with the members begins only now that the journal is read
         if isinstance(ledger, RemoteLedger):
             shared.take_up(ledger)
         return shared
 
-    def shared(self, ledger: Accounts, folder: Folder, turn: Turn) -> Accounts:
+    def shared(self, ledger: Accounts, turn: Turn) -> Accounts:
         """The holder's own, now that the first member has come."""
         if not isinstance(ledger, Ledger):
             return ledger
         register = Register(self._make_ledger, ledger, monotonic_ns())
         register.adopt(self._member)
-        return self.with_journal(self._shared(register), folder, turn)
+        return self.with_journal(self._shared(register), turn)
 
-    def with_journal(self, ledger: Accounts, folder: Folder, turn: Turn) -> Accounts:
+    def with_journal(self, ledger: Accounts, turn: Turn) -> Accounts:
         """What is entered from now on the next holder can enter again; that of one process alone needs none."""
         if isinstance(ledger, SharedLedger):
             ledger.register.holder = self._member
-            ledger.journal = Journal(folder, turn.name, self._rules, ledger.register.beginning)
+            ledger.journal = Journal(turn.folder, turn.name, self._rules, ledger.register.beginning)
         return ledger
 
     def alone(self, ledger: Accounts) -> Accounts:
@@ -97,25 +94,37 @@ class Inheritance:
         shared.take_up(ledger)
         return shared
 
-    def _entered(self, entered: Sequence[Entered], now_ns: int) -> tuple[Register | None, dict[Call, Bill]]:
+    def _left_by_the_holder_before(self, turn: Turn) -> _Earlier | None:
+        """What its journal gives; ``None`` if there is none, or none that can be continued."""
+        name = newest_journal(turn.folder, turn.board)
+        if name is None:
+            return None
+        journal = read_journal(turn.folder, name)
+        entered = entered_in(journal, self._rules)
+        now_ns = monotonic_ns()
         register = Register(self._make_ledger, self._make_ledger(now_ns), now_ns)
-        bills: dict[Call, Bill] = {}
         try:
-            for each in entered:
-                bills.update(register.enter(each))
+            bills = _enter_all(entered, register)
         except (WireError, KeyError, TypeError, ValueError):
             self._troubles.warn("journal", "The journal of the shared metering makes no sense.", exc_info=True)
-            return None, {}
-        if not 0 <= now_ns - register.until_ns < _CONTINUED_WITHIN_NS:
-            return None, {}
-        return register, bills
+            return None
+        is_recent = bool(entered) and 0 <= now_ns - register.until_ns < _CONTINUED_WITHIN_NS
+        return _Earlier(register, bills, journal) if is_recent else None
 
     def _fresh(self, ledger: RemoteLedger, now_ns: int) -> Register:
         start_ns = min([now_ns, *(entry.opened_ns for entry in ledger.calls.values())])
         return Register(self._make_ledger, self._make_ledger(start_ns), start_ns)
 
     def _shared(self, register: Register) -> SharedLedger:
-        return SharedLedger(register, self._member, Rounds(), self._say, monotonic_ns, self._reason)
+        return SharedLedger(register, self._member, Rounds(), self._say, monotonic_ns, lambda: self._books.reason)
+
+
+def _enter_all(entered: Sequence[Entered], register: Register) -> dict[Call, Bill]:
+    """Enter one thing after the other; the bills that come of it. Raises what `Register.enter` does."""
+    bills: dict[Call, Bill] = {}
+    for each in entered:
+        bills.update(register.enter(each))
+    return bills
 
 
 def remote(ledger: Accounts) -> Accounts:
