@@ -119,7 +119,7 @@ class Seat:
     def start(self) -> None:
         """Hold the board if nobody does, else look for the holder in the background."""
         try:
-            self._sit_down()
+            self._hold_or_join()
         except BoardError as error:
             self._work_alone(error)
         except Exception:  # noqa: BLE001 - the thread tries again; nothing of ours raises into the app
@@ -140,7 +140,7 @@ class Seat:
         """What is settled from now on, the next holder settles."""
         if isinstance(self._books.ledger, SharedLedger):
             self._books.change_ledger(remote)
-        self._let_go()
+        self._close()
 
     def forget_in_child(self) -> None:
         """In a forked child: the parent alone sits here. Nothing is said, only our copies of descriptors are closed."""
@@ -150,7 +150,7 @@ class Seat:
             if place is not None:
                 place.close_in_child()
         self._holding = self._membership = None
-        self._let_go()
+        self._close()
 
     @property
     def status(self) -> SeatStatus:
@@ -194,7 +194,7 @@ class Seat:
         with suppress_instrumentation():
             while not self._stopping.is_set():
                 try:
-                    self._sit()
+                    self._serve_in_place()
                 except BoardError as error:
                     self._work_alone(error)
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
@@ -205,19 +205,21 @@ class Seat:
     def _warn_of_failure(self) -> None:
         self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
 
-    def _sit(self) -> None:
+    def _serve_in_place(self) -> None:
+        """Hold the board, be a member, or work alone, until that is over or is to be tried anew."""
         holding = self._holding
         if holding is not None:
             holding.serve()
             if not self._stopping.is_set():
-                self._give_way(holding)
+                self._step_down(holding)
         elif self._error is not None:
             self._stopping.wait(_ALONE_SECONDS)
-            self._try_again()
+            self._share_again()
         else:
-            self._attend()
+            self._serve_as_member()
 
-    def _sit_down(self) -> None:
+    def _hold_or_join(self) -> None:
+        """Hold the board if nobody does, else become a member; who works alone does so when a holder accepts it."""
         self._folder = self._folder or Folder(self._rules.folder)
         turn = succeed(self._folder, self._rules.board)
         if turn is not None:
@@ -225,18 +227,18 @@ class Seat:
         elif self._error is None:
             self._become_member()
 
-    def _attend(self) -> None:
+    def _serve_as_member(self) -> None:
         """Be a member for as long as there is a holder; then hold the board, or look for the next one."""
         assert self._folder is not None
         number = newest(self._folder, self._rules.board)
         error: LinkError | None = None
         try:
-            self._membership = Membership(self._participant, self._find_holder, self._folder, number)
+            self._membership = Membership(self._participant, self._accepted, self._folder, number)
             self._membership.serve()
         except LinkError as broken:
             error = broken
         # One that was refused hangs up only when it tries again: the holder is to know that there is a stranger.
-        self._hang_up()
+        self._end_membership()
         if error is None:
             return
         turn = self._overtake(number) if isinstance(error, StuckError) else succeed(self._folder, self._rules.board)
@@ -262,7 +264,8 @@ class Seat:
             )
         return turn
 
-    def _hang_up(self) -> None:
+    def _end_membership(self) -> None:
+        """Hang up. The pause between readings that the holder told is kept: it counts if this process reads next."""
         membership, self._membership = self._membership, None
         if membership is not None:
             membership.close()
@@ -274,19 +277,19 @@ class Seat:
         if isinstance(ledger, RemoteLedger):
             ledger.disconnected()
 
-    def _try_again(self) -> None:
+    def _share_again(self) -> None:
         """What kept this process from sharing may have been mended, or have ended."""
         if self._stopping.is_set():
             return
-        self._hang_up()
+        self._end_membership()
         self._folder, folder = None, self._folder
         if folder is not None:
             folder.close()
-        self._sit_down()
+        self._hold_or_join()
         if self._holding is None:
-            self._attend()
+            self._serve_as_member()
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         """Give back all descriptors."""
         holding, membership, folder = self._holding, self._membership, self._folder
         self._holding = self._membership = self._folder = None
@@ -350,26 +353,26 @@ class Seat:
         self._books.change_ledger(remote)
         self._books.metered_elsewhere()
 
-    def _find_holder(self) -> None:
+    def _accepted(self) -> None:
         """A holder takes this process as a member."""
         if self._leading:  # it has worked alone until now
-            self._rest()
+            self._stop_leading()
             self._become_member()
         self._error = None
 
-    def _give_way(self, holding: Holding) -> None:
+    def _step_down(self, holding: Holding) -> None:
         """This process was stopped, and another has taken the next turn meanwhile; or it is relieved."""
-        self._rest()
+        self._stop_leading()
         self._become_member()
-        self._let_go_of_turn()
+        self._end_holding()
         if holding.is_relieved:
             self._stopping.wait(_ROOM_SECONDS)
 
-    def _rest(self) -> None:
+    def _stop_leading(self) -> None:
         self._leading = False
         self._metering.rest()
 
-    def _let_go_of_turn(self) -> None:
+    def _end_holding(self) -> None:
         holding, self._holding = self._holding, None
         if holding is not None:
             holding.close()
@@ -378,7 +381,7 @@ class Seat:
         """Read the meters for this process alone, and have its bills say so."""
         if str(error) != str(self._error):  # it is tried again and again
             self._troubles.warn(error.reason, "%s", error)
-        self._let_go_of_turn()
+        self._end_holding()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
             self._books.change_ledger(self._handover.alone)
