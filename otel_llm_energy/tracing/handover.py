@@ -12,7 +12,7 @@ from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.rounds import Rounds
 from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.turns import Turn
-from otel_llm_energy.host.wire import Message, WireError
+from otel_llm_energy.host.wire import Message
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
@@ -105,7 +105,7 @@ class LedgerHandover:
         register = Register(self._make_ledger, self._make_ledger(now_ns), now_ns)
         try:
             bills = _enter_all(entered, register)
-        except (WireError, KeyError, TypeError, ValueError):
+        except Exception:  # noqa: BLE001 - a journal that is broken may be wrong in any way
             self._troubles.warn("journal", "The journal of the shared metering makes no sense.", exc_info=True)
             return None
         is_recent = bool(entered) and 0 <= now_ns - register.until_ns < _CONTINUED_WITHIN_NS

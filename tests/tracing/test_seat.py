@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from otel_llm_energy.host.folder import Folder
+from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.tracing.accounts import Accounts
@@ -33,8 +35,8 @@ class BooksThatFailOnce(Books):
 class Meters:
     """Metering that only says who reads."""
 
-    def __init__(self) -> None:
-        self.books = BooksThatFailOnce(Ledger(0))
+    def __init__(self, books: Books) -> None:
+        self.books = books
         self.leads = False
 
     def lead(self, not_before_ns: int = 0) -> None:
@@ -56,12 +58,17 @@ class Meters:
     def wake(self) -> None: ...
 
 
+def rules_in(folder: Path) -> Rules:
+    """Of a board below this folder."""
+    return Rules(folder / "board", "local", "0.1.0", "same")
+
+
 def test_board_is_held_at_the_next_try_when_the_first_change_of_ledger_fails(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first try lets go of its turn and its socket: else the process would wait for itself to answer."""
-    meters = Meters()
-    rules = Rules(tmp_path / "board", "local", "0.1.0", "same")
+    meters = Meters(BooksThatFailOnce(Ledger(0)))
+    rules = rules_in(tmp_path)
     seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
     seat.start()
     try:
@@ -73,3 +80,22 @@ def test_board_is_held_at_the_next_try_when_the_first_change_of_ledger_fails(
     finally:
         seat.stop()
     assert "Sharing the metering failed and is tried again." in caplog.text
+
+
+def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it: a line without the values that its kind needs, too. The ledger begins anew."""
+    rules = rules_in(tmp_path)
+    folder = Folder(rules.folder)
+    Journal(folder, "local.1", str(rules), lambda: [("settle",)]).close()
+    folder.close()
+    meters = Meters(Books(Ledger(0)))
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+    seat.start()
+    try:
+        assert seat.status.role == "holder"
+        assert meters.leads
+    finally:
+        seat.stop()
+    assert "The journal of the shared metering makes no sense." in caplog.text
