@@ -11,8 +11,8 @@ from otel_llm_energy.host.wire import (
     Read,
     channel_from_json,
     channel_to_json,
-    read_of,
-    reading_of,
+    reading_from_wire,
+    reading_to_wire,
     sample_from_json,
     sample_to_json,
     windows_from_json,
@@ -79,7 +79,7 @@ class Register:
         for channel in self.ledger.channels:
             yield ("channel", channel_to_json(channel), [asdict(idle) for idle in learned.get(channel.id, ())])
         for reading in self.ledger.last_readings:
-            yield ("read", *read_of(reading))
+            yield ("read", *reading_to_wire(reading))
         for sample in self.ledger.last_samples:
             yield ("sample", sample_to_json(sample), True)
         for server, (slots, reports, caution) in self.servers.items():
@@ -122,7 +122,7 @@ class Register:
         self.ledger.add_channel(channel_from_json(channel), [IdlePower(**idle) for idle in remembered])
 
     def _read(self, *values: Any) -> None:
-        self.ledger.read(reading_of(Read(*values)))
+        self.ledger.read(reading_from_wire(Read(*values)))
         self.last_readings[values[0]] = ("read", *values)
 
     def _sample(self, sample: Mapping[str, Any], final: bool) -> None:

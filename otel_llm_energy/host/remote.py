@@ -7,7 +7,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from otel_llm_energy.host.wire import Closed, Disown, Force, Interrupted, Message, Opened, Read, Until, read_of
+from otel_llm_energy.host.wire import (
+    Closed,
+    Disown,
+    Force,
+    Interrupted,
+    Message,
+    Opened,
+    Read,
+    Until,
+    reading_to_wire,
+)
 from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.idle import Baseline
@@ -129,7 +139,7 @@ class RemoteLedger:
 
     def read(self, reading: Reading) -> None:
         """A reading at a call's edge."""
-        message = read_of(reading)
+        message = reading_to_wire(reading)
         with self._lock:
             self._readings.append(message)
             if self._send is not None and len(self._out) < _MOST_READINGS:

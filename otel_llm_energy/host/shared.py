@@ -27,8 +27,8 @@ from otel_llm_energy.host.wire import (
     WireError,
     bill_to_json,
     channel_to_json,
-    read_of,
-    reading_of,
+    reading_from_wire,
+    reading_to_wire,
     sample_to_json,
 )
 from otel_llm_energy.ledger.bill import Bill, Window, unavailable
@@ -169,7 +169,7 @@ class SharedLedger:
 
     def read(self, reading: Reading) -> None:
         """Readings of several processes are entered in the order of their times."""
-        self._put_off((reading.earliest_ns + reading.latest_ns) // 2, ("read", *read_of(reading)))
+        self._put_off((reading.earliest_ns + reading.latest_ns) // 2, ("read", *reading_to_wire(reading)))
 
     def interrupt(self, reason: str) -> None:
         """Time jumped, between the readings before now and those to come."""
@@ -301,7 +301,7 @@ class SharedLedger:
             self._close(member, said)
         elif isinstance(said, Read):
             if any(channel.id == said.channel for channel in self.channels):
-                self.read(reading_of(said))
+                self.read(reading_from_wire(said))
         elif isinstance(said, Interrupted):
             self._put_off(said.at_ns, ("interrupt", said.reason))
         elif isinstance(said, Force):

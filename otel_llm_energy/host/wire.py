@@ -106,7 +106,7 @@ class Closed(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A reading that was taken at a call's edge."""
+    """A reading: one that a member took at a call's edge, or, in the journal, any (`Reading`)."""
 
     channel: str
     energy_uj: int
@@ -233,9 +233,9 @@ def windows_from_json(values: Sequence[Sequence[Any]]) -> tuple[Window, ...]:
         raise WireError(f"{values!r} are no windows.") from error
 
 
-def read_of(reading: Reading) -> Read:
+def reading_to_wire(reading: Reading) -> Read:
     return Read(reading.channel_id, reading.energy_uj, reading.earliest_ns, reading.latest_ns, reading.state)
 
 
-def reading_of(message: Read) -> Reading:
+def reading_from_wire(message: Read) -> Reading:
     return Reading(*message)
