@@ -74,7 +74,7 @@ class CallMeter:
         if outer is not None:
             outer.resume()
         if call.ended_ns is not None:
-            self._runtime.unobserved.tell(claim)
+            self._runtime.unobserved.note_ended(claim)
 
     def _facts_of(self, call: CallView) -> CallFacts:
         facts = CallFacts(
@@ -106,8 +106,8 @@ class CallMeter:
     def ended(self, span: ReadableSpan) -> None:
         self._runtime.unobserved.ended(span)
 
-    def told_elsewhere(self, span: ReadableSpan) -> bool:
-        return self._runtime.unobserved.told_elsewhere(span)
+    def billed_elsewhere(self, span: ReadableSpan) -> bool:
+        return self._runtime.unobserved.billed_elsewhere(span)
 
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
         self._runtime.unobserved.claim_late(gate, span)

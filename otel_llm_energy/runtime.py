@@ -23,7 +23,6 @@ from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
-from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
@@ -33,6 +32,7 @@ from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, records
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.reader import ReadingListener
+from otel_llm_energy.tracing.unobserved import UnobservedCalls
 
 LAST_READING_SECONDS = 12.0  # so long a command that has made its calls waits for the reading that covers the last
 _LOOK_AGAIN_SECONDS = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
@@ -40,6 +41,14 @@ _FACT_KEYS: Final = (
     "error.type",
 )
 _NO_FACTS: Final = CallFacts()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token counts as the server reported them; ``None`` where it did not."""
+
+    input: int | None = None
+    output: int | None = None
 
 
 class ServerReport(Protocol):

@@ -16,7 +16,8 @@ from otel_llm_energy import conventions
 from otel_llm_energy.conventions import Tier
 from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope
 from otel_llm_energy.quantities import JOULES_PER_KWH, NJ_PER_JOULE, NS_PER_SECOND
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Tokens
+from otel_llm_energy.tracing.span_facts import raw_attributes
 
 Value = str | bool | int | float
 _Key = TypeVar("_Key", bound=str)
@@ -43,26 +44,6 @@ _KEYS_IN_ORDER: Final = tuple(attribute.key for attribute in conventions.ATTRIBU
 _WORST_FIRST: Final = tuple(Quality)
 _NARROWEST_FIRST: Final[tuple[Scope, ...]] = ("process", "device", "host")
 
-# Attributes by which other libraries mark the span of one LLM call (never of a chain, an agent or a tool).
-_CALL_MARKS: Final[Mapping[str, tuple[str, ...]]] = {
-    "gen_ai.operation.name": ("chat", "text_completion", "generate_content", "embeddings"),
-    "openinference.span.kind": ("LLM", "EMBEDDING"),
-    "llm.request.type": ("chat", "completion", "embedding"),
-}
-# Current names first, then those of before, and those of OpenInference and OpenLLMetry.
-_INPUT_TOKEN_KEYS: Final = (
-    "gen_ai.usage.input_tokens",
-    "gen_ai.usage.prompt_tokens",
-    "llm.token_count.prompt",
-    "llm.usage.prompt_tokens",
-)
-_OUTPUT_TOKEN_KEYS: Final = (
-    "gen_ai.usage.output_tokens",
-    "gen_ai.usage.completion_tokens",
-    "llm.token_count.completion",
-    "llm.usage.completion_tokens",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Style:
@@ -76,14 +57,6 @@ class Style:
 
     detail: Tier = "standard"
     grid_grams_per_kwh: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token counts as the server reported them; ``None`` where it did not."""
-
-    input: int | None = None
-    output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,37 +200,6 @@ def combined_tokens(claims: Iterable[Claim]) -> Tokens:
     )
 
 
-def is_call_of_another_library(span: ReadableSpan) -> bool:
-    """Whether the span says of itself that it is one LLM call, and says nothing of energy yet.
-
-    A span of no length is a note of a call that another span stands for (logfire's, at the end of a stream).
-    """
-    attributes = raw_attributes(span)
-    if not marks_a_call(attributes) or conventions.QUALITY in attributes:
-        return False
-    return span.start_time != span.end_time
-
-
-def marks_a_call(attributes: Mapping[str, object]) -> bool:
-    """Whether these are the attributes of one LLM call's span, by whichever library."""
-    if _CALL_MARKS.keys().isdisjoint(attributes):
-        return False
-    return any(attributes.get(mark) in values for mark, values in _CALL_MARKS.items())
-
-
-def tokens_said(attributes: Mapping[str, object]) -> Tokens:
-    """The token counts on a span of another library."""
-    return Tokens(_count(attributes, _INPUT_TOKEN_KEYS), _count(attributes, _OUTPUT_TOKEN_KEYS))
-
-
-def _count(attributes: Mapping[str, object], keys: Iterable[str]) -> int | None:
-    for key in keys:
-        value = attributes.get(key)
-        if isinstance(value, int) and value >= 0:
-            return int(value)
-    return None
-
-
 def enriched_copy(span: ReadableSpan, values: Mapping[str, Value]) -> ReadableSpan:
     """A copy of a finished span with ``values`` added; the span itself is shared with other processors.
 
@@ -300,12 +242,3 @@ def _frozen(
 
 def _cut(value: Value, length: int) -> Value:
     return value[:length] if isinstance(value, str) else value
-
-
-def raw_attributes(span: ReadableSpan) -> dict[str, AttributeValue]:
-    """A new dict of the attributes; the public view of the SDK would cost a Python call for each of them."""
-    attributes = span._attributes
-    if isinstance(attributes, BoundedAttributes):
-        copied = attributes.copy()
-        return copied if type(copied) is dict else dict(copied)  # an ordered one in older SDKs
-    return dict(attributes or {})

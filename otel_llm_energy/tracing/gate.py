@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
 from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.tracing import enrich
-from otel_llm_energy.tracing.claims import Claim, Desk
+from otel_llm_energy.tracing import enrich, span_facts
+from otel_llm_energy.tracing.claims import Claim, Desk, Tokens
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 from otel_llm_energy.tracing.health import Health
@@ -43,7 +43,7 @@ class SpanWatch(Protocol):
     def ended(self, span: ReadableSpan) -> None:
         """The span is about to be held or handed on."""
 
-    def told_elsewhere(self, span: ReadableSpan) -> bool:
+    def billed_elsewhere(self, span: ReadableSpan) -> bool:
         """Whether the bill of this LLM span's call stands on another span."""
 
     def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
@@ -266,7 +266,7 @@ class Gate:
             node = self._tree.find(span.get_span_context())
             if node is not None and node.marked:
                 return self._admit(node, span)
-            passing = self._explained(node, span) if enrich.is_call_of_another_library(span) else span
+            passing = self._explained(node, span) if span_facts.is_call_of_another_library(span) else span
             if node is not None and passing is not None:
                 node.left = True
             return passing
@@ -295,7 +295,7 @@ class Gate:
     def _explained(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
         """What to do with an LLM span of another library that no call was bound to."""
         if self.watch is not None:
-            if self.watch.told_elsewhere(span):
+            if self.watch.billed_elsewhere(span):
                 return span
             if node is not None:
                 self.watch.claim_late(self, span)
@@ -307,7 +307,7 @@ class Gate:
         """A call of another library that nobody observed: nothing says what answered it."""
         bill = unavailable("server_unknown")
         self._mailbox.post(self._count_bill, bill)
-        return enrich.enriched_copy(span, enrich.call_attributes(bill, enrich.Tokens(), self._style))
+        return enrich.enriched_copy(span, enrich.call_attributes(bill, Tokens(), self._style))
 
     def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
         self._mailbox.post(self._tree.ended, node)

@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.tracing import enrich
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Tokens
 from otel_llm_energy.tracing.tree import Subtree
 
 
@@ -35,9 +35,9 @@ class Outgoing:
             values = {**enrich.total_attributes(self.total, style), **values}
         return enrich.enriched_copy(self.span, values) if values else self.span
 
-    def _in_one(self) -> tuple[Bill, enrich.Tokens]:
+    def _in_one(self) -> tuple[Bill, Tokens]:
         if len(self.bills) == 1:
             claim, bill = self.bills[0]
-            return bill, enrich.Tokens(claim.input_tokens, claim.output_tokens)
+            return bill, Tokens(claim.input_tokens, claim.output_tokens)
         claims, bills = zip(*self.bills, strict=True)
         return enrich.combined(bills), enrich.combined_tokens(claims)

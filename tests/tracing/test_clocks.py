@@ -24,9 +24,9 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.clocks import SleepWatch, WallClock
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Directory
-from otel_llm_energy.tracing.foreign import UnobservedCalls
 from otel_llm_energy.tracing.reader import MeterReader
 from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.unobserved import UnobservedCalls
 from otel_llm_instrumentation import ServerTimings
 from tests.instrument.test_sampling import NoActivity, _nobody
 from tests.tracing.fakes import ManualClock

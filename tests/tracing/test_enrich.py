@@ -14,9 +14,9 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 from otel_llm_energy import conventions
 from otel_llm_energy.conventions import ATTRIBUTES, TIERS
 from otel_llm_energy.ledger.bill import Bill, Quality, unavailable
+from otel_llm_energy.tracing.claims import Tokens
 from otel_llm_energy.tracing.enrich import (
     Style,
-    Tokens,
     Total,
     call_attributes,
     combined,
