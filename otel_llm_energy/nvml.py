@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
+GPU_RESOURCE = "gpu:"
+"""How `otel_llm_energy.quantities.Channel.resource` begins where it is a GPU; its UUID follows."""
+
 
 class NvmlError(Exception):
     """A question to the driver was not answered.
@@ -42,6 +45,11 @@ class Gpu:
     uuid: str
     name: str
     handle: Any
+
+    @property
+    def resource(self) -> str:
+        """Whose activity shares its energy, as in `otel_llm_energy.quantities.Channel.resource`."""
+        return f"{GPU_RESOURCE}{self.uuid}"
 
 
 class Utilisation(NamedTuple):

@@ -102,7 +102,7 @@ class NvmlMeter:
                     id=_channel_id(gpu),
                     component="gpu",
                     meter=self.name,
-                    resource=f"gpu:{gpu.uuid}",
+                    resource=gpu.resource,
                     limit_watts=nvml.limit_watts(gpu),
                     scale_error=scale_error,
                 )

@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from otel_llm_energy.nvml import Gpu, Nvml, NvmlError
+from otel_llm_energy.nvml import GPU_RESOURCE, Gpu, Nvml, NvmlError
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.procfs import Procfs
 from otel_llm_energy.servers.server import Server
-
-GPU_RESOURCE = "gpu:"
-"""How the resource of a GPU's channel begins; its UUID follows."""
 
 # A GPU that was not seen to work may have worked since the driver's last sample of it.
 _LEAST_PERCENT = 1
@@ -85,7 +82,7 @@ class GpuActivity:
         try:
             nvml = self._nvml = self._nvml or self._open_nvml()
             for gpu in nvml.gpus():
-                self._cards.setdefault(f"{GPU_RESOURCE}{gpu.uuid}", _Card(nvml, gpu, self._procfs, self._clock_ns()))
+                self._cards.setdefault(gpu.resource, _Card(nvml, gpu, self._procfs, self._clock_ns()))
         except NvmlError as error:
             if not self._said:
                 self._said = True
@@ -122,7 +119,7 @@ class _Card:
         self._add(work, now_ns)
         unknown = work.unknown | (servers.keys() - traceable)
         return ActivitySample(
-            resource=f"{GPU_RESOURCE}{self._gpu.uuid}",
+            resource=self._gpu.resource,
             at_ns=now_ns,
             total_ns=self._total_ns,
             by_server_ns={name: None if name in unknown else self._by_server_ns.get(name, 0) for name in servers},
