@@ -14,7 +14,8 @@ from otel_llm_energy.cli.progress import say
 from otel_llm_energy.cli.study import distinct_folders, study_errors
 
 if TYPE_CHECKING:
-    from otel_llm_energy.study.forecast import Forecast, Predicted, Stage, Total, When
+    from otel_llm_energy.study.forecast import Forecast, Stage, When
+    from otel_llm_energy.study.prediction import Predicted, Total
 
 _SHOWN_PROMPTS = 20
 _WORDS = 48
@@ -73,8 +74,8 @@ def run_evaluate(asked: argparse.Namespace) -> int:
 def run_predict(asked: argparse.Namespace) -> int:
     """Print what prompts would take; 0. Raises `CommandError`."""
     with study_errors():
-        from otel_llm_energy.study.forecast import predict, rows_to_predict, totals
         from otel_llm_energy.study.forecast_file import load
+        from otel_llm_energy.study.prediction import predict, rows_to_predict, totals
         from otel_llm_energy.study.prompts import read_prompts
 
         forecast = load(Path(asked.model_file))

@@ -83,20 +83,20 @@ def _judge(
     for when in stages:
         judged = unseen if when == "before" else with_lengths(unseen)
         known = learned if when == "before" else with_lengths(learned)
-        errors += _errors(forecast, known, judged, target, when, split)
+        errors += _errors(forecast, known, judged, when, split)
         if by_type:
             for kind in sorted(set(judged["type"].to_list()) - {""}):
                 mine = judged.filter(pl.col("type") == kind)
                 if mine.height >= _LEAST_HELD:
-                    errors.append(_of_forecast(forecast, mine, target, when, split, kind))
+                    errors.append(_of_forecast(forecast, mine, when, split, kind))
     return errors
 
 
-def _errors(
-    forecast: Forecast, known: pl.DataFrame, judged: pl.DataFrame, target: Target, when: When, split: str
-) -> list[Error]:
+def _errors(forecast: Forecast, known: pl.DataFrame, judged: pl.DataFrame, when: When, split: str) -> list[Error]:
+    """Of the baselines, learned from ``known``, and of the forecast; none if too few calls are judged."""
     if judged.height < _LEAST_HELD:
         return []
+    target = forecast.target
     energy = known[target].to_numpy()
     methods: Mapping[str, Callable[[pl.DataFrame], Floats]] = {
         "mean of the model": _mean_of_model(known, target),
@@ -107,7 +107,7 @@ def _errors(
         Error(split, when, method, "", judged.height, *_figures(truth, predict(judged)))
         for method, predict in methods.items()
     ]
-    return [*found, _of_forecast(forecast, judged, target, when, split, "")]
+    return [*found, _of_forecast(forecast, judged, when, split, "")]
 
 
 def _mean_of_model(known: pl.DataFrame, target: Target) -> Callable[[pl.DataFrame], Floats]:
@@ -116,9 +116,9 @@ def _mean_of_model(known: pl.DataFrame, target: Target) -> Callable[[pl.DataFram
     return lambda rows: np.array([means.get(name, overall) for name in rows["deployment"].to_list()])
 
 
-def _of_forecast(forecast: Forecast, judged: pl.DataFrame, target: Target, when: When, split: str, kind: str) -> Error:
+def _of_forecast(forecast: Forecast, judged: pl.DataFrame, when: When, split: str, kind: str) -> Error:
     stage = forecast.stage(when)
-    truth, guess = judged[target].to_numpy(), stage.predict(judged)
+    truth, guess = judged[forecast.target].to_numpy(), stage.predict(judged)
     low, high = stage.interval_factors(LEVEL)
     inside = (truth >= guess * low) & (truth <= guess * high)
     figures = _figures(truth, guess)

@@ -9,7 +9,7 @@ no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.features import FEATURES, prompt_features
+from otel_llm_energy.study.features import FEATURES
 from otel_llm_energy.study.tables import Floats, sample
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _LEAST_PROMPTS: Final = 2 * _FOLDS
 _LEAST_LINE_ROWS: Final = 10
 _MOST_ROWS: Final = 100_000
 _FLOOR_PART: Final = 0.05  # of the mean energy: no line falls below, so that factors stay finite
-_TOKENS_PER_WORD: Final = 1.33  # of English in common vocabularies; only where no tokenizer counted
+TOKENS_PER_WORD: Final = 1.33  # of English in common vocabularies; only where no tokenizer counted
 _QUANTILES: Final = 401
 _MOST_TREES: Final = 300
 _PATIENCE: Final = 25
@@ -114,7 +114,7 @@ def _least_squares(design: Floats, energy: Floats) -> tuple[tuple[float, ...], f
 
 
 def _design(rows: pl.DataFrame, when: When) -> Floats:
-    length = pl.coalesce(pl.col("prompt_tokens").cast(pl.Float64), pl.col("prompt_words") * _TOKENS_PER_WORD)
+    length = pl.coalesce(pl.col("prompt_tokens").cast(pl.Float64), pl.col("prompt_words") * TOKENS_PER_WORD)
     first, second = _LINEAR[when]
     columns = rows.with_columns(prompt_length=length).select(
         pl.lit(1.0), pl.col(first).cast(pl.Float64).fill_null(0.0), pl.col(second).cast(pl.Float64).fill_null(0.0)
@@ -268,7 +268,22 @@ def _fit_stage(rows: pl.DataFrame, target: Target, when: When, seed: int) -> Sta
     numbers = NUMBERS[when]
     categories = {name: tuple(sorted(set(rows[name].to_list()))) for name in NAMES}
     matrix = _matrix(rows, numbers, categories)
-    fold = folds(rows, _FOLDS, seed)
+    trees, factors = _cross_fit(rows, energy, matrix, folds(rows, _FOLDS, seed), when)
+    line = fit_line(rows, energy, when)
+    whole = _boost(matrix, energy / line.predict(rows), np.ones(rows.height, dtype=bool), trees)
+    return Stage(
+        when,
+        numbers,
+        categories,
+        line,
+        whole.model_to_string(num_iteration=trees),
+        tuple(float(f"{each:.6g}") for each in np.quantile(factors, np.linspace(0, 1, _QUANTILES))),
+        rows.height,
+    )
+
+
+def _cross_fit(rows: pl.DataFrame, energy: Floats, matrix: Floats, fold: Floats, when: When) -> tuple[int, Floats]:
+    """How many trees are best, and truth / forecast of each call by a model that has not seen its prompt."""
     guesses, rounds = [], []
     for number in range(_FOLDS):
         held = fold == number
@@ -281,17 +296,7 @@ def _fit_stage(rows: pl.DataFrame, target: Target, when: When, seed: int) -> Sta
     factors = np.empty(rows.height)
     for held, base, booster in guesses:
         factors[held] = energy[held] / _times(base, booster, matrix[held], trees)
-    line = fit_line(rows, energy, when)
-    whole = _boost(matrix, energy / line.predict(rows), np.ones(rows.height, dtype=bool), trees)
-    return Stage(
-        when,
-        numbers,
-        categories,
-        line,
-        whole.model_to_string(num_iteration=trees),
-        tuple(float(f"{each:.6g}") for each in np.quantile(factors, np.linspace(0, 1, _QUANTILES))),
-        rows.height,
-    )
+    return trees, factors
 
 
 def _boost(
@@ -328,98 +333,3 @@ def _matrix(rows: pl.DataFrame, numbers: Sequence[str], categories: Mapping[str,
 
 def _where(rows: pl.DataFrame, mask: NDArray[np.bool_]) -> pl.DataFrame:
     return rows.filter(pl.Series(mask))
-
-
-# Prompts that were not asked yet
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """The forecast for one prompt and one deployment, J."""
-
-    prompt_id: str
-    deployment: str
-    joules: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """The forecast for all prompts together, J; the interval supposes that calls err independently of one another."""
-
-    deployment: str
-    calls: int
-    joules: float
-    low: float
-    high: float
-
-
-def predict(forecast: Forecast, rows: pl.DataFrame, when: When, level: float) -> list[Predicted]:
-    """What calls will take.
-
-    Args:
-        rows: as `rows_to_predict` gives them.
-        when: ``"before"``, or ``"after"`` where the lengths are known.
-        level: of the interval, such as 0.9.
-    """
-    stage = forecast.stage(when)
-    joules = stage.predict(rows)
-    low, high = stage.interval_factors(level)
-    named = zip(rows["prompt_id"].to_list(), rows["deployment"].to_list(), joules.tolist(), strict=True)
-    return [Predicted(prompt, deployment, each, each * low, each * high) for prompt, deployment, each in named]
-
-
-def totals(forecast: Forecast, predicted: Sequence[Predicted], when: When, level: float) -> Iterator[Total]:
-    """The sum for each deployment, the least first."""
-    from scipy import stats
-
-    factors = np.array(forecast.stage(when).factors)
-    sums = []
-    for deployment in {each.deployment for each in predicted}:
-        joules = np.array([each.joules for each in predicted if each.deployment == deployment])
-        mean = float(joules.sum() * factors.mean())
-        off = float(stats.norm.ppf((1 + level) / 2) * factors.std() * np.sqrt((joules**2).sum()))
-        sums.append(Total(deployment, joules.size, mean, max(mean - off, 0.0), mean + off))
-    yield from sorted(sums, key=lambda each: each.joules)
-
-
-def rows_to_predict(
-    forecast: Forecast,
-    prompts: Sequence[Any],
-    deployments: Sequence[str],
-    max_tokens: int,
-    output_tokens: int | None = None,
-) -> pl.DataFrame:
-    """Every prompt for every deployment, in the columns that a forecast is made from.
-
-    Args:
-        prompts: `otel_llm_energy.study.prompts.Prompt`.
-        deployments: names; one that was not collected is allowed, and not known to the model.
-        max_tokens: limit of the answers.
-        output_tokens: length of the answers, for a forecast after the call; input tokens are taken from the words.
-    """
-    looked_at = [(prompt, prompt_features(prompt.text)) for prompt in prompts]
-    rows = [
-        {
-            "prompt_id": prompt.id,
-            "deployment": deployment,
-            "type": prompt.type,
-            "turn": prompt.turn,
-            "max_tokens": max_tokens,
-            "model": "",
-            "machine": "",
-            **features,
-            **forecast.deployments.get(deployment, {}),
-        }
-        for deployment in deployments
-        for prompt, features in looked_at
-    ]
-    numbers = dict.fromkeys(NUMBERS["after"], pl.Float64)
-    names = dict.fromkeys((*NAMES, "prompt_id"), pl.String)
-    frame = pl.DataFrame(rows, schema={**names, **numbers}, strict=False)
-    if output_tokens is None:
-        return frame
-    return frame.with_columns(
-        input_tokens=pl.col("prompt_words") * _TOKENS_PER_WORD, output_tokens=pl.lit(float(output_tokens))
-    )
