@@ -116,7 +116,7 @@ class CpuActivity:
                 total_resolution_ns=self._busy.resolution_ns,
             )
 
-    def note(self) -> Callable[[], ActivitySample | None]:
+    def snapshot(self) -> Callable[[], ActivitySample | None]:
         """Note the CPU time of every process, since it takes some 10 ms to find out which of them is a server.
 
         Returns:
@@ -192,7 +192,7 @@ class ProcessTree:
         self._ended_ns = 0
         self._waited_ns: dict[int, int] = {}  # by process: what the children used for which it has waited
         self._newly_waited_ns = self._newly_ended_ns = 0  # since the last look; of the latter, what was known of them
-        self._awaited_ns = 0  # known of those that had ended by the last look without having been waited for
+        self._unwaited_ns = 0  # known of those that had ended by the last look, but that no parent had waited for yet
         self._apart: set[int] = set()  # trees of their own below this one, until they end
         self._admit(pid)
         if start_ticks is not None and self._start_ticks() != start_ticks:
@@ -226,10 +226,10 @@ class ProcessTree:
         self._newly_waited_ns = self._newly_ended_ns = 0
         if waited_ns and self._one_apart_has_ended():
             waited_ns = 0  # among it is all that the other tree ever used
-        more_ns = max(waited_ns - self._awaited_ns, 0)
+        more_ns = max(waited_ns - self._unwaited_ns, 0)
         self._ended_ns += max(more_ns - ended_ns, 0)
         # A parent that was looked at just before it waited for its child will tell at the next look.
-        self._awaited_ns = max(ended_ns - more_ns, 0)
+        self._unwaited_ns = max(ended_ns - more_ns, 0)
 
     def _one_apart_has_ended(self) -> bool:
         ended = {pid for pid in self._apart if self._procfs.stat(pid) is None}

@@ -46,7 +46,8 @@ class Activity(Protocol):
 class LooksBack(Protocol):
     """Can say of a server that was found just now what it had done a moment before."""
 
-    def note(self) -> Callable[[], ActivitySample | None]: ...
+    def snapshot(self) -> Callable[[], ActivitySample | None]:
+        """Note what every process has done by now; the result gives a sample of this instant, of those watched then."""
 
 
 class ServerWatch:
@@ -75,7 +76,8 @@ class ServerWatch:
         self._ask_slots = ask_slots
         self._keys: dict[tuple[str, int], str] = {}
         self._found: dict[str, Server] = {}
-        self._before_ns: dict[str, int] = {}  # by server's key: what makes its sum go on from its predecessor's
+        # By server's key: what is added to its sum, so that it goes on from that of whoever had the port before.
+        self._carried_ns: dict[str, int] = {}
         self._looked_ns: dict[str, int] = {}
         self._last_sample: ActivitySample | None = None
         self._idle_ns: dict[str, int] = {}  # by server: for how long it has done nothing while calls were open
@@ -154,44 +156,45 @@ class ServerWatch:
         if server.slots is None and is_llama_cpp(server.name):
             self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
 
-    def _find_waiting(self) -> None:
+    def _look_up_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
-        sample_of_now = self._activity.note() if isinstance(self._activity, LooksBack) else lambda: None
+        sample_of_now = self._activity.snapshot() if isinstance(self._activity, LooksBack) else lambda: None
         former = dict(self._found)
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
         sample = sample_of_now()
         if sample is not None:
-            self._go_on_from(former, sample.by_server_ns)
-            self._books.sample(_under_keys(sample, self._keys_by_id(), self._before_ns), final=True)
+            self._carry_on(former, sample.by_server_ns)
+            self._books.sample(_with_keys(sample, self._keys_by_id(), self._carried_ns), final=True)
 
-    def _go_on_from(self, former: Mapping[str, Server], busy_ns: Mapping[str, int | None]) -> None:
+    def _carry_on(self, former: Mapping[str, Server], busy_ns: Mapping[str, int | None]) -> None:
         """Whoever took over a port did not do just now what it has done since it was started."""
         for key, server in former.items():
             then_ns, now_ns = busy_ns.get(server.id), busy_ns.get(self._found[key].id)
             if then_ns is not None and now_ns is not None:
-                self._before_ns[key] = self._before_ns.get(key, 0) + then_ns - now_ns
+                self._carried_ns[key] = self._carried_ns.get(key, 0) + then_ns - now_ns
 
     def _keys_by_id(self) -> Mapping[str, str]:
         return {server.id: key for key, server in self._found.items()}
 
     def _sample(self) -> None:
         if self._waiting:
-            self._find_waiting()
+            self._look_up_waiting()
         self._next_sample_ns = self._clock_ns() + ACTIVITY_GAP_NS
         final = self.final
         keys = self._keys_by_id()
         sample = self._activity.sample()
         if sample is not None:
             self.final = False
-            sample = _under_keys(sample, keys, self._before_ns)
+            sample = _with_keys(sample, keys, self._carried_ns)
             self._note_idle(sample)
-            self._replace(sample.by_server_ns)
+            self._look_again(sample.by_server_ns)
             self._books.sample(sample, final=final)
         for sample in self._gpus.samples(self.resources):
-            self._books.sample(_under_keys(sample, keys, {}), final=final)
+            self._books.sample(_with_keys(sample, keys, {}), final=final)
 
     def _look_up(self, host: str, port: int) -> None:
+        """Find who answers at an address, have it watched under one name, and tell the books what is known of it."""
         key = f"{host}:{port}"
         server = self._resolve(host, port)
         self._looked_ns[key] = self._clock_ns()
@@ -218,6 +221,7 @@ class ServerWatch:
             _logger.info("%s", server.message)
 
     def _note_idle(self, sample: ActivitySample) -> None:
+        """Count for how long each server has done nothing though calls are open."""
         last, self._last_sample = self._last_sample, sample
         if last is None or not self._books.busy:
             return
@@ -229,7 +233,7 @@ class ServerWatch:
             else:
                 self._idle_ns[key] = self._idle_ns.get(key, 0) + length_ns
 
-    def _replace(self, by_key: Mapping[str, int | None]) -> None:
+    def _look_again(self, by_key: Mapping[str, int | None]) -> None:
         """Look again who answers where the server has ended, or does nothing: it may have left its port to another."""
         now_ns = self._clock_ns()
         for address, key in list(self._keys.items()):  # calls by new names come in other threads
@@ -240,13 +244,13 @@ class ServerWatch:
                 self._waiting.append(address)
 
 
-def _under_keys(sample: ActivitySample, keys: Mapping[str, str], before_ns: Mapping[str, int]) -> ActivitySample:
+def _with_keys(sample: ActivitySample, keys: Mapping[str, str], carried_ns: Mapping[str, int]) -> ActivitySample:
     """The sample with the ledger's names of its servers, their sums going on from what was before."""
     by_key = {keys[name]: busy_ns for name, busy_ns in sample.by_server_ns.items() if name in keys}
     return replace(
         sample,
         by_server_ns={
-            key: None if busy_ns is None else busy_ns + before_ns.get(key, 0) for key, busy_ns in by_key.items()
+            key: None if busy_ns is None else busy_ns + carried_ns.get(key, 0) for key, busy_ns in by_key.items()
         },
         absent=frozenset(keys[name] for name in sample.absent if name in keys),
     )

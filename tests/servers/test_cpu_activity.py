@@ -272,7 +272,7 @@ def test_a_servers_work_is_known_from_before_it_was_found_when_it_was_noted(cpu_
     with working_server() as running:
         running.do("work")
         running.do("end")
-        sample_of_then = activity.note()
+        sample_of_then = activity.snapshot()
         running.do("work")
         server = resolve("127.0.0.1", running.port)
         activity.watch(server)
@@ -287,11 +287,11 @@ def test_a_servers_work_is_known_from_before_it_was_found_when_it_was_noted(cpu_
 def test_nothing_is_known_of_then_when_the_server_was_not_there(tmp_path: Path) -> None:
     """It was started since: what it has used was all used since, but nobody knows what was there before it."""
     activity = CpuActivity()
-    sample_of_then = activity.note()
+    sample_of_then = activity.snapshot()
     with working_server() as running:
         activity.watch(server := resolve("127.0.0.1", running.port))
         sample = sample_of_then()
     activity.close()
     assert sample is not None
     assert sample.by_server_ns == {server.id: None}
-    assert CpuActivity(proc=tmp_path, cgroup=tmp_path).note()() is None
+    assert CpuActivity(proc=tmp_path, cgroup=tmp_path).snapshot()() is None

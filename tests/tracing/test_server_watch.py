@@ -220,7 +220,7 @@ class Sums(Idle):
         sample = super().sample()
         return replace(sample, by_server_ns={name: self.by_server_ns[name] for name in self.watched})
 
-    def note(self) -> Callable[[], ActivitySample]:
+    def snapshot(self) -> Callable[[], ActivitySample]:
         watched = self.sample().by_server_ns
         return lambda: replace(self.sample(), by_server_ns={**watched, **self.sample().by_server_ns})
 
@@ -246,10 +246,10 @@ def test_who_took_over_the_port_has_not_done_just_now_what_it_did_since_it_was_s
     assert (set(sums_ns[:-1]), sums_ns[-1]) == ({7}, 10)
 
 
-class Noting(Idle):
+class Snapshots(Idle):
     """Knows what each server had done a moment before it was found."""
 
-    def note(self) -> Callable[[], ActivitySample]:
+    def snapshot(self) -> Callable[[], ActivitySample]:
         return lambda: replace(self.sample(), at_ns=0)
 
 
@@ -257,7 +257,7 @@ def test_servers_part_is_known_from_the_start_of_the_look_up_when_that_takes_lon
     """And that instant ends a cell, however short: the first call to the server is under way."""
     ledger = Sampled()
     books = Books(ledger)
-    watch = ServerWatch(books, Noting(), lambda *_: OLLAMA, lambda: NS_PER_SECOND)
+    watch = ServerWatch(books, Snapshots(), lambda *_: OLLAMA, lambda: NS_PER_SECOND)
     watch.key("localhost", 11434)
     watch.sample()
     books.settle()
