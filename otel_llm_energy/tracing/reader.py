@@ -24,7 +24,22 @@ ReadingListener = Callable[[Sequence[Reading]], None]
 
 
 class MeterReader:
-    """Reads one meter: at its pace in a thread of its own, and at the edges of calls where that is cheap."""
+    """Reads one meter from `start` to `stop`: at its pace in its own thread, and at calls' edges where that is cheap.
+
+    Args:
+        open_meter: the meter, and those of its channels that count.
+        books: where readings go.
+        on_reading: told in the reader's thread that the meter was read, or could not be read (`problem`).
+        clock_ns: the monotonic clock.
+        sleep: notices that the machine has slept: the books are told before the next reading.
+        allowed: whether this process may read just now; ``None`` for always.
+        listeners: told of each reading, in the thread that took it.
+
+    Attributes:
+        open_meter: as given.
+        problem: why the meter could not be read the last time; ``None`` if it could.
+        last_reading_ns: when its counters had their newest values; ``None`` before the first reading.
+    """
 
     def __init__(
         self,
