@@ -31,7 +31,7 @@ from otel_llm_energy.cli.progress import say
 from otel_llm_energy.cli.questions import CALLS, ROOT_SPAN, Questioner
 from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
 from otel_llm_energy.runtime import LAST_READING_SECONDS
-from otel_llm_energy.settings import http_url
+from otel_llm_energy.setting_values import as_http_url
 
 _SLOTS = 2  # four calls at once then both share the server and queue for it
 _EXPORT_SECONDS = 5
@@ -92,7 +92,7 @@ def _require_urls(options: DemoOptions) -> None:
         if url is None or (name == "--otlp" and os.environ.get(_PROTOCOL) == "grpc"):  # gRPC knows other forms
             continue
         try:
-            http_url(url)
+            as_http_url(url)
         except ValueError as error:
             raise CommandError(f"{name} cannot be {url!r}. Write it as http://localhost:8000 is written.") from error
 
