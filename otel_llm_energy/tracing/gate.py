@@ -61,7 +61,7 @@ class _Held:
         self.deadline_ns = deadline_ns
 
 
-class _Errand(NamedTuple):
+class _ForcedBatch(NamedTuple):
     """Claims that the desk is to settle now, and the held spans that leave then, whatever comes of it."""
 
     claims: Sequence[Claim]
@@ -123,7 +123,7 @@ class Gate:
         self._mailbox = Mailbox(self._action_failed)
         self._forwarder: Forwarder[Outgoing] = Forwarder(self._deliver, self.tick, 2 * max_held)
         self._held: dict[int, _Held] = {}  # by span id, in the order of their ends; for the mailbox alone
-        self._errands: deque[_Errand] = deque()
+        self._forced: deque[_ForcedBatch] = deque()
         self._first_deadline_ns: int | None = None
         self._active = True
         self._shut = False
@@ -236,7 +236,7 @@ class Gate:
         if first_ns is not None and now_ns >= first_ns:
             self._mailbox.post(self._force_overdue, now_ns)
             first_ns = self._first_deadline_ns
-        self._run_errands()
+        self._settle_forced()
         # What ends from now on is entered while most of its time is left.
         wait_seconds = min(_LOOK_SECONDS, self.max_hold_seconds / 4)
         if first_ns is not None:
@@ -283,8 +283,8 @@ class Gate:
         if self._exit_hook is None:
             self._mailbox.post(self._begin_to_hold)
         self._note(Gate._ended, self, node, span, self._clock_ns())
-        if len(self._errands) > self._most_noted:  # our threads do not keep up
-            self._run_errands()
+        if len(self._forced) > self._most_noted:  # our threads do not keep up
+            self._settle_forced()
         return None
 
     def _note(self, action: Callable[..., object], *arguments: object) -> None:
@@ -313,7 +313,7 @@ class Gate:
         self._mailbox.post(self._tree.ended, node)
         self._mailbox.wait()
         if node.subtree is not None and node.subtree.claims:
-            self._run(_Errand(tuple(node.subtree.claims), reason))
+            self._settle_batch(_ForcedBatch(tuple(node.subtree.claims), reason))
             self._mailbox.wait()
         node.left = True
         outgoing = Outgoing(span, node.subtree)
@@ -349,8 +349,8 @@ class Gate:
         if self._first_deadline_ns is None:
             self._first_deadline_ns = deadline_ns
         if len(self._held) > self._max_held:
-            self._order([next(iter(self._held.values()))], "hold-limit")
-            if len(self._errands) == 1:  # else the forwarder is at it
+            self._force_out([next(iter(self._held.values()))], "hold-limit")
+            if len(self._forced) == 1:  # else the forwarder is at it
                 self._forwarder.look_soon()
 
     def _settle(self, claims: Sequence[Claim], forced_for: str | None = None) -> None:
@@ -384,13 +384,13 @@ class Gate:
                 self._first_deadline_ns = held.deadline_ns
                 break
             overdue.append(held)
-        self._order(overdue, "max-hold")
+        self._force_out(overdue, "max-hold")
 
     def _force_all(self, reason: str) -> None:
-        self._order(list(self._held.values()), reason)
+        self._force_out(list(self._held.values()), reason)
 
-    def _order(self, overdue: Sequence[_Held], reason: str) -> None:
-        """Have these leave; they stay held until then, should the errand come to nothing.
+    def _force_out(self, overdue: Sequence[_Held], reason: str) -> None:
+        """Have these leave; they stay held until their batch is settled, should that come to nothing.
 
         An ancestor has no claims of its own: those that it waits for ended before it, so they are here, too.
         """
@@ -401,7 +401,7 @@ class Gate:
             if held.node.subtree is not None:
                 claims += held.node.subtree.claims
         if overdue:
-            self._errands.append(_Errand(claims, reason, overdue))
+            self._forced.append(_ForcedBatch(claims, reason, overdue))
 
     def _let_go(self, leaving: Sequence[_Held]) -> None:
         for held in leaving:
@@ -422,22 +422,22 @@ class Gate:
 
     # Outside the mailbox: these call the desk, which may call back
 
-    def _run_errands(self) -> None:
+    def _settle_forced(self) -> None:
         while True:
             try:
-                errand = self._errands.popleft()
+                batch = self._forced.popleft()
             except IndexError:
                 return
-            self._run(errand)
+            self._settle_batch(batch)
 
-    def _run(self, errand: _Errand) -> None:
-        if errand.claims:
+    def _settle_batch(self, batch: _ForcedBatch) -> None:
+        if batch.claims:
             try:
-                self.desk.force(errand.claims, errand.reason)
+                self.desk.force(batch.claims, batch.reason)
             except Exception:  # noqa: BLE001 - the spans must leave all the same
                 self._failed("force", "Calls could not be settled.")
-        self._mailbox.post(self._settle, errand.claims, errand.reason)
-        self._mailbox.post(self._let_go, errand.held)
+        self._mailbox.post(self._settle, batch.claims, batch.reason)
+        self._mailbox.post(self._let_go, batch.held)
 
     def _release_all(self, reason: str, deadline_ns: int) -> bool:
         self._mailbox.wait()
@@ -445,7 +445,7 @@ class Gate:
             self._hasten(min(self._seconds_until(deadline_ns), self.meter_period_seconds))
         self._mailbox.post(self._force_all, reason)
         self._mailbox.wait()
-        self._run_errands()
+        self._settle_forced()
         self._mailbox.wait()
         return self._forwarder.flush(self._seconds_until(deadline_ns))
 
@@ -485,7 +485,7 @@ class Gate:
         self._mailbox.renew()
         self._forwarder.renew()
         self._held.clear()
-        self._errands.clear()
+        self._forced.clear()
         self._first_deadline_ns = None
         self._tree.forget_claims()
         self._health.held = 0  # all else stays: the SDK's counters go on in the child, and none may go down

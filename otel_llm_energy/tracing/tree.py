@@ -79,14 +79,19 @@ class Subtree:
 
 
 class _Binding:
-    """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for."""
+    """Where a claim sits: at which node, shown by its span or only counted, and since when it is waited for.
 
-    __slots__ = ("held", "node", "shown", "waiting_since")
+    Attributes:
+        kept_alive: not collected before the bill is there; see `SpanTree.bind`.
+        waiting_since: the place of its span's end in the order of all ends; 0 while the span is open.
+    """
 
-    def __init__(self, node: Node, shown: bool, held: object) -> None:
+    __slots__ = ("kept_alive", "node", "shown", "waiting_since")
+
+    def __init__(self, node: Node, shown: bool, kept_alive: object) -> None:
         self.node = node
         self.shown = shown
-        self.held = held
+        self.kept_alive = kept_alive
         self.waiting_since = 0
 
 
@@ -141,16 +146,16 @@ class SpanTree:
         for each in _chain(node):
             each.marked = True
 
-    def bind(self, node: Node, claim: Claim, shown: bool, held: object) -> None:
+    def bind(self, node: Node, claim: Claim, shown: bool, kept_alive: object) -> None:
         """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
 
-        ``held`` is kept until the bill is there: its span, for a call that ends it for certain, else ``None``. A stream
-        that is thrown away in a reference cycle ends its span while it is collected, and of what nobody holds the weak
-        references, such as nodes, are cleared before that.
+        ``kept_alive`` is not collected before the bill is there: the span, for a call that ends it for certain, else
+        ``None``. A stream that is thrown away in a reference cycle ends its span while it is collected, and of what
+        nobody holds the weak references, such as nodes, are cleared before that.
 
         Where the span has ended already the call counts for the nearest ancestor that is still open.
         """
-        binding = self._open_binding(node, shown, held)
+        binding = self._open_binding(node, shown, kept_alive)
         if binding is None or claim in self._bindings:
             return
         self._bindings[claim] = binding
@@ -161,10 +166,10 @@ class SpanTree:
             subtree.incomplete |= subtree.ended_at > 0
             subtree.has_calls_below |= each is not binding.node or not binding.shown
 
-    def _open_binding(self, node: Node, shown: bool, held: object) -> _Binding | None:
+    def _open_binding(self, node: Node, shown: bool, kept_alive: object) -> _Binding | None:
         for each in _chain(node):
             if not each.left and not _subtree(each).ended_at:
-                return _Binding(each, shown and each is node, held)
+                return _Binding(each, shown and each is node, kept_alive)
             _subtree(each).incomplete = True
         return None
 
