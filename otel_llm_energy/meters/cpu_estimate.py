@@ -8,7 +8,7 @@ from pathlib import Path
 
 from otel_llm_energy.machine import CGROUP, PROC, BusyTime, busy_time
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.quantities import NJ_PER_UJ, Channel, Reading
 
 MIN_WATTS_PER_CPU = 0.74
 MAX_WATTS_PER_CPU = 3.5
@@ -107,7 +107,7 @@ class CpuEstimate:
         self._powered_ns += sample.cpus * (sample.at_ns - self._last_ns)
         self._last_ns = sample.at_ns
         energy_nj = self._min_watts * self._powered_ns + (self._max_watts - self._min_watts) * sample.busy_ns
-        return [Reading(_CHANNEL_ID, int(energy_nj) // 1000, before_ns, self._clock_ns())]
+        return [Reading(_CHANNEL_ID, int(energy_nj) // NJ_PER_UJ, before_ns, self._clock_ns())]
 
     def close(self) -> None:
         """Give back the descriptor."""

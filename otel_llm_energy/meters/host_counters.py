@@ -6,10 +6,10 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from otel_llm_energy.meters.cut import Counters, component
 from otel_llm_energy.meters.exposition import Sample
-from otel_llm_energy.meters.processes import processes
-from otel_llm_energy.meters.refresh import Refreshes, StandingStill
+from otel_llm_energy.meters.scaphandre_counters import Counters, component
+from otel_llm_energy.meters.scaphandre_processes import processes
+from otel_llm_energy.meters.scaphandre_refresh import Refreshes, StandingStill
 from otel_llm_energy.quantities import Channel, HostPower, Reading
 
 _REMEMBERED_POWERS = 64

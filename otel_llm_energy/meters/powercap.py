@@ -128,7 +128,7 @@ class RaplMeter:
         if self._lock_pid != os.getpid():  # another thread of the parent may hold it for ever
             self._lock, self._lock_pid = threading.RLock(), os.getpid()
         self.close()
-        zones = _cut(_zones(self.root))
+        zones = _without_overlap(_zones(self.root))
         if not zones:
             raise MeterError(
                 "meter-not-found",
@@ -225,7 +225,7 @@ def _zones(root: Path) -> list[_Zone]:
     return [zones[key] for key in sorted(zones)]
 
 
-def _cut(zones: Sequence[_Zone]) -> list[_Zone]:
+def _without_overlap(zones: Sequence[_Zone]) -> list[_Zone]:
     """The zones that do not overlap: packages and their DRAM, or psys where there is no package."""
     packages = {zone.package: zone for zone in zones if zone.part is None and zone.name.startswith("package")}
     if not packages:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.meters.cut import COUNTER_FAMILIES, HOST_ENERGY, Counters, counters
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
-from otel_llm_energy.meters.processes import MEMORY, POWER
+from otel_llm_energy.meters.scaphandre_counters import COUNTER_FAMILIES, HOST_ENERGY, Counters, counters
+from otel_llm_energy.meters.scaphandre_processes import MEMORY, POWER
 from otel_llm_energy.meters.scrape import HttpSource, insist_on_certificates
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 

@@ -1,8 +1,9 @@
 """Scaphandre through its Prometheus exporter (checked against 1.0.0 and 1.0.2).
 
 The exporter refreshes its counters only when a request comes more than 2 s after the one before it, whoever sent that:
-see `otel_llm_energy.meters.refresh`. So this meter polls slowly, works out which request refreshed what it reads, and
-notices when another client keeps the counters frozen. One answer holds the counters and the figures of processes.
+see `otel_llm_energy.meters.scaphandre_refresh`. So this meter polls slowly, works out which request refreshed what it
+reads, and notices when another client keeps the counters frozen. One answer holds the counters and the figures of
+processes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Callable, Hashable, Sequence
 from urllib.parse import urlsplit
 
 from otel_llm_energy.meters.base import MeterError, Pace
-from otel_llm_energy.meters.cut import COUNTER_FAMILIES, Counters, counters
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
-from otel_llm_energy.meters.processes import PROCESS_FAMILIES
+from otel_llm_energy.meters.scaphandre_counters import COUNTER_FAMILIES, Counters, counters
+from otel_llm_energy.meters.scaphandre_processes import PROCESS_FAMILIES
 from otel_llm_energy.meters.scrape import Answer, Exporter, insist_on_certificates
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, HostPower, Reading
 

@@ -15,7 +15,7 @@ from typing import Any
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.tail import RecordFile
-from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
+from otel_llm_energy.quantities import NJ_PER_UJ, NS_PER_SECOND, Channel, Reading
 
 _CHANNEL_ID = "host"
 _TIME_ERROR_NS = 2_000_000  # between reading the counters and noting the time
@@ -58,7 +58,7 @@ class ScaphandreStream:
 
     def _forget(self) -> None:
         self._first_readings: list[Reading] = []
-        self._energy_nj = _START_UJ * 1000
+        self._energy_nj = _START_UJ * NJ_PER_UJ
         self._unix_ns: int | None = None  # of the last record
         self._at_ns: int | None = None  # the same on the monotonic clock
         self._ahead_ns = self._unix_clock_ns() - self._clock_ns()  # how far the wall clock is ahead
@@ -139,10 +139,10 @@ class ScaphandreStream:
         microwatts = _number(_host(record).get("consumption"))
         # The first record of a Scaphandre, and one in which a counter wraps, say 0 for "no figure".
         if before_ns is None or not microwatts:
-            self._energy_nj -= 1000  # a counter that steps back tells the ledger that energy is missing
+            self._energy_nj -= NJ_PER_UJ  # a counter that steps back tells the ledger that energy is missing
         else:
             self._energy_nj += int(microwatts * (unix_ns - before_ns)) // 1_000_000  # 1 uW x ns is 1e-6 nJ
-        return Reading(_CHANNEL_ID, self._energy_nj // 1000, at_ns - _TIME_ERROR_NS, at_ns + _TIME_ERROR_NS)
+        return Reading(_CHANNEL_ID, self._energy_nj // NJ_PER_UJ, at_ns - _TIME_ERROR_NS, at_ns + _TIME_ERROR_NS)
 
     def _check_age(self) -> None:
         if self._at_ns is None:

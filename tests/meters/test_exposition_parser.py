@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_llm_energy.meters.cut import COUNTER_FAMILIES
 from otel_llm_energy.meters.exposition import MAX_LINE_BYTES, Sample, parse
+from otel_llm_energy.meters.scaphandre_counters import COUNTER_FAMILIES
 
 FIXTURES = Path(__file__).with_name("fixtures")
 PROCESS_POWER = "scaph_process_power_consumption_microwatts"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_llm_energy.meters.exposition import Sample, parse
-from otel_llm_energy.meters.processes import MEMORY, POWER, PROCESS_FAMILIES, VIRTUAL_MEMORY, processes
 from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from otel_llm_energy.meters.scaphandre_processes import MEMORY, POWER, PROCESS_FAMILIES, VIRTUAL_MEMORY, processes
 from otel_llm_energy.quantities import ProcessPower
 from tests.meters.exporters import FIXTURES, ManualClock, exporter, recorded
 from tests.meters.record_fixtures import NEIGHBOUR, SERVER

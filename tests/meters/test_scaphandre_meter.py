@@ -19,7 +19,9 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.meters.base import MeterError
-from otel_llm_energy.meters.cut import (
+from otel_llm_energy.meters.exposition import Sample, parse
+from otel_llm_energy.meters.scaphandre import ScaphandreMeter
+from otel_llm_energy.meters.scaphandre_counters import (
     COUNTER_FAMILIES,
     DOMAIN_ENERGY,
     HOST_ENERGY,
@@ -28,8 +30,6 @@ from otel_llm_energy.meters.cut import (
     Counters,
     counters,
 )
-from otel_llm_energy.meters.exposition import Sample, parse
-from otel_llm_energy.meters.scaphandre import ScaphandreMeter
 from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
 from otel_llm_energy.quantities import Channel, Reading
 from tests.meters.exporters import ManualClock, exporter, page, recorded, say

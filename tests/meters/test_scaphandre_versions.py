@@ -10,7 +10,7 @@ import pytest
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.meters import ScaphandreMeter, ScaphandreStream
 from otel_llm_energy.meters.exposition import parse
-from otel_llm_energy.meters.processes import POWER, PROCESS_FAMILIES, processes
+from otel_llm_energy.meters.scaphandre_processes import POWER, PROCESS_FAMILIES, processes
 from otel_llm_energy.meters.tail import RecordFile
 from otel_llm_energy.quantities import Channel, ProcessPower, Reading
 from otel_llm_energy.servers import Selector

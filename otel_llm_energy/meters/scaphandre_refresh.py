@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otel_llm_energy.meters.cut import Counters
+from otel_llm_energy.meters.scaphandre_counters import Counters
 from otel_llm_energy.quantities import NS_PER_SECOND
 
 _REFRESH_NS = 2 * NS_PER_SECOND

@@ -30,7 +30,7 @@ class Counters:
 
 
 def counters(samples: Iterable[Sample]) -> Counters:
-    """Choose one cut through the page's overlapping counters: sockets and their DRAM, or else the host.
+    """Of the page's overlapping counters those that do not overlap: sockets and their DRAM, or else the host.
 
     ``core`` and ``uncore`` are inside their socket, psys holds the sockets, the ``mmio`` families (not wanted at all)
     repeat them. Where Scaphandre found no domains it exports psys as one more socket; it is known by its counter.
