@@ -29,9 +29,8 @@ from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.directory import Address, Directory
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS
 from otel_llm_energy.tracing.seat import Seat
-from otel_llm_energy.tracing.server_watch import Activity
 from otel_llm_energy.tracing.sharing import Metering, Rules
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_energy.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -60,10 +59,18 @@ class _Stations:
         self._records = records
 
     def local(self, taken: Collection[Hashable]) -> Station:
+        """This machine's; ``taken`` are sources that are read for another station."""
         options = self._options
         names = {Address.parse(address): spec for address, spec in options.servers.items() if _names_process(spec)}
-        find, find_edges = partial(_discover, options, taken=taken), partial(_discover_edges, options, taken=taken)
-        return self._station("local", find, CpuActivity(), partial(_resolve, names), find_edges)
+        return self._station(
+            "local",
+            MachineAccess(
+                discover=partial(_discover, options, taken=taken),
+                activity=CpuActivity(),
+                resolve=partial(_resolve, names),
+                edge_meters=partial(_discover_edges, options, taken=taken),
+            ),
+        )
 
     def meters_elsewhere(self) -> dict[Hashable, dict[Address, Meter]]:
         """The meters that the user names for servers, by what they read and by the servers' addresses."""
@@ -95,20 +102,13 @@ class _Stations:
             activity = FigureActivity(meter.host_powers, meter.cpus)
         host = getattr(meter, "host", "") or str(next(iter(meters)))
         find = partial(_discover_at, host, meter, self._options.idle_watts)
-        station = self._station(board, find, activity, partial(_resolve_elsewhere, processes))
+        station = self._station(board, MachineAccess(find, activity, partial(_resolve_elsewhere, processes)))
         for address in meters:
             if address.host and address.port is not None:
                 station.expect(address.host, address.port)
         return station
 
-    def _station(
-        self,
-        board: str,
-        find: Callable[[], Discovery],
-        activity: Activity,
-        who: Callable[[str, int], Server],
-        find_edges: Callable[[], Discovery] = lambda: Discovery((), ()),
-    ) -> Station:
+    def _station(self, board: str, access: MachineAccess) -> Station:
         options = self._options
         hold_seconds = DEFAULT_MAX_HOLD_SECONDS if options.max_hold is None else options.max_hold
         max_wait_ns = int(hold_seconds * NS_PER_SECOND)
@@ -121,12 +121,9 @@ class _Stations:
 
         return Station(
             Books(ledger(monotonic_ns())),
-            find,
-            activity,
-            who,
+            access,
             self._settle,
             idle_memory=_idle_memory(options),
-            edge_meters=find_edges,
             seat=None if options.board == "off" else seat,
         )
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from otel_llm_energy.host.wire import State, channel_to_json
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
@@ -33,17 +33,31 @@ _LOOK_UP_AGAIN_SECONDS = 60.0  # it is woken where there is anything new
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class MachineAccess:
+    """How one machine's meters and servers are reached.
+
+    Attributes:
+        discover: opens the meters; called again while there is none.
+        activity: samples the machine's servers.
+        resolve: finds the server at an address.
+        edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
+    """
+
+    discover: Callable[[], Discovery]
+    activity: Activity
+    resolve: Callable[[str, int], Server]
+    edge_meters: Callable[[], Discovery] = lambda: Discovery((), ())
+
+
 class Station:
     """Reads one machine's meters into its books, from `start` to `stop`.
 
     Args:
         books: of the machine.
-        discover: opens the meters; called again while there is none.
-        activity: samples the machine's servers.
-        resolve: finds the server at an address.
+        access: to the machine.
         settle: have the books settled soon; for any thread.
         idle_memory: keeps idle power for the next run; ``None`` to keep nothing.
-        edge_meters: opens those of the meters that are read at calls' edges, where another process reads them all.
         seat: makes this process's part in sharing the meters with others of this host; ``None`` to share nothing.
         clock_ns: the monotonic clock.
 
@@ -55,13 +69,10 @@ class Station:
     def __init__(
         self,
         books: Books,
-        discover: Callable[[], Discovery],
-        activity: Activity,
-        resolve: Callable[[str, int], Server],
+        access: MachineAccess,
         settle: Callable[[], None],
         *,
         idle_memory: IdleMemory | None = None,
-        edge_meters: Callable[[], Discovery] = lambda: Discovery((), ()),
         seat: Callable[[Metering], Seat] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -71,11 +82,10 @@ class Station:
         self.meters: list[MeterReader] = []
         self.holder_state: State | None = None
         self.reading_listeners: list[ReadingListener] = []
-        self._discover = discover
-        self._edge_meters = edge_meters
+        self._access = access
         self._settle = settle
         self._clock_ns = clock_ns
-        self._servers = ServerWatch(books, activity, resolve, clock_ns)
+        self._servers = ServerWatch(books, access.activity, access.resolve, clock_ns)
         self._sleep = SleepWatch()
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._lock = threading.Lock()
@@ -146,7 +156,7 @@ class Station:
             self.meters = list(self._edge_readers(_channel_ids(state)))
 
     def _edge_readers(self, wanted: Set[str]) -> Iterator[MeterReader]:
-        found = self._edge_meters().meters
+        found = self._access.edge_meters().meters
         all_of_them = wanted <= {channel.id for each in found for channel in each.channels}
         listeners = self.reading_listeners if all_of_them else ()
         for each in found:
@@ -283,7 +293,7 @@ class Station:
         if wait_ns > 0:
             return wait_ns / NS_PER_SECOND
         halts = self._halts
-        found = self._discover()
+        found = self._access.discover()
         self.left_out = found.left_out
         if not found.meters:
             self.books.without_meter(found.reason)

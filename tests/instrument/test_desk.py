@@ -20,7 +20,7 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
 from otel_llm_energy.tracing.server_watch import ServerWatch
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.instrument.test_sampling import NoActivity, _nobody
 from tests.support.waiting import until
 from tests.tracing.fakes import ManualClock
@@ -44,7 +44,9 @@ class Office:
         self.books = Books(Ledger(self.clock.now_ns), clock_ns=self.clock)
         if channel:
             self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=20)])
-        self.station = Station(self.books, lambda: Discovery((), ()), NoActivity(), _nobody, lambda: None)
+        self.station = Station(
+            self.books, MachineAccess(lambda: Discovery((), ()), NoActivity(), _nobody), lambda: None
+        )
         self.listener = Listener()
         self.directory = Directory(self.station)
         self.desk = SettlingDesk(self.directory, lambda: [self.listener], clock_ns=self.clock)
@@ -88,7 +90,8 @@ def test_meters_that_are_left_out_are_known_where_another_process_reads_the_mete
 def test_call_says_why_there_is_no_meter_when_there_is_none() -> None:
     """The reason of the meter that was tried, not merely that there is none."""
     office = Office(channel=False)
-    office.station._discover = lambda: Discovery((), (LeftOut("rapl", "meter-permission", "May not be read."),))
+    left_out = LeftOut("rapl", "meter-permission", "May not be read.")
+    office.station._access = MachineAccess(lambda: Discovery((), (left_out,)), NoActivity(), _nobody)
     office.station._find_meters()
     claim = office.call()
     office.desk._settle()

@@ -33,7 +33,7 @@ from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.idle_measurement import measure_idle
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.instrument.asking import ask, calls
 from tests.instrument.test_sampling import _nobody
 from tests.support.powercap import PowercapTree
@@ -344,9 +344,7 @@ class Bench:
         activity = BusyCpus(self.clock, busy_cpus)
         self.station = Station(
             self.books,
-            lambda: found,
-            activity,
-            _nobody,
+            MachineAccess(lambda: found, activity, _nobody),
             lambda: None,
             idle_memory=memory(path),
             clock_ns=self.clock,

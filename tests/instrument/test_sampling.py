@@ -26,7 +26,7 @@ from otel_llm_energy.tracing.directory import Directory
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.join import Joint
 from otel_llm_energy.tracing.metrics import EnergyMetrics
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_instrumentation import ServerTimings
 from tests.tracing.fakes import ManualClock
 
@@ -73,7 +73,7 @@ class Machine:
         self.books = Books(Ledger(self.clock.now_ns), clock_ns=self.clock)
         self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS)])
         metrics = EnergyMetrics(MeterProvider([self.reader]))
-        station = Station(self.books, lambda: Discovery((), ()), NoActivity(), _nobody, lambda: None)
+        station = Station(self.books, MachineAccess(lambda: Discovery((), ()), NoActivity(), _nobody), lambda: None)
         self.desk = SettlingDesk(
             Directory(station), lambda: [metrics, self.gate], balance_listener=metrics, clock_ns=self.clock
         )

@@ -28,7 +28,7 @@ from otel_llm_energy.study.collect import Options, collect
 from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.plan import Plan, make_plan
 from otel_llm_energy.tracing.books import Books
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.host.workers import crew
 from tests.meters.exporters import exporter
 from tests.support.powercap import PowercapTree
@@ -160,11 +160,13 @@ def test_readings_are_told_only_of_all_counters_when_another_process_reads_them(
     open_meter = OpenMeter(meter, tuple(meter.open()))
     station = Station(
         Books(Ledger(0)),
-        lambda: Discovery((), ()),
-        NoActivity(),
-        lambda host, port: Server(host, host, "local"),
+        MachineAccess(
+            discover=lambda: Discovery((), ()),
+            activity=NoActivity(),
+            resolve=lambda host, port: Server(host, host, "local"),
+            edge_meters=lambda: Discovery((open_meter,), ()),
+        ),
         lambda: None,
-        edge_meters=lambda: Discovery((open_meter,), ()),
     )
     told: list[Reading] = []
     station.reading_listeners.append(told.extend)

@@ -25,7 +25,7 @@ from otel_llm_energy.tracing.clocks import SleepWatch, WallClock
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Directory
 from otel_llm_energy.tracing.reader import MeterReader
-from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_energy.tracing.unobserved import UnobservedCalls
 from otel_llm_instrumentation import ServerTimings
 from tests.instrument.test_sampling import NoActivity, _nobody
@@ -236,7 +236,7 @@ class Foreign:
     def __init__(self) -> None:
         self.books = Books(Ledger(0))
         self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=20)])
-        station = Station(self.books, lambda: Discovery((), ()), NoActivity(), _nobody, lambda: None)
+        station = Station(self.books, MachineAccess(lambda: Discovery((), ()), NoActivity(), _nobody), lambda: None)
         self.calls = UnobservedCalls(SettlingDesk(Directory(station), list))
         self.tracer = TracerProvider(shutdown_on_exit=False).get_tracer("another library")
 
