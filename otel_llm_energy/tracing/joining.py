@@ -13,7 +13,7 @@ from otel_llm_energy.tracing.claims import Desk
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.health import Health
-from otel_llm_energy.tracing.join import CannotJoinError, Joint, members_of, pipeline_of
+from otel_llm_energy.tracing.joint import CannotJoinError, Joint, members_of, pipeline_of
 from otel_llm_energy.tracing.own_provider import set_up_tracing
 from otel_llm_energy.tracing.processor import NoDesk, wired_processors
 

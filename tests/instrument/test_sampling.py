@@ -24,7 +24,7 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Directory
 from otel_llm_energy.tracing.gate import Gate
-from otel_llm_energy.tracing.join import Joint
+from otel_llm_energy.tracing.joint import Joint
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_instrumentation import ServerTimings

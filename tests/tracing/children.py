@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Gate
-from otel_llm_energy.tracing.join import CannotJoinError, Joint
+from otel_llm_energy.tracing.joint import CannotJoinError, Joint
 from tests.tracing.fakes import Collecting, FakeDesk
 
 

@@ -12,7 +12,7 @@ from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND
 from otel_llm_energy.tracing.claims import Claim, ClaimListener
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate
-from otel_llm_energy.tracing.join import Joint
+from otel_llm_energy.tracing.joint import Joint
 
 
 class ManualClock:

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate
-from otel_llm_energy.tracing.join import CannotJoinError, Joint
+from otel_llm_energy.tracing.joint import CannotJoinError, Joint
 from tests.tracing.children import run_child
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
 
