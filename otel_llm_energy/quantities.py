@@ -53,8 +53,8 @@ class IdlePower:
 
     Attributes:
         watts: the point estimate.
-        lowest_watts: the lowest that was seen, but for 2 %.
-        seconds: of time without calls, from which it was learned.
+        lowest_watts: the 2 % quantile of what was seen.
+        seconds: how much time without calls it was learned from.
         state: in which it was learned, as in `Reading.state`.
     """
 

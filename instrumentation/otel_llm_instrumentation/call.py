@@ -147,9 +147,10 @@ class Call:
         self.reached_server = True
         self.streaming = request.streaming
         self._telemetry = telemetry
-        # Seeing an answer is keeping it, in C. What counts comes at the end of a stream: the last chunk, what Azure's
-        # filter found in it, and the usage; of several choices each ends somewhere. To keep more than a few costs more
-        # than to keep: memory is then not used again while warm.
+        # `see` is the deque's own append, which runs in C: it is called for every chunk. The facts stand in the last
+        # payloads of a stream: the last chunk, what Azure's filter found in it, and the usage. So a few are kept, of
+        # which the memory is used again while it is in the CPU's caches; all of them only where content is captured, or
+        # where there are several choices, each of which may end anywhere.
         self._content = request.route.content if standing is None and telemetry.capture.value else None
         self._asked: Asked | None = None
         kept = _PAYLOADS_KEPT if self._content is None and request.choices == 1 else None

@@ -78,7 +78,7 @@ class Folder:
         return True
 
     def rename(self, name: str, other: str) -> None:
-        """Raises `OSError`."""
+        """Give a file another name, in place of a file that has it already. Raises `OSError`."""
         os.replace(name, other, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:

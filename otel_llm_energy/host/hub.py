@@ -16,7 +16,7 @@ from otel_llm_energy.host.lines import LineSocket, Waker, peer_pid, peer_user_id
 from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, Welcome, WireError, decode, encode
 
 _MOST_MEMBERS = 1024
-_KNOCKING_SECONDS = 0.1  # between two tries to let somebody in, or they would take a whole CPU
+_ACCEPT_AGAIN_SECONDS = 0.1  # after an accept that failed: a connection that stays pending would keep a CPU busy
 
 
 class Holder(Protocol):
@@ -122,8 +122,8 @@ class Hub:
     def _accept(self) -> None:
         try:
             accepted, _ = self._listener.accept()
-        except OSError:  # it is gone already, or no descriptor is left: then it goes on knocking
-            time.sleep(_KNOCKING_SECONDS)
+        except OSError:  # the other side is gone already; or no descriptor is left, and the connection stays pending
+            time.sleep(_ACCEPT_AGAIN_SECONDS)
             return
         with contextlib.suppress(OSError):
             if peer_user_id(accepted) != os.geteuid() or len(self._connections) >= _MOST_MEMBERS:

@@ -33,7 +33,8 @@ class Pace:
         edge_gap_seconds: see ``at_edges``.
         edges_per_second: see ``at_edges``. Each reading also costs a bucket to be shared out; where there are more
             edges than this, calls are shorter than activity can tell apart.
-        delay_seconds: how old the newest reading may be when it is found, since somebody else takes them.
+        delay_seconds: how old the newest reading may be when the meter gets it, where another program takes them, such
+            as a Prometheus; 0 where this meter takes them itself.
     """
 
     idle_seconds: float

@@ -162,10 +162,11 @@ class CpuActivity:
 class ProcessTree:
     """The CPU time of a process and its descendants; what ended ones used stays in the sum. Not thread-safe.
 
-    What a child used after the last look at it, or one that came and went between two looks, its parent tells when it
-    has waited for it, in ticks.
+    A child may end after its last reading, or start and end between two readings. What it used and no reading showed
+    is found in its parent's ``cutime`` and ``cstime``, in ticks, once the parent has waited for it.
 
-    A held descriptor of /proc/PID/stat fails once its process is gone, even if the number is used again.
+    The descriptor of /proc/PID/stat is kept open: reading it fails once the process is gone, even if its number is
+    used again.
 
     Args:
         pid: the root.

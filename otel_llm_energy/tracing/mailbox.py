@@ -9,10 +9,11 @@ from typing import Any
 
 
 class Mailbox:
-    """Whoever posts while nobody works does the work, and all that was noted before or is posted meanwhile by others.
+    """Actions are queued. The thread that posts one runs the queue until it is empty, unless another thread is at it.
 
-    So state that only actions touch needs no lock. A plain lock would deadlock: the garbage collector may end a span
-    (an abandoned stream) at any instruction, also in a thread that holds the lock already.
+    So actions never run at the same time, and state that only they touch needs no lock. A plain lock around that state
+    would deadlock: the garbage collector may end a span (of an abandoned stream) at any instruction, also in a thread
+    that holds the lock already.
 
     Args:
         on_error: told, inside the ``except`` block, that an action raised.

@@ -62,7 +62,7 @@ class Metering(Protocol):
         """Read now what may be read now."""
 
     def wake(self) -> None:
-        """Calls are open."""
+        """A member's call begins: read the meters at the pace of open calls."""
 
 
 @dataclass(frozen=True, slots=True)

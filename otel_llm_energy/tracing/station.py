@@ -112,11 +112,11 @@ class Station:
         self._servers.close()
 
     def expect(self, host: str, port: int) -> None:
-        """There is a server at this address: its part of the activity is of interest before its first call."""
+        """Watch the server at this address, which is there for certain, before its first call."""
         self._servers.key(host, port)
 
     def look_out_for(self, host: str, port: int) -> None:
-        """There may be a server at this address: if it is there when we start, it is known before its first call."""
+        """Watch the server at this address before its first call, if one is there when the station starts."""
         self._servers.look_out_for(host, port)
 
     # What the seat asks for
