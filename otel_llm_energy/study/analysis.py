@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
+from otel_llm_energy import conventions
 from otel_llm_energy.study.columns import Basis
+from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.intervals import CONFIDENCE
 from otel_llm_energy.study.tables import Floats, collected, sample, usable
 
@@ -218,6 +221,20 @@ def points(rows: pl.LazyFrame, basis: Basis) -> pl.DataFrame:
     """Deployment, output tokens and energy of some calls, to draw."""
     wanted = usable(rows, basis).filter(pl.col("output_tokens").is_not_null())
     return sample(wanted.select("call_id", "deployment", "output_tokens", "energy"), _DRAWN_POINTS)
+
+
+def longest_calls_with_power(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The longest call of each deployment of which the power was kept: its columns as they were collected."""
+    kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
+    phases = (conventions.SERVER_DECODE_SECONDS, conventions.SERVER_PREFILL_SECONDS)
+    wanted = ["deployment", "prompt_id", "seconds", *phases]
+    calls = collected(
+        kept.select(*wanted, "power_seconds", "power_watts")
+        .sort("seconds", descending=True)
+        .group_by("deployment")
+        .first()
+    )
+    return calls.to_dicts()
 
 
 def conversations(rows: pl.LazyFrame, basis: Basis) -> list[Conversation]:

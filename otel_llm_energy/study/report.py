@@ -6,27 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 
-from otel_llm_energy import conventions
 from otel_llm_energy.quantities import JOULES_PER_KWH
-from otel_llm_energy.study import analysis, html
-from otel_llm_energy.study.charts import COLOURS, Axis, Bar, Plot, bars, mark, number
+from otel_llm_energy.study import analysis, figures, html
+from otel_llm_energy.study.charts import number
 from otel_llm_energy.study.columns import Basis, short_rows
-from otel_llm_energy.study.dataset import scan
 from otel_llm_energy.study.deployments import Comparison, Deployment, Group, by_type, comparisons, deployments, pareto
 from otel_llm_energy.study.intervals import CONFIDENCE, RESAMPLES, Interval
 from otel_llm_energy.study.sessions import Metered, metered
-from otel_llm_energy.study.tables import choose_basis, collected
+from otel_llm_energy.study.tables import choose_basis
 from otel_llm_energy.version import __version__
 
 _DRAWN_DEPLOYMENTS: Final = 8
-_DRAWN_TYPES: Final = 24
 _DRAWN_POWER: Final = 4
-_CURVE_POINTS: Final = 25
 
 _BASIS_WORDS: Final[dict[Basis, str]] = {
     "above_idle_joules": "Energies are above idle: what the calls added to the power that the machine draws anyway.",
@@ -178,30 +174,8 @@ def _score_words(each: Deployment) -> str:
 
 def _deployments(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterator[str]:
     yield html.heading("Models and deployments")
-    yield _energy_bars(shown)
+    yield html.figures(*figures.energy_bars(shown))
     yield _deployment_table(ranked)
-
-
-def _energy_bars(shown: Sequence[Deployment]) -> str:
-    per_token = [
-        _interval_bar(each.name, each.per_token, index)
-        for index, each in enumerate(shown)
-        if each.per_token is not None
-    ]
-    per_call = [_interval_bar(each.name, each.per_call, index) for index, each in enumerate(shown)]
-    return html.figures(
-        html.figure(
-            bars("Joules per output token", "J per output token", per_token), "Sum of joules over sum of tokens."
-        ),
-        html.figure(
-            bars("Joules per call", "J per call", per_call),
-            "Mean of the calls: with short answers tell calls, not tokens.",
-        ),
-    )
-
-
-def _interval_bar(name: str, joules: Interval, series: int) -> Bar:
-    return Bar(name, [joules.value], joules.low, joules.high, number(joules.value), series)
 
 
 def _deployment_table(ranked: Sequence[Deployment]) -> str:
@@ -242,23 +216,7 @@ def _pareto(ranked: Sequence[Deployment]) -> Iterator[str]:
     if len(scored) < 2:
         return  # a single score stands in the table
     yield html.heading("Score against energy")
-    front = pareto(ranked)
-    plot = Plot(
-        Axis.over("J per call", [each.per_call.value for each in scored]),
-        Axis("mean score", 0.0, 1.08),
-        "Score against energy",
-    )
-    plot.line([(each.per_call.value, each.score.value) for each in front if each.score], "#8a8a8a", dashes="4 3")
-    for index, each in enumerate(ranked):
-        if each.score is not None:
-            plot.mark(each.per_call.value, each.score.value, index, size=5.5, opacity=1.0, tip=each.name)
-    yield html.figures(
-        html.figure(
-            plot.svg(),
-            "Joined: no other is both cheaper and better than these. From the left, the first that is good enough.",
-            _legend([each.name for each in scored], [ranked.index(each) for each in scored]),
-        )
-    )
+    yield html.figures(figures.score_against_energy(ranked))
 
 
 def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment]) -> Iterator[str]:
@@ -267,24 +225,8 @@ def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment
     if drawn.is_empty():
         return
     yield html.heading("Energy against output tokens")
-    order = {each.name: index for index, each in enumerate(shown)}
-    plot = Plot(
-        Axis.over("output tokens", drawn["output_tokens"].to_list()),
-        Axis.over("J per call", drawn["energy"].to_list()),
-        "Energy against output tokens",
-    )
-    for name, tokens, joules in drawn.select("deployment", "output_tokens", "energy").iter_rows():
-        if name in order:
-            plot.mark(tokens, joules, order[name], size=2.2, opacity=0.45)
-    for name, line in lines.items():
-        if name in order:
-            _draw_line(plot, line, COLOURS[order[name] % len(COLOURS)])
     yield html.figures(
-        html.figure(
-            plot.svg(),
-            f"{drawn.height:,} calls; least squares over all, and the {CONFIDENCE:.0%} interval of one call.",
-            _legend([each.name for each in shown], range(len(shown))),
-        ),
+        figures.energy_against_tokens(drawn, lines, shown),
         html.table(
             ["deployment", "J a call", "+ J a token", "R²", "± J for a call", "calls"],
             [
@@ -302,31 +244,13 @@ def _against_tokens(rows: pl.LazyFrame, basis: Basis, shown: Sequence[Deployment
     )
 
 
-def _draw_line(plot: Plot, line: analysis.TokenLine, colour: str) -> None:
-    x = np.linspace(line.least_x, line.most_x, _CURVE_POINTS)
-    y, half = line.at(x), line.half_width(x, single=True)
-    low = np.clip(y - half, plot.y.low, plot.y.high)
-    high = np.clip(y + half, plot.y.low, plot.y.high)
-    plot.area(list(zip(x, low, strict=True)), list(zip(x, high, strict=True)), colour)
-    plot.line(list(zip(x, np.clip(y, plot.y.low, plot.y.high), strict=True)), colour)
-
-
 def _phases(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterator[str]:
     phased = [each for each in shown if each.phases is not None]
     if not phased:
         return
     yield html.heading("Prefill against decode")
-    rows = [
-        Bar(each.name, each.phases, words=f"{number(each.phases[0])} + {number(each.phases[1])}")
-        for each in phased
-        if each.phases
-    ]
     yield html.figures(
-        html.figure(
-            bars("Joules of prefill and decode", "J per call, idle power included", rows),
-            "Of the calls whose readings part the phases; with the idle power of that time.",
-            _legend(["prefill", "decode"], [0, 1], squares=True),
-        ),
+        figures.phases(phased),
         html.table(
             ["deployment", "J/input token", "J/output token"],
             [
@@ -339,68 +263,20 @@ def _phases(ranked: Sequence[Deployment], shown: Sequence[Deployment]) -> Iterat
 
 
 def _power(folders: Sequence[Path], shown: Sequence[Deployment]) -> Iterator[str]:
-    """The longest call of each deployment of which the power was kept."""
-    kept = scan(folders).filter(pl.col("power_watts").list.len() > 2, pl.col("error_type").is_null())
-    phases = (conventions.SERVER_DECODE_SECONDS, conventions.SERVER_PREFILL_SECONDS)
-    wanted = ["deployment", "prompt_id", "seconds", *phases]
-    calls = collected(
-        kept.select(*wanted, "power_seconds", "power_watts")
-        .sort("seconds", descending=True)
-        .group_by("deployment")
-        .first()
-    )
-    by_name = {row["deployment"]: row for row in calls.iter_rows(named=True)}
+    """Of the longest call of each deployment."""
+    by_name = {row["deployment"]: row for row in analysis.longest_calls_with_power(folders)}
     drawn = [by_name[each.name] for each in shown if each.name in by_name][:_DRAWN_POWER]
     if not drawn:
         return
     yield html.heading("Power over time of a call")
-    yield html.figures(*(_power_figure(row) for row in drawn))
-
-
-def _power_figure(row: dict[str, Any]) -> str:
-    ends, watts = row["power_seconds"], row["power_watts"]
-    plot = Plot(
-        Axis.over("s after the call's start", [*ends, 0.0, row["seconds"]], from_zero=False),
-        Axis.over("W, all counters", watts),
-        "Power over time of a call",
-    )
-    decode, prefill = row[conventions.SERVER_DECODE_SECONDS], row[conventions.SERVER_PREFILL_SECONDS]
-    until = row["seconds"]
-    for length, series, name in ((decode, 1, "decode"), (prefill, 0, "prefill")):
-        if length:
-            since = until - length
-            top = plot.y.high
-            plot.area([(since, 0.0), (until, 0.0)], [(since, top), (until, top)], COLOURS[series])
-            if length > 0.12 * (plot.x.high - plot.x.low):
-                plot.text((since + until) / 2, 0.0, name, dy=-8)
-            until = since
-    steps = [
-        point
-        for index in range(1, len(ends))
-        for point in ((ends[index - 1], watts[index]), (ends[index], watts[index]))
-    ]
-    plot.line(steps, "#1b1b1b", width=1.4)
-    return html.figure(
-        plot.svg(), f"{row['deployment']}, prompt {row['prompt_id']}. Mean power between two readings of the meter."
-    )
+    yield html.figures(*(figures.power(row) for row in drawn))
 
 
 def _types(groups: Sequence[Group], shown: Sequence[Deployment]) -> Iterator[str]:
     if not groups:
         return
     yield html.heading("By type of task")
-    order = {each.name: index for index, each in enumerate(shown)}
-    several = len({group.deployment for group in groups}) > 1
-    known = [group for group in groups if group.deployment in order][:_DRAWN_TYPES]
-    rows = [
-        _interval_bar(
-            f"{group.name}, {group.deployment}" if several else group.name, group.per_call, order[group.deployment]
-        )
-        for group in known
-    ]
-    yield html.figures(
-        html.figure(bars("Joules per call by type of task", "J per call", rows), "Mean of the calls of that type.")
-    )
+    yield html.figures(figures.types(groups, shown))
     yield html.table(
         ["type", "deployment", "calls", "J/call", "J/output token", "score"],
         [
@@ -508,12 +384,3 @@ def _quality(found: analysis.Outliers, overview: analysis.Overview) -> Iterator[
             ],
             words=(1, 5),
         )
-
-
-def _legend(names: Sequence[str], series: Sequence[int] | range, *, squares: bool = False) -> str:
-    def sign(index: int) -> str:
-        if squares:
-            return f'<rect x="2" y="2" width="10" height="10" fill="{COLOURS[index]}" opacity="0.8"/>'
-        return mark(7, 7, index, 4)
-
-    return html.legend((sign(index), name) for name, index in zip(names, series, strict=True))
