@@ -1,7 +1,7 @@
 """What the holder has entered into its ledger, written down so that the next holder can enter it again.
 
-Two files: the current one, and the one before it. Each begins with what was so when it was begun; then everything that
-happened, in order. The machine forgets them with its next start.
+Two files: the current one, and the one before it. Each begins with a snapshot of what was so when it was begun; then
+everything that happened, in order. The journal of an earlier start of the machine is not continued.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Entered = tuple[Any, ...]
 """One thing that was entered: its kind and its values."""
 
 _LONGEST_BYTES = 1 << 20
-_BEGIN = "begin"
+_SNAPSHOT_END = "begin"  # what is entered after this has happened since the file was begun
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Journal:
         folder: of the board.
         name: of the turn.
         rules: what all processes agree on; a journal of others is not continued.
-        beginning: what is so now: entering it gives a ledger that can go on from here.
+        snapshot: what is so now: entering it gives a ledger that can go on from here.
         earlier: the journal that this one continues: what is so now is what entering all of that gives.
         longest_bytes: a file that is longer becomes the earlier one, and a new one is begun.
     """
@@ -49,7 +49,7 @@ class Journal:
         folder: Folder,
         name: str,
         rules: str,
-        beginning: Callable[[], Iterable[Entered]],
+        snapshot: Callable[[], Iterable[Entered]],
         *,
         earlier: Written | None = None,
         longest_bytes: int = _LONGEST_BYTES,
@@ -57,13 +57,13 @@ class Journal:
         self._folder = folder
         self._names = journal_names(name)
         self._head = _head(rules)
-        self._beginning = beginning
+        self._snapshot = snapshot
         self._longest_bytes = longest_bytes
         self._lines: list[str] = []
         self._size = 0
         self._file: int | None = None
         if earlier is None:
-            self._keep(self._begin)
+            self._keep(self._begin_file)
         else:
             self._keep(lambda: self._go_on(earlier))
 
@@ -103,9 +103,9 @@ class Journal:
         self._file = self._folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         self._size = 0
 
-    def _begin(self) -> None:
+    def _begin_file(self) -> None:
         self._open(self._names[1])
-        head = [self._head, *self._beginning(), (_BEGIN,)]
+        head = [self._head, *self._snapshot(), (_SNAPSHOT_END,)]
         self._lines = [json.dumps(each, separators=(",", ":")) for each in head] + self._lines
         self._write_lines()
 
@@ -123,7 +123,7 @@ class Journal:
     def _turn_over(self) -> None:
         self.close()
         self._folder.rename(self._names[1], self._names[0])
-        self._begin()
+        self._begin_file()
 
     def _keep(self, step: Callable[[], None]) -> None:
         try:
@@ -158,12 +158,15 @@ def read_journal(folder: Folder, turn: str) -> Written:
 
 
 def entered_in(written: Written, rules: str) -> list[Entered]:
-    """What a holder had entered; nothing if it is no journal of these rules and this start of the machine."""
-    earlier, current = (list(_said(content, _head(rules))) for content in written)
+    """What a holder had entered; nothing if it is no journal of these rules and this start of the machine.
+
+    The snapshot at the beginning of the current file says again what the earlier file gives, and is left out beside it.
+    """
+    earlier, current = (list(_lines_of(content, _head(rules))) for content in written)
     if not earlier:
-        return [entered for entered in current if entered[0] != _BEGIN]
-    following = current[current.index((_BEGIN,)) + 1 :] if (_BEGIN,) in current else []
-    return [entered for entered in earlier if entered[0] != _BEGIN] + following
+        return [entered for entered in current if entered[0] != _SNAPSHOT_END]
+    following = current[current.index((_SNAPSHOT_END,)) + 1 :] if (_SNAPSHOT_END,) in current else []
+    return [entered for entered in earlier if entered[0] != _SNAPSHOT_END] + following
 
 
 def _head(rules: str) -> Entered:
@@ -184,8 +187,8 @@ def _whole_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _said(content: bytes, head: Entered) -> Iterator[Entered]:
-    """What one file says; a line that its writer's death broke off is the last, and left out."""
+def _lines_of(content: bytes, head: Entered) -> Iterator[Entered]:
+    """What one file holds, if it has this head. A line that its writer's death broke off is the last, and left out."""
     first, *lines = content.decode("utf-8", "replace").split("\n")
     if _parsed(first) != head:
         return

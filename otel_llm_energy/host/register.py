@@ -69,8 +69,8 @@ class Register:
         _ENTER[kind](self, *values)
         return []
 
-    def beginning(self) -> Iterator[Entered]:
-        """What has to be entered into a new ledger so that it can go on from here."""
+    def snapshot(self) -> Iterator[Entered]:
+        """What is so now: what has to be entered into a new ledger so that it can go on from here."""
         yield ("start", self.until_ns or self.start_ns)
         yield ("holder", self.holder)
         for member in self.members:

@@ -65,7 +65,7 @@ class LedgerHandover:
         else:
             return ledger
         journal = None if earlier is None else earlier.journal
-        shared.journal = Journal(turn.folder, turn.name, self._rules, shared.register.beginning, earlier=journal)
+        shared.journal = Journal(turn.folder, turn.name, self._rules, shared.register.snapshot, earlier=journal)
         shared.follow_on(monotonic_ns())  # patience with the members begins only now that the journal is read
         if isinstance(ledger, RemoteLedger):
             shared.take_up(ledger)
@@ -83,7 +83,7 @@ class LedgerHandover:
         """What is entered from now on the next holder can enter again; that of one process alone needs none."""
         if isinstance(ledger, SharedLedger):
             ledger.register.holder = self._member
-            ledger.journal = Journal(turn.folder, turn.name, self._rules, ledger.register.beginning)
+            ledger.journal = Journal(turn.folder, turn.name, self._rules, ledger.register.snapshot)
         return ledger
 
     def alone(self, ledger: Accounts) -> Accounts:

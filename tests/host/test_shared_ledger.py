@@ -129,7 +129,7 @@ class Turns:
         written = read_journal(self._folder, earlier) if self._count > 1 else None
         for each in [] if written is None else entered_in(written, RULES):
             register.enter(each)
-        journal = Journal(self._folder, name, RULES, register.beginning, earlier=written)
+        journal = Journal(self._folder, name, RULES, register.snapshot, earlier=written)
         bills: dict[Call, Bill] = {}
         for each in entered:
             bills.update(register.enter(each))
@@ -171,7 +171,7 @@ def test_next_holder_knows_the_same_when_the_first_member_came_amid_a_bucket() -
     first = Register(Ledger, ledger, 100 * MS)
     first.adopt("first")
     second = Register(Ledger, Ledger(0), 0)
-    for each in list(first.beginning()):
+    for each in list(first.snapshot()):
         second.enter(each)
     for register in (first, second):
         register.enter(("open", "a", 1, SERVER, 200 * MS, "chat"))
