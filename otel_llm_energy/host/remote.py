@@ -86,8 +86,8 @@ class RemoteLedger:
         with self._lock:
             return tuple(self._readings)
 
-    def said(self, call: int) -> list[Message]:
-        """What has become of a call until now."""
+    def messages_of(self, call: int) -> list[Message]:
+        """What the holder has to be told of a call: that it was opened, and how it was closed if it was."""
         with self._lock:
             closed = self._closed.get(call)
             return [self._opened(call)] if closed is None else [self._opened(call), closed]
@@ -97,7 +97,7 @@ class RemoteLedger:
         with self._lock:
             self._send = send
             self._asked = True
-            self._out = [*self._readings, *(message for call in self._calls for message in self.said(call))]
+            self._out = [*self._readings, *(message for call in self._calls for message in self.messages_of(call))]
 
     def disconnected(self) -> None:
         """The holder is gone; what happens is kept for the next one."""

@@ -49,7 +49,7 @@ class _Left(NamedTuple):
     pass
 
 
-_Said = Message | _Joined | _Left
+_FromMember = Message | _Joined | _Left
 
 
 class SharedLedger:
@@ -85,12 +85,12 @@ class SharedLedger:
         self._send = send
         self._clock_ns = clock_ns
         self._why_unmetered = why_unmetered
-        self._inbox: deque[tuple[str, _Said]] = deque()
+        self._inbox: deque[tuple[str, _FromMember]] = deque()
         self._here: set[str] = set()
         self._handles: dict[Entry, int] = {}  # of this process's calls: what the books hold -> number
         self._mine: dict[int, Entry] = {}
         self._last = 0
-        self._readings: list[tuple[int, int, Entered]] = []
+        self._postponed: list[tuple[int, int, Entered]] = []  # a heap: by time, then by the order of coming
         self._order = 0
         self._unclaimed: dict[Call, Bill] = {}  # of members that may come back, and of this process
         for (member, number), entry in register.calls.items():
@@ -169,15 +169,16 @@ class SharedLedger:
 
     def read(self, reading: Reading) -> None:
         """Readings of several processes are entered in the order of their times."""
-        self._put_off((reading.earliest_ns + reading.latest_ns) // 2, ("read", *reading_to_wire(reading)))
+        self._postpone((reading.earliest_ns + reading.latest_ns) // 2, ("read", *reading_to_wire(reading)))
 
     def interrupt(self, reason: str) -> None:
         """Time jumped, between the readings before now and those to come."""
-        self._put_off(self._clock_ns(), ("interrupt", reason))
+        self._postpone(self._clock_ns(), ("interrupt", reason))
 
-    def _put_off(self, at_ns: int, entered: Entered) -> None:
+    def _postpone(self, at_ns: int, entered: Entered) -> None:
+        """Enter it once all that happened before is known of all members."""
         self._order += 1
-        heappush(self._readings, (at_ns, self._order, entered))
+        heappush(self._postponed, (at_ns, self._order, entered))
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         self._enter(("sample", sample_to_json(sample), final))
@@ -206,8 +207,8 @@ class SharedLedger:
         with self._rounds_lock:
             until_ns = self._rounds.until_ns(now_ns)
         bills = self._take_in()
-        while self._readings and self._readings[0][0] <= until_ns:
-            self._enter(heappop(self._readings)[2])
+        while self._postponed and self._postponed[0][0] <= until_ns:
+            self._enter(heappop(self._postponed)[2])
         bills += self._enter(("settle", until_ns), breathe)
         self._give_up_on_the_missing(now_ns)
         return self._write_and_hand_out(bills)
@@ -245,7 +246,7 @@ class SharedLedger:
     def take_up(self, remote: RemoteLedger) -> None:
         """This process was a member until now, with these calls."""
         for read in remote.readings:
-            self._said(self._own, read)
+            self._enter_message(self._own, read)
         calls = remote.calls
         self._handles.clear()
         self._mine.clear()
@@ -253,8 +254,8 @@ class SharedLedger:
             self._handle(number, entry)
         self._rejoin(self._own, list(calls))
         for number in calls:
-            for message in remote.said(number):
-                self._said(self._own, message)
+            for message in remote.messages_of(number):
+                self._enter_message(self._own, message)
 
     def follow_on(self, now_ns: int) -> None:
         """Another process held the board until now. Its members may come back; it is dead, or does not answer."""
@@ -285,34 +286,34 @@ class SharedLedger:
     def _take_in(self) -> list[tuple[Call, Bill]]:
         bills: list[tuple[Call, Bill]] = []
         while self._inbox:
-            member, said = self._inbox.popleft()
+            member, message = self._inbox.popleft()
             try:
-                bills += self._said(member, said)
+                bills += self._enter_message(member, message)
             except (WireError, KeyError, TypeError, ValueError) as error:
                 self._troubles.warn(
                     "said", "What process %s of the shared metering said cannot be entered: %r", member, error
                 )
         return bills
 
-    def _said(self, member: str, said: _Said) -> list[tuple[Call, Bill]]:
-        if isinstance(said, Opened):
-            self._open(member, said)
-        elif isinstance(said, Closed):
-            self._close(member, said)
-        elif isinstance(said, Read):
-            if any(channel.id == said.channel for channel in self.channels):
-                self.read(reading_from_wire(said))
-        elif isinstance(said, Interrupted):
-            self._put_off(said.at_ns, ("interrupt", said.reason))
-        elif isinstance(said, Force):
-            return self._enter(("force", member, said.calls, said.reason))
-        elif isinstance(said, Disown):
-            self._enter(("disown", member, said.calls))
-        elif isinstance(said, _Joined):
+    def _enter_message(self, member: str, message: _FromMember) -> list[tuple[Call, Bill]]:
+        if isinstance(message, Opened):
+            self._open(member, message)
+        elif isinstance(message, Closed):
+            self._close(member, message)
+        elif isinstance(message, Read):
+            if any(channel.id == message.channel for channel in self.channels):
+                self.read(reading_from_wire(message))
+        elif isinstance(message, Interrupted):
+            self._postpone(message.at_ns, ("interrupt", message.reason))
+        elif isinstance(message, Force):
+            return self._enter(("force", member, message.calls, message.reason))
+        elif isinstance(message, Disown):
+            self._enter(("disown", member, message.calls))
+        elif isinstance(message, _Joined):
             self._here.add(member)
             self._enter(("member", member))
-            self._rejoin(member, said.calls)
-        elif isinstance(said, _Left):
+            self._rejoin(member, message.calls)
+        elif isinstance(message, _Left):
             self._here.discard(member)
             self._abandon(member)
         return []

@@ -98,11 +98,11 @@ def test_first_bill_stands_when_a_call_is_said_again_just_as_it_is_billed() -> N
     member.close(call, [Window(100 * MS, 200 * MS, "decode")], reported=True)
     board = Board("a")
     board.settle(0)
-    board.says("a", 400, *member.said(1))
+    board.says("a", 400, *member.messages_of(1))
     for now_ms in (200, 400):
         board.settle(now_ms)
     billed_nj = board.ledger.balance()[PACKAGE.id].billed_nj
-    board.says("a", 600, *member.said(1))
+    board.says("a", 600, *member.messages_of(1))
     board.settle(600)
     first, second = (billed for _, billed in board.bills)
     assert second.bill["reason"] == "late"
