@@ -87,7 +87,7 @@ class _Stations:
         stations = {Address.parse(text): local for text in self._options.servers}  # the first that matches is taken
         for source, meters in elsewhere.items():
             # A meter that says nothing of what it reads is told from others by whose it is.
-            named = [_told(next(iter(meters.values()))), *sorted(map(str, meters))]
+            named = [_stable_text(next(iter(meters.values()))), *sorted(map(str, meters))]
             board = _hashed(json.dumps(named) if isinstance(source, int) else repr(source))
             stations.update(dict.fromkeys(meters, self._elsewhere(board, meters)))
         return stations
@@ -151,17 +151,17 @@ def _idle_memory(options: Settings) -> IdleMemory:
 def _rules(options: Settings, board: str) -> Rules:
     """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
     folder = default_folder() if options.board == "auto" else Path(options.board)
-    decisive = {option.name: _told(getattr(options, option.name)) for option in OPTIONS if option.common}
+    decisive = {option.name: _stable_text(getattr(options, option.name)) for option in OPTIONS if option.common}
     settings = _hashed(json.dumps([decisive, _network_namespace()]))
     return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
 
 
-def _told(value: object) -> str:
-    """Says the same of an option's value in each process."""
+def _stable_text(value: object) -> str:
+    """An option's value as a text that is the same in each process."""
     if isinstance(value, Mapping):
-        return str({key: _told(each) for key, each in value.items()})
+        return str({key: _stable_text(each) for key, each in value.items()})
     if isinstance(value, (list, tuple)):
-        return str([_told(each) for each in value])
+        return str([_stable_text(each) for each in value])
     return repr(value) if says_what_it_reads(value) else type(value).__qualname__
 
 

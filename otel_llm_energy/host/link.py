@@ -43,13 +43,17 @@ class StuckError(LinkError):
 class Member(Protocol):
     """Who is a member, told what the holder says by the thread that serves the link."""
 
-    def welcomed(self, pid: int) -> None: ...
+    def welcomed(self, pid: int) -> None:
+        """The holder, process ``pid``, takes this process as a member."""
 
-    def informed(self, state: State) -> None: ...
+    def informed(self, state: State) -> None:
+        """The holder says what it reads."""
 
-    def asked(self) -> None: ...
+    def asked(self) -> None:
+        """It wants to know all that has happened until now."""
 
-    def billed(self, message: Billed) -> None: ...
+    def billed(self, message: Billed) -> None:
+        """A call has its bill."""
 
     def waits(self) -> bool:
         """Whether anything is expected of the holder."""

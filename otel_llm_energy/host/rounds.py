@@ -13,6 +13,8 @@ later comes late, and degrades its own bills."""
 
 @dataclass(slots=True)
 class _Member:
+    """All that happened before ``until_ns`` is known of it; ``asked_ns`` is ``None`` once it has answered."""
+
     until_ns: int
     asked_ns: int | None = None
 

@@ -65,7 +65,7 @@ class Books:
         self._entered_ns = clock_ns()
         self._closed_entered = 0
         self._ledger_lock = threading.RLock()
-        self._in_ledger = False
+        self._in_ledger = False  # a collection amid the ledger's work may end a span, and so come to `force`
         self._claims: dict[Entry, Claim] = {}
         self._billed_open: list[Entry] = []  # the ledger had given them up before they ended
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
