@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from otel_llm_energy.host.wire import channel_from_json
+from otel_llm_energy.host.wire import ChannelState, channel_from_json
 from otel_llm_energy.ledger.idle import Baseline, Origin
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.meters.discovery import LeftOut
@@ -134,7 +133,7 @@ def _channel_status(
     )
 
 
-def _channel_of_holder(each: Mapping[str, Any]) -> ChannelStatus:
+def _channel_of_holder(each: ChannelState) -> ChannelStatus:
     """As the process says that reads it; where its energy goes is known there alone."""
     return ChannelStatus(
         channel_from_json(each["channel"]),

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from otel_llm_energy.ledger.bill import Bill, Quality, Window
+from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 
 PROTOCOL = 1
@@ -57,11 +58,29 @@ class Refused(NamedTuple):
     message: str
 
 
+class ChannelState(TypedDict):
+    """One channel that the holder reads.
+
+    Attributes:
+        channel: as `channel_to_json` gives it.
+        idle_watts: its idle power; ``None`` while it is being learned.
+        idle_origin: where that comes from.
+        age_seconds: of the newest reading; ``None`` before the first.
+        problem: why its meter cannot be read just now.
+    """
+
+    channel: dict[str, Any]
+    idle_watts: float | None
+    idle_origin: Origin
+    age_seconds: float | None
+    problem: str | None
+
+
 class State(NamedTuple):
     """What the holder reads.
 
     Attributes:
-        channels: as `channel_to_json` gives them, each with idle watts and age of the last reading in seconds.
+        channels: those that are read.
         left_out: name, reason and message of the meters that are not read.
         problem: reason and message, while a meter cannot be read.
         period_seconds: the longest time until there is a reading of this instant.
@@ -69,7 +88,7 @@ class State(NamedTuple):
         is_recorded: the holder has a meter provider, which records what is metered.
     """
 
-    channels: Sequence[Mapping[str, Any]]
+    channels: Sequence[ChannelState]
     left_out: Sequence[Sequence[str]]
     problem: Sequence[str] | None
     period_seconds: float

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from otel_llm_energy.host.wire import State, channel_to_json
+from otel_llm_energy.host.wire import ChannelState, State, channel_to_json
 from otel_llm_energy.idle_memory import IdleMemory, learning_channels
-from otel_llm_energy.ledger.idle import ENOUGH_SECONDS
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
-from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel
 from otel_llm_energy.servers.own_process import this_process
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
@@ -170,13 +170,7 @@ class Station:
         """What is read, for the processes that this one reads it for."""
         baselines = self.books.ledger.baselines()
         channels = [
-            {
-                "channel": channel_to_json(channel),
-                "idle_watts": baselines[channel.id].watts if channel.id in baselines else None,
-                "idle_origin": baselines[channel.id].origin if channel.id in baselines else "unknown",
-                "age_seconds": reader.age_seconds(channel.id),
-                "problem": None if reader.problem is None else str(reader.problem),
-            }
+            _channel_state(channel, reader, baselines.get(channel.id))
             for reader in self.meters
             for channel in reader.open_meter.channels
         ]
@@ -344,6 +338,16 @@ class Station:
             self._settle()
         else:
             self.seat.begin_round()
+
+
+def _channel_state(channel: Channel, reader: MeterReader, baseline: Baseline | None) -> ChannelState:
+    return {
+        "channel": channel_to_json(channel),
+        "idle_watts": None if baseline is None else baseline.watts,
+        "idle_origin": "unknown" if baseline is None else baseline.origin,
+        "age_seconds": reader.age_seconds(channel.id),
+        "problem": None if reader.problem is None else str(reader.problem),
+    }
 
 
 def _channel_ids(state: State) -> frozenset[str]:
