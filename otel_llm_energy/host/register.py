@@ -39,7 +39,7 @@ class Register:
         calls: the entries without a bill, by call; `names` is the reverse.
         closed: how those of them that are closed were closed.
         servers: what is known of each server: slots, whether its answers carry timings, and caution.
-        last_readings: of each channel, as it was entered.
+        last_read_ns: when a counter had the newest value that was entered; 0 if there is none.
         until_ns: all before then is settled; 0 if nothing was yet.
     """
 
@@ -52,7 +52,7 @@ class Register:
     names: dict[Entry, Call] = field(default_factory=dict)
     closed: dict[Call, Entered] = field(default_factory=dict)
     servers: dict[str, list[Any]] = field(default_factory=dict)
-    last_readings: dict[str, Entered] = field(default_factory=dict)
+    last_read_ns: int = 0
     until_ns: int = 0
 
     def enter(self, entered: Entered, breathe: Callable[[], None] = lambda: None) -> list[tuple[Call, Bill]]:
@@ -122,8 +122,9 @@ class Register:
         self.ledger.add_channel(channel_from_json(channel), [IdlePower(**idle) for idle in remembered])
 
     def _read(self, *values: Any) -> None:
-        self.ledger.read(reading_from_wire(Read(*values)))
-        self.last_readings[values[0]] = ("read", *values)
+        reading = reading_from_wire(Read(*values))
+        self.ledger.read(reading)
+        self.last_read_ns = max(self.last_read_ns, reading.latest_ns)
 
     def _sample(self, sample: Mapping[str, Any], final: bool) -> None:
         self.ledger.sample(sample_from_json(sample), final=final)

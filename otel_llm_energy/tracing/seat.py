@@ -24,7 +24,7 @@ from otel_llm_energy.host.link import PATIENCE_SECONDS, LinkError, StuckError
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.turns import Turn, newest, overtake, succeed
-from otel_llm_energy.host.wire import Message, Read
+from otel_llm_energy.host.wire import Message
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
@@ -338,14 +338,10 @@ class Seat:
     def _lead(self) -> None:
         if not self._leading:
             self._leading = True
+            ledger = self._books.ledger
+            last_read_ns = ledger.register.last_read_ns if isinstance(ledger, SharedLedger) else 0
             # An exporter that was asked by the holder before us just now must not be asked too soon again.
-            self._metering.lead(self._last_reading_ns() + self._pause_ns)
-
-    def _last_reading_ns(self) -> int:
-        ledger = self._books.ledger
-        if not isinstance(ledger, SharedLedger):
-            return 0
-        return max((Read(*read[1:]).latest_ns for read in ledger.register.last_readings.values()), default=0)
+            self._metering.lead(last_read_ns + self._pause_ns)
 
     def _become_member(self) -> None:
         """Another process reads the meters; it hears of our calls as soon as it is found."""
