@@ -14,7 +14,7 @@ from otel_llm_instrumentation import CallView
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.langchain import LangChainInstrumentor
 from otel_llm_instrumentation.semconv import CONVERSATION_ID
-from otel_llm_instrumentation.standing import sight
+from otel_llm_instrumentation.standing import note_started
 
 
 class CallMeter:
@@ -95,7 +95,7 @@ class CallMeter:
     # What the gates tell of spans
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
-        if not sight(span, parent_context):
+        if not note_started(span, parent_context):
             return
         LangChainInstrumentor().give_way_to(span.instrumentation_scope.name if span.instrumentation_scope else "")
         conversation = conversation_in(parent_context)

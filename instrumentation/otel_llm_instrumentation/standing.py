@@ -1,7 +1,7 @@
 """Spans of other instrumentations that stand for a call already: ours then steps aside.
 
 Most of them make theirs the current span, marked as a call from its start. Some do not make it current; those are
-found if somebody who hears of every span that starts, a span processor, tells `sight` of it.
+found if a span processor, which hears of every span that starts, calls `note_started`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _OUR_SCOPES: Final = "otel_llm_instrumentation."
 _STANDS_ABOVE: Final = "_otel_llm_stands_above"
 
 
-class _Sighting:
+class _StartedSpan:
     """A span that was started in this context, for the one call that may be its own."""
 
     __slots__ = ("_span", "_untaken")
 
     def __init__(self, span: Span) -> None:
         self._span = weakref.ref(span)
-        self._untaken = threading.Lock()
+        self._untaken = threading.Lock()  # held from the time on when the span is taken, for good
 
     def take(self, operation: str, model: str | None) -> Span | None:
         """The span, if it is open, stands for a call of this operation and model, and was not taken yet."""
@@ -81,44 +81,44 @@ class _Sighting:
         return span if span is not None and stands_for(span, operation) else None
 
 
-_sighting: ContextVar[_Sighting | None] = ContextVar("otel_llm_instrumentation.sighting", default=None)
+_started_span: ContextVar[_StartedSpan | None] = ContextVar("otel_llm_instrumentation.started_span", default=None)
 
 
-def sight(span: Span, parent_context: Context | None = None) -> bool:
+def note_started(span: Span, parent_context: Context | None = None) -> bool:
     """Note a span that starts in this context; whether it is, or may turn out to be, another library's LLM span."""
     scope = _scope_of(span)
     if scope.startswith(_OUR_SCOPES):
         return False
     if scope not in _SILENT_SCOPES and not _marks_a_call(_attributes_of(span)):
-        _keep_in_sight(get_current() if parent_context is None else parent_context)
+        _note_current(get_current() if parent_context is None else parent_context)
         return False
-    _sighting.set(_Sighting(span))
+    _started_span.set(_StartedSpan(span))
     return True
 
 
-def _keep_in_sight(context: Context) -> None:
+def _note_current(context: Context) -> None:
     """Some span starts, perhaps below util-genai's for a call, which then is the current one no more."""
     if context and (context.get(_INFERENCE_KEY) is not None or context.get(_EMBEDDING_KEY) is not None):
         current = get_current_span(context)
         if _marks_a_call(_attributes_of(current)):
-            sighting = _Sighting(current)
-            sighting.pass_by(current)
-            _sighting.set(sighting)
+            started = _StartedSpan(current)
+            started.pass_by(current)
+            _started_span.set(started)
 
 
 def standing_span(operation: str, model: str | None, context: Context) -> Span | None:
     """The span of another instrumentation that stands for a call of this operation and model, made in this context."""
-    sighting = _sighting.get()
+    started = _started_span.get()
     if context:
         key = _EMBEDDING_KEY if operation == semconv.EMBEDDINGS else _INFERENCE_KEY
         current = get_current_span(context)
         if stands_for(current, operation):
-            if sighting is not None:  # it stays open while the app reads a stream, and may make other calls
-                sighting.pass_by(current)
+            if started is not None:  # it stays open while the app reads a stream, and may make other calls
+                started.pass_by(current)
             return current
         if context.get(key) is not None:  # the app, or its HTTP client's instrumentation, made a span of its own below
-            return (sighting.take_around(current, operation) if sighting is not None else None) or current
-    return sighting.take(operation, model) if sighting is not None else None
+            return (started.take_around(current, operation) if started is not None else None) or current
+    return started.take(operation, model) if started is not None else None
 
 
 def note_above(context: Context) -> None:

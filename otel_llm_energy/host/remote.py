@@ -34,7 +34,7 @@ Send = Callable[[Sequence[Message]], None]
 
 
 class RemoteLedger:
-    """Has the face of `otel_llm_energy.ledger.ledger.Ledger`, and keeps every call until its bill has come.
+    """Has the interface of `otel_llm_energy.ledger.ledger.Ledger`, and keeps every call until its bill has come.
 
     So a holder that dies takes nothing with it: what is not settled is said again to the next one (`connected`).
 

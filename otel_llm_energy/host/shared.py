@@ -53,7 +53,7 @@ _FromMember = Message | _Joined | _Left
 
 
 class SharedLedger:
-    """Has the face of `otel_llm_energy.ledger.ledger.Ledger` for the holder's own calls, and enters the members' too.
+    """Has the interface of `otel_llm_energy.ledger.ledger.Ledger` for the holder's calls, and enters the members' too.
 
     What members say is posted by the thread that serves them and entered when it is settled. Nothing is settled past
     the time up to which all members that answer have said everything.

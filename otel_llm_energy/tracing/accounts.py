@@ -1,4 +1,4 @@
-"""What the books enter events in: the face that three kinds of ledger have."""
+"""What the books enter events in: the interface that three kinds of ledger have in common."""
 
 from __future__ import annotations
 

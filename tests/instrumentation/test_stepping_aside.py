@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_llm_instrumentation.openai import OpenAIInstrumentor
-from otel_llm_instrumentation.standing import note_above, sight, stands_for
+from otel_llm_instrumentation.standing import note_above, note_started, stands_for
 from tests.instrumentation import payloads
 from tests.instrumentation.conftest import Watched
 from tests.instrumentation.replay import ReplayServer, json_reply
@@ -136,18 +136,18 @@ def test_ended_span_that_is_still_current_stands_for_nothing(
     assert [each.name for each in watched.spans] == ["theirs", "chat m"]
 
 
-def test_span_that_is_not_current_stands_for_the_one_call_after_it_when_it_was_sighted(
+def test_span_that_is_not_current_stands_for_the_one_call_after_it_when_its_start_was_noted(
     ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
 ) -> None:
     """OpenLLMetry's for Ollama: it is taken once, and only while it is open."""
     span = tracer.start_span("theirs", attributes=_CHAT[2])
-    assert sight(span)  # type: ignore[arg-type]
+    assert note_started(span)  # type: ignore[arg-type]
     ask()
     assert watched.spans == []
     ask()
     span.end()
     ended = tracer.start_span("ended", attributes=_CHAT[2])
-    sight(ended)
+    note_started(ended)
     ended.end()
     ask()
     assert [each.name for each in watched.spans] == ["chat m", "theirs", "ended", "chat m"]
@@ -158,7 +158,7 @@ def test_span_that_was_current_during_its_call_stands_for_no_other_while_it_is_o
 ) -> None:
     """An app that reads a stream of LangChain's may make calls in between, of which that span says nothing."""
     span = tracer.start_span("theirs", attributes=_CHAT[0])
-    sight(span)  # type: ignore[arg-type]
+    note_started(span)  # type: ignore[arg-type]
     with trace.use_span(span):
         ask()
     ask()
@@ -171,7 +171,7 @@ def test_span_that_was_current_during_its_call_stands_for_no_other_while_it_is_o
     ("asked", "suppressed", "taken"),
     [("m", False, True), ("claude", False, False), (None, False, True), ("unknown", True, True)],
 )
-def test_sighted_span_stands_only_for_a_call_of_the_model_that_it_names(
+def test_noted_span_stands_only_for_a_call_of_the_model_that_it_names(
     asked: str | None,
     suppressed: bool,
     taken: bool,
@@ -185,7 +185,7 @@ def test_sighted_span_stands_only_for_a_call_of_the_model_that_it_names(
     """
     model = {} if asked is None else {"gen_ai.request.model": asked}
     span = tracer.start_span("theirs", attributes={**_CHAT[0], **model})
-    sight(span)  # type: ignore[arg-type]
+    note_started(span)  # type: ignore[arg-type]
     token = otel_context.attach(otel_context.set_value("suppress_language_model_instrumentation", suppressed))
     try:
         ask()
@@ -197,12 +197,12 @@ def test_sighted_span_stands_only_for_a_call_of_the_model_that_it_names(
 
 class _Sights(SpanProcessor):
     def on_start(self, span: trace.Span, parent_context: Context | None = None) -> None:
-        sight(span, parent_context)
+        note_started(span, parent_context)
 
 
-@pytest.mark.parametrize("sighted", [True, False], ids=["where it is current", "in a task of its own"])
+@pytest.mark.parametrize("noted", [True, False], ids=["where it is current", "in a task of its own"])
 def test_span_stands_for_calls_below_spans_that_the_app_makes_within_it(
-    sighted: bool, ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+    noted: bool, ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
 ) -> None:
     """A chat model of an app's own for LangChain may do so, with spans for its attempts and its HTTP requests."""
     watched.provider.add_span_processor(_Sights())
@@ -210,7 +210,7 @@ def test_span_stands_for_calls_below_spans_that_the_app_makes_within_it(
     def start() -> trace.Span:
         return tracer.start_span("theirs", attributes=_CHAT[0])
 
-    span = start() if sighted else copy_context().run(start)
+    span = start() if noted else copy_context().run(start)
     inference = otel_context.set_value("opentelemetry.genai.client.inference.context", object())
     token = otel_context.attach(trace.set_span_in_context(span, inference))
     try:
