@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
@@ -50,6 +50,21 @@ class LooksBack(Protocol):
         """Note what every process has done by now; the result gives a sample of this instant, of those watched then."""
 
 
+@dataclass(slots=True)
+class _Found:
+    """A server that is watched under one of the ledger's names.
+
+    Attributes:
+        server: who answers there now.
+        carried_ns: added to its busy time, so that the sum goes on from that of whoever had the port before.
+        idle_ns: for how long it has done nothing while calls were open.
+    """
+
+    server: Server
+    carried_ns: int = 0
+    idle_ns: int = 0
+
+
 class ServerWatch:
     """Which server answers at which address, and its part of the activity, under one name for all its addresses.
 
@@ -75,12 +90,9 @@ class ServerWatch:
         self._clock_ns = clock_ns
         self._ask_slots = ask_slots
         self._keys: dict[tuple[str, int], str] = {}
-        self._found: dict[str, Server] = {}
-        # By server's key: what is added to its sum, so that it goes on from that of whoever had the port before.
-        self._carried_ns: dict[str, int] = {}
-        self._looked_ns: dict[str, int] = {}
+        self._found: dict[str, _Found] = {}  # by key
+        self._looked_ns: dict[str, int] = {}  # by key: when it was looked up, or was put on the list to be so again
         self._last_sample: ActivitySample | None = None
-        self._idle_ns: dict[str, int] = {}  # by server: for how long it has done nothing while calls were open
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, str, int, Server]] = []
@@ -118,7 +130,8 @@ class ServerWatch:
                 self.key(*address)
 
     def found(self) -> Mapping[str, Server]:
-        return dict(self._found)
+        """The servers that were found, by key; for any thread."""
+        return {key: found.server for key, found in self._found.copy().items()}
 
     def close(self) -> None:
         self._activity.close()
@@ -159,23 +172,27 @@ class ServerWatch:
     def _look_up_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
         sample_of_now = self._activity.snapshot() if isinstance(self._activity, LooksBack) else lambda: None
-        former = dict(self._found)
+        former = self.found()
         while self._waiting:
             self._look_up(*self._waiting.pop(0))
         sample = sample_of_now()
         if sample is not None:
             self._carry_on(former, sample.by_server_ns)
-            self._books.sample(_with_keys(sample, self._keys_by_id(), self._carried_ns), final=True)
+            self._books.sample(_with_keys(sample, self._keys_by_id(), self._carried_ns()), final=True)
 
     def _carry_on(self, former: Mapping[str, Server], busy_ns: Mapping[str, int | None]) -> None:
         """Whoever took over a port did not do just now what it has done since it was started."""
         for key, server in former.items():
-            then_ns, now_ns = busy_ns.get(server.id), busy_ns.get(self._found[key].id)
+            found = self._found[key]
+            then_ns, now_ns = busy_ns.get(server.id), busy_ns.get(found.server.id)
             if then_ns is not None and now_ns is not None:
-                self._carried_ns[key] = self._carried_ns.get(key, 0) + then_ns - now_ns
+                found.carried_ns += then_ns - now_ns
 
     def _keys_by_id(self) -> Mapping[str, str]:
-        return {server.id: key for key, server in self._found.items()}
+        return {found.server.id: key for key, found in self._found.items()}
+
+    def _carried_ns(self) -> Mapping[str, int]:
+        return {key: found.carried_ns for key, found in self._found.items()}
 
     def _sample(self) -> None:
         if self._waiting:
@@ -186,7 +203,7 @@ class ServerWatch:
         sample = self._activity.sample()
         if sample is not None:
             self.final = False
-            sample = _with_keys(sample, keys, self._carried_ns)
+            sample = _with_keys(sample, keys, self._carried_ns())
             self._note_idle(sample)
             self._look_again(sample.by_server_ns)
             self._books.sample(sample, final=final)
@@ -199,19 +216,22 @@ class ServerWatch:
         server = self._resolve(host, port)
         self._looked_ns[key] = self._clock_ns()
         caution = server.reason if server.reason in _CAUTIONS else ""
-        old = self._found.get(key)
-        if old == server:
+        found = self._found.get(key)
+        if found is not None and found.server == server:
             return
-        known = next((name for name, other in self._found.items() if other.id == server.id), None)
+        known = next((name for name, other in self._found.items() if other.server.id == server.id), None)
         if known is not None and known != key:
             self._keys[host, port] = known
             if caution:
                 self._books.set_server(known, slots=None, caution=caution)
             return
-        if old is not None and old.id != server.id:
-            self._activity.forget(old.id)
-            self._gpus.forget(old.id)
-        self._found[key] = server
+        if found is None:
+            self._found[key] = _Found(server)
+        else:
+            old, found.server = found.server, server
+            if old.id != server.id:
+                self._activity.forget(old.id)
+                self._gpus.forget(old.id)
         self._activity.watch(server)
         self._gpus.watch(server)
         self._books.set_server(key, slots=server.slots, caution=caution)
@@ -228,16 +248,15 @@ class ServerWatch:
         length_ns = sample.at_ns - last.at_ns
         for key, busy_ns in sample.by_server_ns.items():
             then_ns = last.by_server_ns.get(key)
-            if busy_ns is None or then_ns is None or busy_ns - then_ns > _IDLE_PART * length_ns:
-                self._idle_ns[key] = 0
-            else:
-                self._idle_ns[key] = self._idle_ns.get(key, 0) + length_ns
+            works = busy_ns is None or then_ns is None or busy_ns - then_ns > _IDLE_PART * length_ns
+            self._found[key].idle_ns = 0 if works else self._found[key].idle_ns + length_ns
 
     def _look_again(self, by_key: Mapping[str, int | None]) -> None:
         """Look again who answers where the server has ended, or does nothing: it may have left its port to another."""
         now_ns = self._clock_ns()
         for address, key in list(self._keys.items()):  # calls by new names come in other threads
-            gone, idle = by_key.get(key) is None, self._idle_ns.get(key, 0) >= _IDLE_NS
+            found = self._found.get(key)
+            gone, idle = by_key.get(key) is None, found is not None and found.idle_ns >= _IDLE_NS
             pause_ns = _LOOK_AGAIN_NS if gone else _LOOK_AGAIN_IDLE_NS
             if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
