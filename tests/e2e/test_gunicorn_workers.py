@@ -63,7 +63,7 @@ def gunicorn(folder: Path, base_url: str, scaphandre_url: str) -> Iterator[str]:
         "OTEL_LLM_ENERGY_BOARD": str(folder / "board"),
         "OTEL_LLM_ENERGY_METERS": "scaphandre",
         "OTEL_LLM_ENERGY_SCAPHANDRE_URL": scaphandre_url,
-        "PYTHONPATH": f"{_REPOSITORY}:{_APPS}",
+        "PYTHONPATH": f"{_REPOSITORY}:{_REPOSITORY / 'instrumentation'}:{_APPS}",
         "RESULTS": str(folder),
     }
     command = [sys.executable, "-m", "gunicorn", "--workers", "4", "--worker-class", "uvicorn.workers.UvicornWorker"]

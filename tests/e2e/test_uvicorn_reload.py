@@ -47,7 +47,7 @@ def service(command: Sequence[str], port: int, folder: Path, base_url: str, powe
         "OTEL_LLM_ENERGY_METERS": "rapl",
         "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(powercap.root),
         "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",
-        "PYTHONPATH": f"{_REPOSITORY}:{_APPS}",
+        "PYTHONPATH": f"{_REPOSITORY}:{_REPOSITORY / 'instrumentation'}:{_APPS}",
         "RESULTS": str(folder),
     }
     with running(command, lambda: listens(port), folder / "uvicorn.log", env) as process:

@@ -164,7 +164,7 @@ def crew(base_url: str, powercap_root: Path, board: Path) -> Iterator[Crew]:
         "OTEL_LLM_ENERGY_METERS": "rapl",
         "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(powercap_root),
         "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",
-        "PYTHONPATH": str(_REPOSITORY),
+        "PYTHONPATH": f"{_REPOSITORY}:{_REPOSITORY / 'instrumentation'}",
     }
     hired = Crew(environment, board)
     with ExitStack() as stack:

@@ -40,7 +40,7 @@ class Apps:
             "OTEL_LLM_ENERGY_METERS": "rapl",
             "OTEL_LLM_ENERGY_POWERCAP_ROOT": str(self.powercap.root),
             "OTEL_LLM_ENERGY_IDLE_WATTS": "package-0=20,package-0/dram=2",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'instrumentation'}",
         }
         return {key: value for key, value in {**own, **ours, **settings}.items() if value}
 

@@ -163,7 +163,8 @@ def test_calls_are_metered_without_a_line_of_code(with_distro: bool, distro: str
     """`opentelemetry-instrument`. Without a distribution it sets up no tracing: only calls have spans then."""
     launcher = (str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable)
     protocol = "http/protobuf"
-    settings = {"PYTHONPATH": f"{REPOSITORY}:{distro}", "OTEL_TRACES_EXPORTER": "otlp"} if with_distro else {}
+    packages = f"{REPOSITORY}:{REPOSITORY / 'instrumentation'}"
+    settings = {"PYTHONPATH": f"{packages}:{distro}", "OTEL_TRACES_EXPORTER": "otlp"} if with_distro else {}
     apps.run(
         "plain.py", launcher=launcher, OTEL_EXPORTER_OTLP_PROTOCOL=protocol, OTEL_METRICS_EXPORTER="none", **settings
     )

@@ -54,7 +54,7 @@ def spans_of(whose: str, order: str, powercap: PowercapTree) -> BySurface:
         "OTEL_TRACES_EXPORTER": "none",
         "OTEL_METRICS_EXPORTER": "none",
         "LOGFIRE_IGNORE_NO_CONFIG": "1",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'instrumentation'}",
     }
     command = [sys.executable, str(APP), whose, order]
     done = subprocess.run(command, env={**own, **settings}, capture_output=True, text=True, timeout=90, check=False)
