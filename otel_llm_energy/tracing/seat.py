@@ -122,6 +122,8 @@ class Seat:
             self._hold_or_join()
         except BoardError as error:
             self._work_alone(error)
+        except RuntimeError:  # a thread cannot be started: none of ours will try again
+            raise
         except Exception:  # noqa: BLE001 - the thread tries again; nothing of ours raises into the app
             self._warn_of_failure()
         self._thread.start()

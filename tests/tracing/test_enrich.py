@@ -22,9 +22,7 @@ from otel_llm_energy.tracing.enrich import (
     combined,
     energy_class,
     enriched_copy,
-    marks_a_call,
     rounded,
-    tokens_said,
     total_attributes,
 )
 from tests.tracing.fakes import Collecting, bill_of
@@ -203,38 +201,3 @@ def test_sum_is_degraded_when_one_of_several_bills_is_unavailable() -> None:
     """A part that is missing is said to be missing."""
     total = combined([bill_of(2.0), unavailable("no-reading")])
     assert (total.energy_nj, total.quality, total.reason) == (2_000_000_000, Quality.DEGRADED, "no-reading")
-
-
-@pytest.mark.parametrize(
-    ("input_key", "output_key"),
-    [
-        ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"),
-        ("gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"),
-        ("llm.token_count.prompt", "llm.token_count.completion"),
-        ("llm.usage.prompt_tokens", "llm.usage.completion_tokens"),
-    ],
-)
-def test_tokens_are_read_when_another_library_names_them(input_key: str, output_key: str) -> None:
-    """Current names, deprecated ones, OpenInference's and OpenLLMetry's; what is no count is none."""
-    assert tokens_said({input_key: 38, output_key: 0}) == Tokens(38, 0)
-    assert tokens_said({input_key: -1, output_key: "8"}) == Tokens(None, None)
-
-
-@pytest.mark.parametrize(
-    ("key", "calls", "others"),
-    [
-        (
-            "gen_ai.operation.name",
-            ["chat", "text_completion", "generate_content", "embeddings"],
-            ["execute_tool", "invoke_agent", "invoke_workflow", "create_agent", "fetch_response"],
-        ),
-        ("openinference.span.kind", ["LLM", "EMBEDDING"], ["CHAIN", "AGENT", "TOOL", "RETRIEVER", "RERANKER"]),
-        ("llm.request.type", ["chat", "completion", "embedding"], ["rerank", "unknown"]),
-    ],
-)
-def test_only_single_calls_are_marked_when_another_library_says_what_a_span_is(
-    key: str, calls: list[str], others: list[str]
-) -> None:
-    """A chain's, an agent's or a tool's span is a container: it has no energy of its own."""
-    assert [marks_a_call({key: kind}) for kind in calls] == [True] * len(calls)
-    assert [marks_a_call({key: kind}) for kind in others] == [False] * len(others)
