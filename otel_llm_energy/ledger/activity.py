@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.timeline import Timeline
+from otel_llm_energy.ledger.tracks import DROPPED_AT_ONCE
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 
 # Shorter cells drown in the 10 ms ticks of the kernel's counters (u_s 16 % low at 5 ms).
@@ -55,7 +56,6 @@ class Parts:
     """
 
     by_server_ns: dict[str, int] = field(default_factory=dict)
-    unknown: set[str] = field(default_factory=set)
     others_ns: int = 0
     resolution_ns: int = 0
     total_resolution_ns: int = 0
@@ -130,7 +130,7 @@ class ActivityLog:
 
     def forget_before(self, time_ns: int) -> None:
         keep = bisect_right(self._ends_ns, time_ns)
-        if keep > 256:
+        if keep > DROPPED_AT_ONCE:
             del self._cells[:keep]
             del self._ends_ns[:keep]
 
@@ -218,7 +218,6 @@ def _hide(parts: Parts, server: str, soon_ns: float) -> None:
     if soon_ns:
         _add_before(parts, server, int(soon_ns))
     else:
-        parts.unknown.add(server)
         parts.others_ns += parts.by_server_ns.pop(server, 0)
 
 

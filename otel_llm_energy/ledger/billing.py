@@ -80,7 +80,7 @@ class Biller:
         passed_on = bool(entry.route) and work_ns > _SHORTEST_REST_NS and channels.rested_throughout(stretches)
         if passed_on:
             reason = reason or "relay"
-        energy_nj = sums.idle_nj + sums.dyn_nj
+        energy_nj = sums.energy_nj
         concurrency = _concurrency(stretches, self._timeline)
         lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
         quality, why = _quality(entry, sums, channels, coverage, concurrency, upper_nj - lower_nj, reason)
@@ -227,10 +227,9 @@ def _weakness(entry: Entry, sums: Sums, coverage: float, width_nj: int) -> str |
         return "no-idle-baseline"
     if "under-load" in sums.origins:
         return "idle-under-load"
-    energy_nj = sums.idle_nj + sums.dyn_nj
-    if width_nj > _COARSE_WIDTH * energy_nj:
+    if width_nj > _COARSE_WIDTH * sums.energy_nj:
         return "coarse-meter"
-    if sums.unknown_nj > _MOST_UNKNOWN * energy_nj:
+    if sums.unknown_nj > _MOST_UNKNOWN * sums.energy_nj:
         return "part-unknown"
     return None
 

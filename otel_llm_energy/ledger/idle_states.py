@@ -1,12 +1,21 @@
-"""Idle power by state: a GPU idles differently in each performance state, and with a model in its memory."""
+"""Idle power by state, learned bucket by bucket.
+
+A GPU idles differently in each performance state, and with a model in its memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
+from otel_llm_energy.ledger.activity import ActivityLog
+from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline, IdleModel
+from otel_llm_energy.ledger.tracks import Track
 from otel_llm_energy.quantities import Channel, IdlePower
+
+# Two instants that lie no further apart than this part of the time since the last ones are taken for one.
+_NEAR_PART = 0.04
 
 
 class IdleStates:
@@ -20,14 +29,58 @@ class IdleStates:
         self._channel = channel
         self._state = ""
         self._models: dict[str, IdleModel] = {}
+        self._metered = Track()
+        self._learned_ns = 0  # the cost of load is learned from what comes after this
         self.model = self._of("")
 
-    def enter(self, state: str, *, steady: bool) -> None:
-        """The next bucket is of this state; not ``steady``: in a part of it the state was another."""
-        if state != self._state or not steady:
+    def enter(self, bucket: Bucket, cpus: int | None) -> None:
+        """The next bucket, on a machine of so many CPUs: it is of a state, and may be of another one in part."""
+        self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
+        if bucket.gap is not None:
+            self.model.gap()
+            self._learned_ns = bucket.end_ns
+            return
+        if bucket.state != self._state or not bucket.steady:
             for model in self._models.values():
                 model.gap()
-        self._state, self.model = state, self._of(state)
+        self._state, self.model = bucket.state, self._of(bucket.state)
+        self.model.cpus = cpus
+
+    def learn_power(self, bucket: Bucket, at_work_ns: int, busy_ns: int | None) -> None:
+        """Learn what is drawn while no call is at work, or while one always is.
+
+        ``busy_ns`` is how long the resource was busy in the bucket; ``None`` if that is not known of all of it.
+        """
+        if at_work_ns == 0:
+            errors_ns = bucket.start_error_ns, bucket.end_error_ns
+            self.model.free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
+        elif at_work_ns == bucket.length_ns:
+            self.model.working(bucket.energy_nj, bucket.length_ns)
+        else:
+            self.model.mixed(bucket.energy_nj, bucket.length_ns, at_work_ns)
+
+    def learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
+        """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
+
+        In between either is interpolated, and need not go evenly: an instant counts if it is no further from the next
+        one of the other kind than a small part of the time since the last one that counted.
+        """
+        cells = activity.cells(bucket.start_ns, bucket.end_ns)
+        ends_ns = [cell.end_ns for cell in cells]
+        for at_ns in sorted({bucket.end_ns, *[end_ns for end_ns in ends_ns if end_ns < bucket.end_ns]}):
+            others_ns = ends_ns if at_ns == bucket.end_ns else (bucket.start_ns, bucket.end_ns)
+            apart_ns = min((abs(other_ns - at_ns) for other_ns in others_ns), default=0)
+            if apart_ns > _NEAR_PART * (at_ns - self._learned_ns):
+                continue
+            busy_ns = activity.busy_ns(self._learned_ns, at_ns)
+            if busy_ns is not None:
+                energy_nj = self._metered.between(self._learned_ns, at_ns)
+                self.model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
+            self._learned_ns = at_ns
+
+    def forget_learned(self) -> None:
+        """Drop what nothing is learned from any more."""
+        self._metered.forget_before(self._learned_ns)
 
     def baseline(self) -> Baseline:
         """What is known of the present state; while that is nothing, the highest of what is known of others."""

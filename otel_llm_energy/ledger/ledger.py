@@ -139,6 +139,7 @@ class Ledger:
 
     @property
     def channels(self) -> list[Channel]:
+        """Those of which there are, or were, readings."""
         return [account.sweep.channel for account in self._accounts.values()]
 
     def add_channel(self, channel: Channel, remembered: Sequence[IdlePower] = ()) -> None:

@@ -43,6 +43,11 @@ class Sums:
         self.components_nj: dict[str, int] = {}
         self.phases_nj: dict[Phase, int] = {}
 
+    @property
+    def energy_nj(self) -> int:
+        """The whole share."""
+        return self.idle_nj + self.dyn_nj
+
 
 class ServerChannel:
     """What the calls of one server are given on one channel, as long as nothing more is swept."""

@@ -26,9 +26,10 @@ from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.runs import Runs
+from otel_llm_energy.ledger.server_times import ServerTimes
 from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, calls_of, merged, weight_of
-from otel_llm_energy.ledger.tracks import Growth, Track
+from otel_llm_energy.ledger.tracks import DROPPED_AT_ONCE, Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
 from otel_llm_energy.quantities import Channel
 
@@ -37,8 +38,6 @@ IDLE_SHARINGS: tuple[IdleSharing, ...] = ("time", "activity", "none")
 BatchSharing = Literal["equal-time", "phase-tokens"]
 BATCH_SHARINGS: tuple[BatchSharing, ...] = ("equal-time", "phase-tokens")
 
-# Two instants that lie no further apart than this part of the time since the last ones are taken for one.
-_NEAR_PART = 0.04
 # A bound looks at each change of the calls inside a bucket, if there are no more than these.
 _MANY_STEPS = 16
 
@@ -60,11 +59,9 @@ class Sweep:
         self._clocks: dict[str, ServerClocks] = {}
         self._swept: list[Swept] = []
         self._ends_ns: list[int] = []
-        self._metered = Track()
         self._runs = Runs()
-        self._learned_ns = 0
-        self._absent: dict[str, Track] = {}  # by server: for how long that was so
-        self._resting: dict[str, Track] = {}
+        self._absent = ServerTimes()
+        self._resting = ServerTimes()
         self._powers: dict[str, WorkPower] = {}
         self._now: Mapping[str, ClockReading] = {}
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
@@ -92,42 +89,38 @@ class Sweep:
     def forget_before(self, time_ns: int) -> None:
         """No bill will ask for anything before ``time_ns``."""
         keep = bisect_right(self._ends_ns, time_ns)
-        if keep > 256:
+        if keep > DROPPED_AT_ONCE:
             del self._swept[:keep]
             del self._ends_ns[:keep]
         self.covered.forget_before(time_ns)
-        self._metered.forget_before(self._learned_ns)
+        self.idle.forget_learned()
         self._idle_by_time.forget_before(time_ns)
         for clocks in self._clocks.values():
             for track in clocks.tracks():
                 track.forget_before(time_ns)
-        for track in (*self._absent.values(), *self._resting.values()):
-            track.forget_before(time_ns)
+        self._absent.forget_before(time_ns)
+        self._resting.forget_before(time_ns)
 
     def sweep(
         self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog, ahead: Iterable[Bucket]
     ) -> None:
         """Share out one bucket, up to the end of whose cell every timeline is final; ``ahead`` are those after it."""
         self.metered_nj += bucket.energy_nj
-        self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
+        self.idle.enter(bucket, activity.capacity)
         if bucket.gap is None:
-            self.idle.enter(bucket.state, steady=bucket.steady)
-            self.idle.model.cpus = activity.capacity
             parts = self._runs.parts(bucket, ahead, timelines, activity, self.idle.baseline().watts)
             timelines = without(timelines, parts.absent)
             self._note_absent(bucket, parts.absent)
             steps = {name: line.steps(bucket.start_ns, bucket.end_ns) for name, line in timelines.items()}
             everyone = merged(list(steps.values()))
-            self._learn_power(bucket, _length(everyone), parts)
-            self._learn_cost_of_load(bucket, activity)
+            self.idle.learn_power(bucket, _length(everyone), parts.total_ns if parts.known else None)
+            self.idle.learn_cost_of_load(bucket, activity)
             self._note_resting(bucket, steps, parts)
             baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
             even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
             busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
-            self.idle.model.gap()
-            self._learned_ns = bucket.end_ns
             baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
             steps = {}
             busy = Busy(0, 0, 0)
@@ -140,30 +133,29 @@ class Sweep:
     def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
         """Not all servers draw from this channel: a GPU serves only those that hold a context on it."""
         for name in absent:
-            _note(self._absent, name, bucket)
+            self._absent.add(name, bucket)
 
     def ever_unused_by(self, server: str) -> bool:
         """At some time the server was known to draw nothing from this channel."""
-        return server in self._absent
+        return self._absent.ever(server)
 
     def unused_by(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server drew nothing from this channel in [start_ns, end_ns]."""
-        return _held_throughout(self._absent, server, start_ns, end_ns)
+        return self._absent.throughout(server, start_ns, end_ns)
 
     def unused_of_late_by(self, server: str) -> bool:
         """The server drew nothing from this channel in the last bucket that was swept."""
-        absent = self._absent.get(server)
-        return absent is not None and absent.end_ns >= self.swept_ns
+        return self._absent.until(server, self.swept_ns)
 
     def _note_resting(self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], parts: Parts) -> None:
         """Not all who are called work: a gateway passes calls on."""
         for name, at_work in steps.items():
             if at_work and name not in parts.worked:
-                _note(self._resting, name, bucket)
+                self._resting.add(name, bucket)
 
     def rested_throughout(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server hardly did anything in [start_ns, end_ns], though it was at work."""
-        return _held_throughout(self._resting, server, start_ns, end_ns)
+        return self._resting.throughout(server, start_ns, end_ns)
 
     def _share(
         self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
@@ -176,35 +168,6 @@ class Sweep:
         shares = self._share_above_idle(dyn_nj, baseline, steps, parts)
         self._bound(bucket, baseline, idle_nj, everyone, shares)
         return baseline, dyn_nj, shares
-
-    def _learn_power(self, bucket: Bucket, at_work_ns: int, parts: Parts) -> None:
-        """Learn from this bucket what is drawn while no call is at work, or while one always is."""
-        if at_work_ns == 0:
-            busy_ns, errors_ns = parts.total_ns if parts.known else None, (bucket.start_error_ns, bucket.end_error_ns)
-            self.idle.model.free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
-        elif at_work_ns == bucket.length_ns:
-            self.idle.model.working(bucket.energy_nj, bucket.length_ns)
-        else:
-            self.idle.model.mixed(bucket.energy_nj, bucket.length_ns, at_work_ns)
-
-    def _learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
-        """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
-
-        In between either is interpolated, and need not go evenly: an instant counts if it is no further from the next
-        one of the other kind than a small part of the time since the last one that counted.
-        """
-        cells = activity.cells(bucket.start_ns, bucket.end_ns)
-        ends_ns = [cell.end_ns for cell in cells]
-        for at_ns in sorted({bucket.end_ns, *[end_ns for end_ns in ends_ns if end_ns < bucket.end_ns]}):
-            others_ns = ends_ns if at_ns == bucket.end_ns else (bucket.start_ns, bucket.end_ns)
-            apart_ns = min((abs(other_ns - at_ns) for other_ns in others_ns), default=0)
-            if apart_ns > _NEAR_PART * (at_ns - self._learned_ns):
-                continue
-            busy_ns = activity.busy_ns(self._learned_ns, at_ns)
-            if busy_ns is not None:
-                energy_nj = self._metered.between(self._learned_ns, at_ns)
-                self.idle.model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
-            self._learned_ns = at_ns
 
     def _share_idle(
         self,
@@ -356,17 +319,6 @@ class Sweep:
             for track in (clocks.dyn, clocks.idle, clocks.lower, clocks.upper):
                 track.advance(end_ns, 0)
         self.swept_ns = end_ns
-
-
-def _note(lengths: dict[str, Track], server: str, bucket: Bucket) -> None:
-    """Something was so of a server in the whole bucket."""
-    lengths.setdefault(server, Track()).grow(bucket.start_ns, bucket.end_ns, bucket.length_ns)
-
-
-def _held_throughout(lengths: Mapping[str, Track], server: str, start_ns: int, end_ns: int) -> bool:
-    """It was so in all of [start_ns, end_ns]."""
-    length = lengths.get(server)
-    return length is not None and length.between(start_ns, end_ns) >= end_ns - start_ns
 
 
 def _idle_nj(bucket: Bucket, baseline: Baseline) -> int:

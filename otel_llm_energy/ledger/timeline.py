@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
 
-from otel_llm_energy.ledger.tracks import Growth, Track
+from otel_llm_energy.ledger.tracks import DROPPED_AT_ONCE, Growth, Track
 
 Step = tuple[int, int, int, int]
 """A stretch of time with the same calls at work: (start and end in ns, how many, what they weigh together).
@@ -154,7 +154,7 @@ class Timeline:
     def forget_before(self, steps_ns: int, look_ups_ns: int) -> None:
         """No steps before ``steps_ns`` and no look-ups before ``look_ups_ns`` will be asked for."""
         keep = bisect_right(self._times_ns, steps_ns) - 1
-        if keep > 256:
+        if keep > DROPPED_AT_ONCE:
             del self._times_ns[:keep]
             del self._counts[:keep]
             del self._weights[:keep]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
+DROPPED_AT_ONCE = 256
+"""Fewer are not worth it: what is dropped from the front of a list moves all the rest."""
 _THIN_ABOVE = 200_000
 
 
@@ -75,7 +77,7 @@ class Track:
     def forget_before(self, time_ns: int) -> None:
         """Drop breakpoints that no look-up at or after ``time_ns`` needs; bound the rest by thinning the oldest."""
         keep = bisect_right(self.times_ns, time_ns) - 1
-        if keep > 1024:
+        if keep > DROPPED_AT_ONCE:
             del self.times_ns[:keep]
             del self.values[:keep]
         if len(self.times_ns) > _THIN_ABOVE:

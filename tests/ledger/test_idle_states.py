@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from otel_llm_energy.ledger.bill import Window
+from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, IdlePower, Reading
@@ -14,9 +15,16 @@ WATTS = {"P8": 15, "P8 resident": 25, "P0 resident": 60}
 
 def free(states: IdleStates, state: str, watts: float, *, seconds: float = 1, steady: bool = True) -> None:
     """A stretch without calls."""
+    bucket = enter(states, state, watts, seconds=seconds, steady=steady)
+    states.learn_power(bucket, 0, None)
+
+
+def enter(states: IdleStates, state: str, watts: float = 0, *, seconds: float = 1, steady: bool = True) -> Bucket:
+    """A stretch of which nothing is learned yet."""
     length_ns = round(seconds * NS_PER_SECOND)
-    states.enter(state, steady=steady)
-    states.model.free(round(watts * length_ns), length_ns, None)
+    bucket = Bucket(0, length_ns, round(watts * length_ns), state=state, steady=steady)
+    states.enter(bucket, None)
+    return bucket
 
 
 def test_each_state_has_an_idle_power_of_its_own() -> None:
@@ -26,7 +34,7 @@ def test_each_state_has_an_idle_power_of_its_own() -> None:
         for state, watts in WATTS.items():
             free(states, state, watts)
     for state, watts in WATTS.items():
-        states.enter(state, steady=True)
+        enter(states, state)
         assert states.baseline().watts == watts
 
 
@@ -45,7 +53,7 @@ def test_highest_of_other_states_stands_in_when_a_state_was_never_idle() -> None
     for _ in range(3):
         free(states, "P8", 15)
         free(states, "P8 resident", 25)
-    states.enter("P0 resident", steady=True)
+    enter(states, "P0 resident")
     assert (states.baseline().watts, states.baseline().lowest_watts) == (25, 15)
 
 
@@ -53,7 +61,7 @@ def test_idle_of_an_earlier_run_is_used_by_state() -> None:
     """And this run's is told by state."""
     states = IdleStates(GPU)
     states.remember([IdlePower(15, 14, 60, "P8"), IdlePower(60, 55, 60, "P0 resident")])
-    states.enter("P0 resident", steady=True)
+    enter(states, "P0 resident")
     assert (states.baseline().watts, states.baseline().origin) == (60, "cached")
     for _ in range(6):
         free(states, "P8", 16)
