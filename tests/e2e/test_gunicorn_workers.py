@@ -37,7 +37,7 @@ def overheard(url: str) -> Iterator[tuple[str, list[bytes]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            page = requests.get(url, timeout=10).content
+            page = requests.get(url, timeout=60).content
             heard.extend(line for line in page.splitlines() if line.startswith(_COUNTER))
             self.send_response(200)
             self.send_header("content-length", str(len(page)))
@@ -80,7 +80,7 @@ def seats(url: str, count: int) -> dict[int, dict[str, int | str | None]]:
     deadline = time.monotonic() + 60
     while len(found) < count or any(seat["holder"] not in found for seat in found.values()):
         assert time.monotonic() < deadline, found
-        seat = requests.get(f"{url}/seat", timeout=10).json()
+        seat = requests.get(f"{url}/seat", timeout=60).json()
         found[seat["pid"]] = seat
         time.sleep(0.02)
     return found
