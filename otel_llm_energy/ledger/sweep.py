@@ -346,13 +346,16 @@ def _groups(energy_nj: int, steps: Mapping[str, Sequence[Step]], parts: Parts) -
 
 
 def _extremes(steps: Sequence[Step]) -> Sequence[Step]:
-    """The steps that matter for bounds."""
+    """The steps that matter for bounds: of those that are shared equally, and of those that are shared by weight."""
     if len(steps) <= _MANY_STEPS:
         return steps
-    extremes = [min(steps, key=calls_of), max(steps, key=calls_of)]
-    weighed = list(filter(weight_of, steps))
-    if weighed:
-        extremes += [min(weighed, key=weight_of), max(weighed, key=weight_of)]
+    extremes: list[Step] = []
+    for alike, size in (
+        ([step for step in steps if not weight_of(step)], calls_of),
+        (list(filter(weight_of, steps)), weight_of),
+    ):
+        if alike:
+            extremes += [min(alike, key=size), max(alike, key=size)]
     return extremes
 
 

@@ -60,10 +60,10 @@ class Trace:
 
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
-    """Two or three calls; any power up to the limit while one of them is at work."""
+    """Two or three calls, or many of which bounds know the extremes only; any power up to the limit while one works."""
     length = draw(st.integers(12, 60))
     calls = []
-    for _ in range(draw(st.integers(2, 3))):
+    for _ in range(draw(st.integers(2, 3) | st.integers(10, 14))):
         start = draw(st.integers(1, length - 4))
         turn = draw(st.integers(start + 1, length - 2))
         end = draw(st.integers(turn + 1, length - 1))
@@ -105,3 +105,14 @@ def test_truth_lies_within_the_bounds_when_calls_overlap(trace: Trace, sharing: 
         assert bill.lower_nj is not None
         assert bill.upper_nj is not None
         assert bill.lower_nj - rounding_nj <= truth_nj <= bill.upper_nj + rounding_nj
+
+
+def test_truth_lies_within_the_bounds_when_most_of_many_steps_are_shared_by_weight() -> None:
+    """A call shares with light ones again and again, and then equally with one of unknown weight: there it draws."""
+    light = [[Phase(start, start + 2, 1)] for start in range(3, 39, 4)]
+    watts = [LIMIT_WATTS if 45 <= step < 57 else IDLE_WATTS for step in range(60)]
+    trace = Trace(watts, [[Phase(1, 58, 100)], *light, [Phase(45, 57, 0)]], (0, 60))
+    bill, truth_nj = bills_of(trace, "phase-tokens")[0], trace.shares_nj("phase-tokens")[0]
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    assert bill.lower_nj - 1_000_000 <= truth_nj <= bill.upper_nj + 1_000_000

@@ -50,7 +50,7 @@ def _of(errors: list[Error], when: str, method: str, split: str = "prompts", kin
 
 def test_unseen_prompts_are_forecast_nearly_exactly_when_their_lengths_are_known(errors: list[Error]) -> None:
     """R2 of at least 0.99 on prompts that were not learned from, and 90 % intervals that hold 88 to 93 %."""
-    print(table(errors))
+    print(table(errors))  # noqa: T201 - with -s, for docs/measurements.md
     after = _of(errors, "after", "boosted trees")
     assert after.r2 >= 0.99
     assert after.coverage is not None
