@@ -19,7 +19,7 @@ from otel_llm_energy.settings import Settings
 from otel_llm_energy.stations import directory_of
 from otel_llm_energy.status import Status, channel_statuses
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing.claims import Claim, ClaimListener
+from otel_llm_energy.tracing.claims import Claim, ClaimListener, Whole
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
@@ -137,6 +137,10 @@ class Runtime:
     def close_here(self, claim: Claim) -> None:
         """It has ended."""
         self.desk.close(claim)
+
+    def ended_here(self, whole: Whole) -> None:
+        """Work in several parts has ended of which all claims were settled before."""
+        self._metrics.ended(whole)
 
     def hook_exit(self) -> None:
         """At the first call, see that no call's energy is lost at the interpreter's exit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -78,22 +79,35 @@ class Whole:
     """One operation that has several claims, one after the other: what it was paused for has claims of its own.
 
     Attributes:
-        parts: how many claims there are; ``None`` while there may be more.
-        bills: those of the claims that are settled.
+        settled: those of the claims that have their bill.
         output_tokens: of the operation, once it has ended.
     """
 
-    __slots__ = ("bills", "output_tokens", "parts")
+    __slots__ = ("_once", "_parts", "output_tokens", "settled")
 
     def __init__(self) -> None:
-        self.parts: int | None = None
-        self.bills: list[Bill] = []
+        self.settled: list[Claim] = []
         self.output_tokens: int | None = None
+        self._parts: int | None = None  # how many claims there are; there may be more while it is None
+        self._once = threading.Lock()  # never released, and never waited for
 
-    def take(self, bill: Bill) -> bool:
-        """Take in the bill of one claim; returns whether it was the last that was missing."""
-        self.bills.append(bill)
-        return len(self.bills) == self.parts
+    def take(self, claim: Claim) -> bool:
+        """A claim has its bill; returns whether the operation has ended and no other bill is missing."""
+        self.settled.append(claim)
+        return self._is_complete()
+
+    def end(self, parts: int, output_tokens: int | None) -> bool:
+        """It has ended, with so many claims; returns whether they have their bills already.
+
+        That is so where it was paused until then, for what goes on longer than itself.
+        """
+        self.output_tokens = output_tokens
+        self._parts = parts
+        return self._is_complete()
+
+    def _is_complete(self) -> bool:
+        """True once: the last bill may come in another thread, just as the operation ends."""
+        return len(self.settled) == self._parts and self._once.acquire(blocking=False)
 
 
 class Claim:

@@ -41,6 +41,9 @@ class MeasuringRuntime(Protocol):
     def close_here(self, claim: Claim) -> None:
         """It has ended."""
 
+    def ended_here(self, whole: Whole) -> None:
+        """Work in several parts has ended of which all claims were settled before."""
+
 
 class Measurement:
     """A stretch of work; see `otel_llm_energy.measure`. Serves ``with``, ``async with`` and as a decorator.
@@ -178,15 +181,17 @@ class Measurement:
 
     def _close(self, *, last: bool = False) -> None:
         claim, self._claim = self._claim, None
-        if claim is None or self._runtime is None:
+        if self._runtime is None:
             return
-        self._parts += 1
-        if self._parts > 1 or not last:
-            claim.whole = self._whole
-        if last:
-            self._whole.parts, self._whole.output_tokens = self._parts, self.output_tokens
-        claim.input_tokens, claim.output_tokens = (self.input_tokens, self.output_tokens) if last else (0, 0)
-        self._runtime.close_here(claim)
+        if claim is not None:
+            self._parts += 1
+            if self._parts > 1 or not last:
+                claim.whole = self._whole
+            claim.input_tokens, claim.output_tokens = (self.input_tokens, self.output_tokens) if last else (0, 0)
+        if last and self._whole.end(self._parts, self.output_tokens):
+            self._runtime.ended_here(self._whole)
+        if claim is not None:
+            self._runtime.close_here(claim)
 
     def _end_span(self, error: BaseException | None) -> None:
         if self.input_tokens is not None:

@@ -64,6 +64,12 @@ class EnergyMetrics:
         if instruments is not None:
             instruments.record(claim for claim in claims if not claim.withdrawn)
 
+    def ended(self, whole: Whole) -> None:
+        """An operation has ended of which all claims were settled before."""
+        instruments = self._instruments()
+        if instruments is not None:
+            instruments.record_whole(whole)
+
     def metered(self, channel: Channel, joules: float) -> None:
         """A meter read so much more on ``channel``, J."""
         instruments = self._instruments()
@@ -173,13 +179,14 @@ class _Instruments:
                     consumed_nj[alike] = consumed_nj.get(alike, 0) + part_nj
                 if claim.whole is None:
                     self._record_operation(bill.energy_nj, claim.output_tokens, attributes, context)
-            if claim.whole is not None and claim.whole.take(bill):
-                self._record_whole(claim, claim.whole)
+            if claim.whole is not None and claim.whole.take(claim):
+                self.record_whole(claim.whole)
         for alike, energy_nj in consumed_nj.items():
             self.consumption.add(energy_nj / NJ_PER_JOULE, dict(alike), context=context)
 
-    def _record_whole(self, claim: Claim, whole: Whole) -> None:
-        bill = combined(whole.bills)
+    def record_whole(self, whole: Whole) -> None:
+        """An operation in several parts, as one in the histograms."""
+        claim, bill = whole.settled[-1], combined([part.bill for part in whole.settled if part.bill is not None])
         if bill.energy_nj is not None:
             context = _context_of(claim.span_context)
             self._record_operation(bill.energy_nj, whole.output_tokens, _attributes(claim, bill), context)

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -46,6 +46,21 @@ def burn(cpu_seconds: float = _CPU_SECONDS) -> None:
     until_seconds = time.thread_time() + cpu_seconds
     while time.thread_time() < until_seconds:
         sum(range(1000))
+
+
+def burn_in_steps() -> Iterator[None]:
+    for _ in range(2):
+        burn(0.2)
+        yield
+
+
+def operations(reader: InMemoryMetricReader) -> Sequence[Any]:
+    """The data points of llm.energy.operation."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [metric for each in data.resource_metrics[0].scope_metrics for metric in each.metrics]
+    (points,) = [metric.data.data_points for metric in metrics if metric.name == names.OPERATION.name]
+    return points
 
 
 def test_work_of_this_process_is_billed_by_its_cpu_time(
@@ -95,11 +110,28 @@ def test_each_measurement_is_counted_once_when_one_is_within_another(
                 burn(0.2)
             burn(0.2)
         energy.force_flush()
-        data = reader.get_metrics_data()
-    assert data is not None
-    metrics = [metric for each in data.resource_metrics[0].scope_metrics for metric in each.metrics]
-    (operation,) = [metric.data for metric in metrics if metric.name == names.OPERATION.name]
-    points: Any = operation.data_points
+        points = operations(reader)
+    joules = [said(exporter, name)[names.JOULES] for name in ("outer", "inner")]
+    assert sum(point.count for point in points) == 2
+    assert sum(point.sum for point in points) == pytest.approx(sum(joules), rel=1e-4)
+
+
+@pytest.mark.parametrize("settled_before", [True, False])
+def test_each_measurement_is_counted_once_when_the_inner_one_goes_on_for_longer(
+    settled_before: bool, provider: TracerProvider, powercap: PowercapTree, exporter: InMemorySpanExporter
+) -> None:
+    """The outer one ends while paused, as a request whose stream is read later; its claim may be settled before."""
+    reader = InMemoryMetricReader()
+    with measuring(provider, powercap, meter_provider=MeterProvider([reader])) as energy:
+        with otel_llm_energy.measure("outer"):
+            burn(0.2)
+            steps = otel_llm_energy.measure("inner")(burn_in_steps)()
+            next(steps)
+            if settled_before:
+                energy.force_flush()
+        list(steps)
+        energy.force_flush()
+        points = operations(reader)
     joules = [said(exporter, name)[names.JOULES] for name in ("outer", "inner")]
     assert sum(point.count for point in points) == 2
     assert sum(point.sum for point in points) == pytest.approx(sum(joules), rel=1e-4)

@@ -86,7 +86,7 @@ def test_work_in_several_parts_is_in_the_histograms_once_when_all_of_them_are_se
         part.whole, part.output_tokens = whole, 0
     measured.metrics.settled(parts[:1])
     assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 3.0
-    whole.parts, whole.output_tokens = 2, 16
+    assert not whole.end(2, 16)
     assert measured.points("llm.energy.operation") == []
     measured.metrics.settled([settled_claim(1.0), parts[1]])
     assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 9.0
