@@ -12,7 +12,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.own_process import is_process
 from otel_llm_energy.servers.programs import is_llama_cpp
-from otel_llm_energy.servers.props import slots_told
+from otel_llm_energy.servers.props import LoadingError, slots_told
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.books import Books
@@ -96,6 +96,7 @@ class ServerWatch:
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, str, int, Server]] = []
+        self._to_ask: list[tuple[str, str, int]] = []  # key, host and port of those that may tell their slots
         self._next_sample_ns = 0
         # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
         self._lock = threading.RLock()
@@ -105,6 +106,11 @@ class ServerWatch:
     def unresolved(self) -> bool:
         """There are addresses that nobody has looked up yet."""
         return bool(self._waiting)
+
+    @property
+    def loading(self) -> bool:
+        """A server that has more to tell was loading its model when it was asked."""
+        return bool(self._to_ask)
 
     def key(self, host: str, port: int) -> str:
         """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
@@ -162,12 +168,19 @@ class ServerWatch:
             for name in _NAMES_OF_THIS_MACHINE:
                 if (name, port) not in self._keys and self._resolve(name, port).id == server.id:
                     self._keys[name, port] = key
-            self._learn_slots(key, host, port, server)
+            # Where neither the command line nor the environment says how many calls it works on at once, it may itself.
+            if server.slots is None and is_llama_cpp(server.name):
+                self._to_ask.append((key, host, port))
+        self._learn_slots()
 
-    def _learn_slots(self, key: str, host: str, port: int, server: Server) -> None:
-        """Where neither the command line nor the environment says how many calls it works on at once, it may itself."""
-        if server.slots is None and is_llama_cpp(server.name):
-            self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
+    def _learn_slots(self) -> None:
+        """Who is still loading its model is asked again at the next look."""
+        asked, self._to_ask = self._to_ask, []
+        for key, host, port in asked:
+            try:
+                self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
+            except LoadingError:
+                self._to_ask.append((key, host, port))
 
     def _look_up_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_llm_energy.servers.props import slots_told
+from otel_llm_energy.servers.props import LoadingError, slots_told
 from tests.instrumentation.replay import Reply, json_reply, replaying
 from tests.support.children import free_port
 
@@ -32,3 +32,11 @@ def test_slots_are_unknown_when_the_answer_does_not_tell_them(reply: Reply) -> N
 def test_slots_are_unknown_when_nobody_listens() -> None:
     """The server has just ended."""
     assert slots_told("127.0.0.1", free_port()) is None
+
+
+def test_server_that_loads_its_model_is_told_from_one_that_does_not_say() -> None:
+    """Only the first is worth asking again."""
+    with replaying() as server:
+        server.get_reply = json_reply({"error": {"code": 503, "message": "Loading model"}}, 503)
+        with pytest.raises(LoadingError):
+            slots_told("127.0.0.1", server.port)

@@ -14,6 +14,7 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers import Server
 from otel_llm_energy.servers.own_process import this_process
+from otel_llm_energy.servers.props import LoadingError
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.server_watch import ServerWatch
@@ -137,6 +138,30 @@ def test_llama_cpp_is_asked_for_its_slots_when_nothing_else_tells_them(
     watch.learn_names()
     books.settle()
     assert (ledger.servers[key][0], requests) == (known, asked)
+
+
+def test_llama_cpp_is_asked_for_its_slots_until_it_has_loaded_its_model() -> None:
+    """An app that is started beside its server finds it while it loads; then it is asked no more."""
+    answers: list[int | None] = [None, None, 4]
+
+    def loaded_at_last(host: str, port: int) -> int:
+        slots = answers.pop(0)
+        if slots is None:
+            raise LoadingError
+        return slots
+
+    server = Server("pid:7:1", "llama-server", "local", pid=7, start_ticks=1)
+    ledger = Ledger(0)
+    books = Books(ledger)
+    watch = ServerWatch(books, Idle(), lambda *_: server, lambda: NS_PER_SECOND, loaded_at_last)
+    key = watch.key("localhost", 80)
+    watch.sample()
+    loading = []
+    for _ in range(4):
+        watch.learn_names()
+        loading.append(watch.loading)
+    books.settle()
+    assert (ledger.servers[key][0], loading, answers) == (4, [True, True, False, False], [])
 
 
 @pytest.mark.parametrize("now", [NOBODY, NGINX, BEHIND_NGINX])
