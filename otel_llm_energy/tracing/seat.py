@@ -355,6 +355,7 @@ class Seat:
         """A holder takes this process as a member."""
         if self._leading:  # it has worked alone until now
             self._stop_leading()
+        if not isinstance(self._books.ledger, RemoteLedger):  # or could not hold the board when it was free
             self._become_member()
         self._error = None
 

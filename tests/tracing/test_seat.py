@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Journal
+from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.tracing.accounts import Accounts
@@ -80,6 +83,35 @@ def test_board_is_held_at_the_next_try_when_the_first_change_of_ledger_fails(
     finally:
         seat.stop()
     assert "Sharing the metering failed and is tried again." in caplog.text
+
+
+def test_calls_are_billed_by_another_process_that_holds_the_board_when_the_first_try_to_hold_it_fails(
+    tmp_path: Path,
+) -> None:
+    """It takes the board before the next try: this process is its member, and has its calls in no ledger of its own."""
+    rules, other_meters, meters = rules_in(tmp_path), Meters(Books(Ledger(0))), Meters(BooksThatFailOnce(Ledger(0)))
+    other = Seat(rules, other_meters, Ledger, settle=lambda: None, records=lambda: True)
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+
+    class Other(logging.Handler):
+        """Is there as soon as the first try has failed."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            other.start()
+
+    logger, handler = logging.getLogger(Seat.__module__), Other()
+    logger.addHandler(handler)
+    try:
+        seat.start()
+        deadline_seconds = time.monotonic() + PATIENCE_SECONDS
+        while seat.status.holder_pid is None and time.monotonic() < deadline_seconds:
+            time.sleep(0.01)
+        assert (seat.status.role, seat.status.holder_pid) == ("member", os.getpid())
+        assert isinstance(meters.books.ledger, RemoteLedger)
+    finally:
+        logger.removeHandler(handler)
+        seat.stop()
+        other.stop()
 
 
 def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
