@@ -12,7 +12,13 @@ import ollama
 import openai
 import pytest
 import requests
-from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
+from opentelemetry.instrumentation.utils import (
+    is_http_instrumentation_enabled,
+    suppress_http_instrumentation,
+    suppress_instrumentation,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from otel_llm_instrumentation import ServerTimings
 from otel_llm_instrumentation.http import HTTPInstrumentor
@@ -273,23 +279,32 @@ def test_nothing_is_observed_when_http_is_suppressed(server: ReplayServer, bare:
     assert not bare.started
 
 
-@pytest.mark.parametrize("is_first", [False, True], ids=["after ours", "before ours"])
-def test_call_is_observed_when_the_http_instrumentation_of_requests_is_on(
-    is_first: bool, server: ReplayServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It suppresses HTTP below its own span, which is none of an LLM; what is played of it is as in 0.66b1."""
+@pytest.fixture(params=[ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "not sampled"])
+def instrument_requests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Turns on what is played of OpenTelemetry's own instrumentation of requests, as it is in 0.66b1."""
+    tracer = TracerProvider(sampler=request.param).get_tracer("opentelemetry.instrumentation.requests")
 
-    def instrument_requests() -> None:
+    def turn_on() -> None:
         original = requests.Session.send
 
         @functools.wraps(original)
         def instrumented_send(self: requests.Session, sent: requests.PreparedRequest, **kwargs: Any) -> Any:
-            with suppress_http_instrumentation():
+            if not is_http_instrumentation_enabled():
+                return original(self, sent, **kwargs)
+            with tracer.start_as_current_span("POST"), suppress_http_instrumentation():
                 return original(self, sent, **kwargs)
 
         instrumented_send.opentelemetry_instrumentation_requests_applied = True  # type: ignore[attr-defined]
         monkeypatch.setattr(requests.Session, "send", instrumented_send)
 
+    return turn_on
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["after ours", "before ours"])
+def test_call_is_observed_when_the_http_instrumentation_of_requests_is_on(
+    is_first: bool, instrument_requests: Callable[[], None], server: ReplayServer, request: pytest.FixtureRequest
+) -> None:
+    """It suppresses HTTP below its own span, which is none of an LLM."""
     if is_first:
         instrument_requests()
     watched: Watched = request.getfixturevalue("bare")
@@ -297,7 +312,20 @@ def test_call_is_observed_when_the_http_instrumentation_of_requests_is_on(
         instrument_requests()
     server.reply = json_reply(payloads.chat())
     requests.post(f"{server.url}/v1/chat/completions", json=ASK)
-    assert watched.only_span().name == "chat m"
+    (call,) = watched.ended
+    assert (call.operation, call.request_model) == ("chat", "m")
+
+
+def test_nothing_is_observed_when_http_is_suppressed_above_the_instrumentation_of_requests(
+    instrument_requests: Callable[[], None], server: ReplayServer, bare: Watched
+) -> None:
+    """The key was the app's, or a library's, before that of the instrumentation, which makes no span then."""
+    instrument_requests()
+    with suppress_http_instrumentation():
+        requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+        with TracerProvider().get_tracer("a library").start_as_current_span("HTTP POST"):
+            requests.post(f"{server.url}/v1/chat/completions", json=ASK)
+    assert not bare.started
 
 
 def test_libraries_are_as_before_when_bare_http_is_uninstrumented() -> None:

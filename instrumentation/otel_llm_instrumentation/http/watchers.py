@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_value
+from opentelemetry.trace import Span, get_current_span
 
 from otel_llm_instrumentation.address import Server, server_of
 from otel_llm_instrumentation.bodies import Answer, Bodies, see_payloads, tail_of
@@ -22,6 +23,7 @@ from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
 
 _FIRST_ERROR_STATUS: Final = 400
 _REQUESTS_MARK: Final = "opentelemetry_instrumentation_requests_applied"
+_REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
 
 
 class HTTPWatcher(Watcher):
@@ -98,6 +100,12 @@ class HTTPWatcher(Watcher):
         """The object through which the app will read the body; ``None`` if it is of no known kind."""
 
 
+def _may_be_of_requests(span: Span) -> bool:
+    """Whether OpenTelemetry's instrumentation of requests made this span; one that is not sampled does not say."""
+    scope = getattr(span, "instrumentation_scope", None)
+    return span.get_span_context().is_valid if scope is None else scope.name == _REQUESTS_SCOPE
+
+
 class RequestsWatcher(HTTPWatcher):
     """Observes ``requests.Session.send``; its redirects and retries happen within."""
 
@@ -108,9 +116,10 @@ class RequestsWatcher(HTTPWatcher):
 
     def _is_suppressed(self) -> bool:
         # OpenTelemetry's own instrumentation sets the key for what is below its span, so that urllib3 makes no second
-        # one. Turned on after ours it stands around it, and the call below has no LLM span yet.
+        # one. Turned on after ours it stands around it, and the call below has no LLM span yet. Where the key is set
+        # already, it makes no span.
         stands_around = hasattr(self._session.send, _REQUESTS_MARK) and not self._marked_beneath
-        return super()._is_suppressed() and not stands_around
+        return super()._is_suppressed() and not (stands_around and _may_be_of_requests(get_current_span()))
 
     def _path(self, request: Any) -> str:
         url: str = request.url
