@@ -16,7 +16,9 @@ from otel_llm_energy.ledger.bill import Bill, Quality, Window
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""Another number where processes say anything otherwise than before, how they name a server among it."""
+
 LONGEST_LINE = 1 << 22
 
 

@@ -114,6 +114,32 @@ def test_calls_are_billed_by_another_process_that_holds_the_board_when_the_first
         other.stop()
 
 
+class RulesOfProtocol1(Rules):
+    """In which work of a process itself was named without its PID namespace; the package's version was the same."""
+
+    @property
+    def protocol(self) -> str:
+        return f"1 {self.version}"
+
+
+def test_process_that_names_its_own_work_otherwise_works_alone(tmp_path: Path) -> None:
+    """Who reads the meters would look in vain for the other's process, and bill its work whatever nobody else did."""
+    rules = rules_in(tmp_path)
+    before = RulesOfProtocol1(rules.folder, rules.board, rules.version, rules.settings)
+    seats = [Seat(each, Meters(Books(Ledger(0))), Ledger, lambda: None, lambda: True) for each in (rules, before)]
+    try:
+        for seat in seats:
+            seat.start()
+        deadline_seconds = time.monotonic() + PATIENCE_SECONDS
+        while seats[1].status.role != "alone" and time.monotonic() < deadline_seconds:
+            time.sleep(0.01)
+        assert [seat.status.role for seat in seats] == ["holder", "alone"]
+        assert "version" in seats[1].status.message
+    finally:
+        for seat in reversed(seats):
+            seat.stop()
+
+
 def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
