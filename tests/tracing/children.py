@@ -118,6 +118,7 @@ def fork_while_held() -> None:
     tracer = provider.get_tracer("app")
     with tracer.start_as_current_span("root"):
         claim = hold_one(provider, gate, "before")
+        gate.tick()  # enters what was noted: only now are the spans held
         child = os.fork()
         mine = "child" if child == 0 else "parent"
         inner = hold_one(provider, gate, mine)
