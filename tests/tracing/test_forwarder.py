@@ -1,4 +1,4 @@
-"""The forwarding thread and what it waits at."""
+"""The forwarding thread and what it waits at, and the processor that comes after it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import queue
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor
 
-from otel_llm_energy.tracing.forward import Forwarder
+from otel_llm_energy.tracing.forward import Downstream, Forwarder
 
 
 def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +28,14 @@ def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkey
     assert forwarder.stop(timeout_seconds=10)
     assert sent == ["first", "second"]
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(("answer", "flushed"), [(True, True), (None, True), (False, False)])
+def test_flush_has_failed_only_when_the_next_processor_says_so(answer: Any, flushed: bool) -> None:
+    """A user's own may return nothing, and has flushed all the same."""
+
+    class Answering(SpanProcessor):
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            return answer  # type: ignore[no-any-return]
+
+    assert Downstream(Answering()).force_flush(1_000) is flushed
