@@ -253,6 +253,20 @@ def test_held_span_leaves_degraded_when_max_hold_has_passed_since_its_end() -> N
     assert line.gate.health.degraded == {"max-hold": 1}
 
 
+def test_each_held_span_leaves_at_its_own_bound_when_an_earlier_one_has_left() -> None:
+    """The next bound is known after the first was kept: else a span would wait for as long as no other is held."""
+    line = Pipeline(max_hold_seconds=5.0, forced_joules=0.5)
+    for name in ("first", "second"):
+        span = line.tracer.start_span(name)
+        line.call(span)
+        span.end()
+        line.clock.advance(2.0)
+    line.clock.advance(1.0)
+    assert line.sent() == ["first"]
+    line.clock.advance(2.0)
+    assert line.sent() == ["first", "second"]
+
+
 def test_held_span_leaves_unavailable_when_the_desk_fails() -> None:
     """A desk that raises costs the energy, never the span."""
     line = Pipeline(max_hold_seconds=5.0)
