@@ -282,6 +282,7 @@ def test_held_span_leaves_unavailable_when_the_desk_fails() -> None:
     line.gate.tick()
     assert line.sent() == ["chat"]
     assert line.out.attributes("chat") == {conventions.QUALITY: "unavailable", conventions.REASON: "max-hold"}
+    assert line.gate.health.degraded == {"max-hold": 1}
 
 
 def test_oldest_span_leaves_when_more_than_max_held_are_held() -> None:
