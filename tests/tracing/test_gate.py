@@ -17,6 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
 from tests.support.waiting import until
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
@@ -409,6 +410,48 @@ def test_shutdown_releases_before_the_next_and_only_once() -> None:
     assert line.out.shutdowns == 1
     line.tracer.start_span("after").end()
     assert line.out.names == ["chat", "after"]
+
+
+def test_span_is_handed_on_when_it_ends_amid_the_shutdown() -> None:
+    """Its thread had found the gate open; what it is held for comes no more, and nobody would look for it again."""
+    line = Pipeline(forced_joules=0.5)
+    on_its_way, go_on = threading.Event(), threading.Event()
+
+    class Watch:
+        """Stops a thread on its way into the gate."""
+
+        def started(self, gate: Gate, span: Span, parent_context: context.Context | None) -> None: ...
+
+        def ended(self, span: ReadableSpan) -> None:
+            if span.name == "late":
+                on_its_way.set()
+                assert go_on.wait(10)
+
+        def billed_elsewhere(self, span: ReadableSpan) -> bool:
+            return False
+
+        def claim_late(self, gate: Gate, span: ReadableSpan) -> None: ...
+
+    first, late = line.tracer.start_span("first"), line.tracer.start_span("late")
+    line.call(first)
+    line.call(late)
+    line.gate.watch = Watch()
+    ending = threading.Thread(target=late.end)
+
+    class LettingItIn(SpanProcessor):
+        """Comes after the gate: by then all that was held at the beginning of the shutdown is on its way out."""
+
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name == "first":
+                go_on.set()
+                ending.join(10)
+
+    line.provider.add_span_processor(LettingItIn())
+    first.end()
+    ending.start()
+    assert on_its_way.wait(10)
+    line.provider.shutdown()
+    assert line.out.names == ["first", "late"]
 
 
 def test_app_is_untouched_when_the_next_processor_raises_on_a_held_span(caplog: pytest.LogCaptureFixture) -> None:
