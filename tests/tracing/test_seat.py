@@ -1,11 +1,12 @@
-"""Where a process sits at the board, when taking its place fails."""
+"""Where a process sits at the board: when taking its place fails, and when another one is there or was."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.seat import Seat
 from otel_llm_energy.tracing.sharing import Rules
+from tests.support.waiting import until
 
 PATIENCE_SECONDS = 3.0  # less than a holder that does not answer is waited for
 
@@ -36,19 +39,22 @@ class BooksThatFailOnce(Books):
 
 
 class Meters:
-    """Metering that only says who reads."""
+    """Metering that only says who reads, from when on, and that a second is between two readings."""
 
     def __init__(self, books: Books) -> None:
         self.books = books
-        self.leads = False
+        self.leads = self.follows = False
+        self.not_before_ns: int | None = None
 
     def lead(self, not_before_ns: int = 0) -> None:
         self.leads = True
+        self.not_before_ns = not_before_ns
 
     def rest(self) -> None:
         self.leads = False
 
-    def follow(self, state: State) -> None: ...
+    def follow(self, state: State) -> None:
+        self.follows = True
 
     def state(self) -> State:
         return State((), (), None, 1.0, 1.0)
@@ -157,3 +163,28 @@ def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
     finally:
         seat.stop()
     assert "The journal of the shared metering makes no sense." in caplog.text
+
+
+@contextmanager
+def seated(rules: Rules, meters: Meters) -> Iterator[Seat]:
+    """A seat, as one process has it; here several may be of one process."""
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+    seat.start()
+    try:
+        yield seat
+    finally:
+        seat.stop()
+
+
+def test_next_holder_waits_as_long_as_the_meter_needs_between_two_readings(tmp_path: Path) -> None:
+    """An exporter that is asked too soon again answers with the reading before; the pause is told to each member."""
+    rules, meters = rules_in(tmp_path), Meters(Books(Ledger(0)))
+    first = Seat(rules, Meters(Books(Ledger(0))), Ledger, settle=lambda: None, records=lambda: True)
+    first.start()
+    with seated(rules, meters) as second:
+        until(lambda: meters.follows)
+        assert second.status.role == "member"
+        assert meters.books.reason is None  # its calls are metered, though not by itself
+        first.stop()
+        until(lambda: meters.leads)
+        assert meters.not_before_ns == NS_PER_SECOND
