@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,19 @@ def test_next_holder_waits_as_long_as_the_meter_needs_between_two_readings(tmp_p
         first.stop()
         until(lambda: meters.leads)
         assert meters.not_before_ns == NS_PER_SECOND
+
+
+@pytest.mark.parametrize("calls_servers", [True, False])
+def test_stranger_degrades_the_bills_only_while_it_is_there_and_calls(tmp_path: Path, calls_servers: bool) -> None:
+    """The doctor of another version only looks: it sees why it is refused, and the app goes on as if it were not."""
+    rules = rules_in(tmp_path)
+    meters, other = Meters(Books(Ledger(0))), Meters(Books(Ledger(0)))
+    with seated(rules, meters) as holder:
+        with seated(replace(rules, settings="other", calls_servers=calls_servers), other) as stranger:
+            until(lambda: stranger.status.role == "alone")
+            assert other.books.caution == "board-mismatch"
+            assert "has other options of metering" in stranger.status.message
+            until(lambda: meters.books.caution == ("board-mismatch" if calls_servers else None))
+            assert bool(holder.status.message) is calls_servers
+        until(lambda: meters.books.caution is None)
+        assert holder.status.message == ""
