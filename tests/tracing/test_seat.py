@@ -18,6 +18,7 @@ from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.tracing import seat as seats
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.seat import Seat
@@ -205,3 +206,19 @@ def test_stranger_degrades_the_bills_only_while_it_is_there_and_calls(tmp_path: 
             assert bool(holder.status.message) is calls_servers
         until(lambda: meters.books.caution is None)
         assert holder.status.message == ""
+
+
+def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that worked alone reads the meters for all from then on, and has nothing more to warn of."""
+    monkeypatch.setattr(seats, "_ALONE_SECONDS", 0.01)
+    rules, meters = rules_in(tmp_path), Meters(Books(Ledger(0)))
+    rules.folder.mkdir(mode=0o755)
+    with seated(rules, meters) as seat:
+        assert (seat.status.role, meters.books.caution) == ("alone", "board-unusable")
+        rules.folder.chmod(0o700)
+        until(lambda: seat.status.role == "holder")
+        assert meters.leads
+        assert meters.books.caution is None
+        assert seat.status.message == ""
