@@ -222,3 +222,12 @@ def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
         assert meters.leads
         assert meters.books.caution is None
         assert seat.status.message == ""
+
+
+def test_nothing_of_earlier_holders_is_left_when_the_board_is_held(tmp_path: Path) -> None:
+    """Else each start of an app would leave its files in a folder that lives for as long as the machine runs."""
+    rules = rules_in(tmp_path)
+    for _ in range(2):
+        with seated(rules, Meters(Books(Ledger(0)))):
+            left = sorted(path.name for path in rules.folder.iterdir())
+    assert left == ["local.2.lock", "local.2.sock"]
