@@ -15,9 +15,11 @@ import pytest
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.remote import RemoteLedger
+from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
+from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing import seat as seats
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
@@ -231,3 +233,19 @@ def test_nothing_of_earlier_holders_is_left_when_the_board_is_held(tmp_path: Pat
         with seated(rules, Meters(Books(Ledger(0)))):
             left = sorted(path.name for path in rules.folder.iterdir())
     assert left == ["local.2.lock", "local.2.sock"]
+
+
+@pytest.mark.parametrize(("age_seconds", "continued"), [(1, True), (3600, False), (-3600, False)])
+def test_journal_is_continued_only_when_it_is_of_just_now(tmp_path: Path, age_seconds: int, continued: bool) -> None:
+    """What an app left an hour ago has the idle power and the calls of then; a time to come is another clock's."""
+    rules = rules_in(tmp_path)
+    settled_ns = monotonic_ns() - age_seconds * NS_PER_SECOND
+    folder = Folder(rules.folder)
+    journal = Journal(folder, "local.1", str(rules), lambda: [("start", 0), ("holder", "gone"), ("member", "other")])
+    journal.note(("settle", settled_ns))
+    journal.write()
+    journal.close()
+    folder.close()
+    meters = Meters(Books(Ledger(0)))
+    with seated(rules, meters):
+        assert isinstance(meters.books.ledger, SharedLedger) is continued
