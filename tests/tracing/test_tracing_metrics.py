@@ -137,6 +137,16 @@ def test_nothing_is_counted_when_the_energy_is_unavailable() -> None:
     assert measured.points("llm.energy.operation") == []
 
 
+def test_nothing_is_counted_when_the_claim_was_of_no_call() -> None:
+    """A span above the call's own was taken for it at first: its energy would be counted beside the call's."""
+    measured = Measured()
+    claim = settled_claim(1.0)
+    claim.withdrawn = True
+    measured.metrics.settled([claim])
+    assert measured.points("llm.energy.operation") == []
+    assert measured.points("llm.energy.consumption") == []
+
+
 def test_estimates_are_kept_apart_from_measurements() -> None:
     """A sum over both would be neither."""
     measured = Measured()
