@@ -206,7 +206,8 @@ def test_health_and_lag_are_of_who_measures_now_when_it_was_done_again() -> None
     """The SDK keeps the first callbacks: a meter that was given up grew ever older, and the next one was not seen."""
     measured = Measured()
     measured.metrics.metered(PACKAGE, 1.0)
-    measured.health.forwarded = 40
+    measured.health.held, measured.health.forwarded, measured.health.passed, measured.health.dropped = 3, 40, 5, 1
+    measured.health.degraded["max-hold"] = 2
     measured.metrics.leave()
     assert measured.points("llm.energy.meter.lag") == []
     health = Health()
@@ -218,8 +219,11 @@ def test_health_and_lag_are_of_who_measures_now_when_it_was_done_again() -> None
     measured.metrics.leave()
     ((_, lag),) = measured.points("llm.energy.meter.lag")
     ((_, held),) = measured.points("llm.energy.processor.held")
-    (_, forwarded), _ = measured.points("llm.energy.processor.forwarded")
-    assert (lag.value, held.value, forwarded.value) == (0.125, 2, 43)
+    (_, forwarded), (_, passed) = measured.points("llm.energy.processor.forwarded")
+    ((_, dropped),) = measured.points("llm.energy.processor.dropped")
+    ((_, degraded),) = measured.points("llm.energy.processor.degraded")
+    assert (lag.value, held.value) == (0.125, 2)
+    assert (forwarded.value, passed.value, dropped.value, degraded.value) == (43, 5, 1, 2)
 
 
 def test_nothing_is_made_when_the_meter_provider_records_nothing() -> None:
