@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.servers import resolve, resolve_named
 from otel_llm_energy.servers.procfs import Procfs, parse_stat
 from otel_llm_energy.servers.programs import is_llm_server, is_relay, program_name, slots_hint
+from otel_llm_energy.servers.sockets import Listener, those_reached
 from tests.servers.processes import working_server
 from tests.support.children import free_port
 
@@ -50,6 +52,28 @@ def test_the_exact_address_wins_when_another_process_listens_on_all() -> None:
         other.listen()
         assert resolve("127.0.0.1", one.port).pid == one.pid
         assert resolve("127.0.0.2", one.port).pid == os.getpid()
+
+
+def test_no_server_is_reached_over_ipv6_when_it_listens_on_all_of_ipv4() -> None:
+    """0.0.0.0 takes connections of its own family only; :: takes both."""
+    ipv4 = Listener(ip_address("0.0.0.0"), 8080, 0, 1)
+    both = Listener(ip_address("::"), 8080, 0, 2)
+    assert those_reached([ipv4], ip_address("::1"), 8080) == []
+    assert those_reached([ipv4, both], ip_address("::1"), 8080) == [both]
+    assert those_reached([both], ip_address("127.0.0.1"), 8080) == [both]
+
+
+def test_the_process_is_found_when_its_ipv4_address_is_in_the_table_of_ipv6(tmp_path: Path) -> None:
+    """A server that opens sockets for both families, as Java's do, may bind one to ::ffff:127.0.0.1."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "tcp6").write_text(
+        HEAD + "0: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000000000000:0000 0A "
+        "00000000:00000000 00:00000000 00000000 0 0 777 1\n"
+    )
+    write_process(tmp_path, 50, 1, "worker")
+    (tmp_path / "50" / "fd").mkdir()
+    (tmp_path / "50" / "fd" / "3").symlink_to("socket:[777]")
+    assert resolve("127.0.0.1", 8080, Procfs(tmp_path)).pid == 50
 
 
 def test_the_id_stays_when_the_server_is_looked_up_again() -> None:
@@ -164,6 +188,7 @@ def test_the_user_may_name_the_server_when_it_cannot_be_found(tmp_path: Path) ->
     with working_server(tmp_path, "my-own-server") as running:
         by_pid = resolve_named(f"pid:{running.pid}")
         by_name = resolve_named("name:my-own-server")
+        assert resolve_named("name:My-Own-Server") == by_name, "programs are called in lower case here"
     assert by_pid == by_name
     assert by_pid.pid == running.pid
     assert resolve_named("name:my-own-server").reason == "not-listening"
@@ -229,6 +254,8 @@ def test_variants_are_known_when_their_name_goes_on() -> None:
     assert is_llm_server("mistral-7b.llamafile")
     assert is_llm_server("text-generation")  # as the kernel cuts it
     assert not is_llm_server("ollamaesque")
+    assert not is_llm_server("text")
+    assert not is_relay("go")  # as gost begins, but the kernel cuts no name that is so short
     assert is_relay("docker-proxy")
     assert not is_relay("ollama")
 
@@ -260,6 +287,35 @@ def test_the_tree_is_found_when_the_kernel_lists_no_children(tmp_path: Path) -> 
     procfs = Procfs(tmp_path)
     assert sorted(procfs.tree(10)) == [10, 11, 12]
     assert procfs.roots([10, 11, 12, 20]) == [10, 20]
+
+
+def test_all_children_are_in_the_tree_when_one_thread_has_several() -> None:
+    """The kernel lists them on one line for each thread."""
+    children = [_sleeping_child() for _ in range(3)]
+    try:
+        assert set(children) < set(Procfs().tree(os.getpid()))
+    finally:
+        for child in children:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+def test_sockets_are_found_when_other_descriptors_are_closed_meanwhile(tmp_path: Path) -> None:
+    """A busy server opens and closes some all the time; that must not hide the one that it listens at."""
+    folder = tmp_path / "50" / "fd"
+    folder.mkdir(parents=True)
+    for number in range(0, 40, 2):
+        (folder / str(number)).touch()  # cannot be read as a link, as one that is gone
+        (folder / str(number + 1)).symlink_to(f"socket:[{number}]")
+    assert sorted(Procfs(tmp_path).sockets(50)) == list(range(0, 40, 2))
+
+
+def test_the_user_is_the_effective_one_when_they_differ(tmp_path: Path) -> None:
+    """Sockets are of the user that a server has become, not of the one who started it."""
+    (tmp_path / "50").mkdir()
+    (tmp_path / "50" / "status").write_text("Name:\tollama\nUid:\t0\t998\t998\t998\nGid:\t0\t0\t0\t0\n")
+    assert Procfs(tmp_path).user_id(50) == 998
+    assert Procfs(tmp_path).user_id(51) is None
 
 
 def test_the_tree_is_the_same_when_the_kernel_lists_children() -> None:
