@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_llm_energy.machine import TICK_NS
 from otel_llm_energy.quantities import ActivitySample
 from otel_llm_energy.servers import CpuActivity, Server, process_cpu_ns, resolve
 from otel_llm_energy.servers.procfs import Procfs
@@ -154,6 +155,7 @@ def test_servers_without_a_tree_are_none_when_sampled() -> None:
 
 def test_descriptors_are_given_back_when_servers_are_forgotten() -> None:
     """Servers come and go for weeks."""
+    at_first = len(list(Path("/proc/self/fd").iterdir()))
     activity = CpuActivity()
     taken(activity)
     before = sorted(Path("/proc/self/fd").iterdir())
@@ -172,6 +174,7 @@ def test_descriptors_are_given_back_when_servers_are_forgotten() -> None:
         assert len(list(Path("/proc/self/fd").iterdir())) == own
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
     activity.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == at_first
 
 
 def test_children_are_looked_for_only_when_something_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +210,14 @@ def test_no_sample_is_taken_when_there_is_no_proc(tmp_path: Path, caplog: pytest
     assert len(caplog.records) == 1
     activity.close()
     activity.close()
+
+
+def test_the_resolution_is_two_ticks_when_processes_have_no_clock() -> None:
+    """Of the table's whole ticks each of two counts, user and system, is cut off; bounds are made of this."""
+    for cpu_clock, ticks in ((process_cpu_ns, 1), (None, 2), (lambda _pid: None, 2)):
+        activity = CpuActivity(cpu_clock=cpu_clock)
+        assert taken(activity).resolution_ns == ticks * TICK_NS
+        activity.close()
 
 
 def test_the_sample_is_dated_by_the_given_clock_when_taken() -> None:
@@ -260,6 +271,58 @@ def test_an_apps_work_is_its_own_when_the_server_that_it_started_ends(server_fir
         after = taken(activity)
     activity.close()
     assert used_ns(before, after, app) < WORK_NS / 2
+
+
+def test_work_is_the_apps_again_when_the_server_that_it_started_is_forgotten() -> None:
+    """What is watched by nobody any more is part of who started it."""
+    activity = CpuActivity()
+    with working_server() as running:
+        server, app = resolve("127.0.0.1", running.port), Server("app", "app", "local", pid=os.getpid())
+        activity.watch(server)
+        activity.forget(server.id)
+        activity.watch(app)
+        before = taken(activity)
+        running.do("work")
+        after = taken(activity)
+    activity.close()
+    assert used_ns(before, after, app) >= WORK_NS - after.resolution_ns
+
+
+def test_a_childs_work_is_counted_once_when_nobody_has_waited_for_it() -> None:
+    """It has ended, but the kernel lists it until its parent takes note, and shows all that it used."""
+    activity = CpuActivity()
+    app = Server("app", "app", "local", pid=os.getpid())
+    activity.watch(app)
+    before = taken(activity)
+    work = f"import time\nwhile time.process_time() < {WORK_SECONDS}: pass"
+    child = subprocess.Popen([sys.executable, "-S", "-c", work])
+    taken(activity)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(3):
+        subprocess.run(["true"], check=True)  # children are looked for where a process was started
+        after = taken(activity)
+    child.wait()
+    activity.close()
+    assert WORK_NS - after.resolution_ns <= used_ns(before, after, app) < 2 * WORK_NS
+
+
+def test_a_watched_servers_sum_does_not_fall_when_another_one_is_found_for_that_instant() -> None:
+    """The CPU time that is noted of every process holds nothing of children that have ended; what is sampled does."""
+    activity = CpuActivity()
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        activity.watch(server)
+        running.do("work")
+        taken(activity)
+        running.do("end")
+        before = taken(activity)
+        sample_of_then = activity.snapshot()
+        activity.watch(Server("app", "app", "local", pid=os.getpid()))
+        then = sample_of_then()
+    activity.close()
+    assert then is not None
+    assert then.by_server_ns.keys() == {server.id, "app"}
+    assert used_ns(before, then, server) >= 0
 
 
 @pytest.mark.parametrize("cpu_clock", [process_cpu_ns, None], ids=["clock", "ticks"])
