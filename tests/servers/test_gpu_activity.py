@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from otel_llm_energy.nvml import Gpu, Nvml, Utilisation
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample
 from otel_llm_energy.servers.gpu_activity import GpuActivity
 from otel_llm_energy.servers.server import Server
@@ -187,3 +188,44 @@ def test_nothing_is_sampled_when_the_driver_is_gone(gpu_driver: FakeDriver, capl
     assert activity.samples([GPU]) == []
     assert activity.samples([GPU]) == []
     assert len(caplog.records) == 1
+
+
+def test_the_library_is_opened_once_and_given_back_when_cards_are_looked_for_again(gpu_driver: FakeDriver) -> None:
+    """A card may be asked for that is not there yet; each opening would need a closing of its own."""
+    opened: list[Nvml] = []
+    closed: list[Nvml] = []
+
+    class Counting(Nvml):
+        def __init__(self) -> None:
+            super().__init__()
+            opened.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    gpu_driver.say(count=1, gpu0_busy=0)
+    activity = GpuActivity(open_nvml=Counting)
+    for _ in range(2):
+        activity.samples([GPU, "gpu:GPU-to-come"])
+    activity.close()
+    activity.close()
+    assert len(opened) == 1
+    assert closed == opened
+
+
+def test_use_is_the_mean_of_the_drivers_samples_when_there_are_several(watch: Watch) -> None:
+    """It takes about six a second, each a percentage of its own time; their sum would be more than the card."""
+
+    class Often(Nvml):
+        def utilisation(self, gpu: Gpu, since_us: int) -> list[Utilisation]:
+            at_us = (since_us + 1, since_us + 2)
+            return [Utilisation(pid, percent, at) for pid, percent in used.items() for at in at_us]
+
+    used = {watch.one.child: 60, watch.two.child: 20}
+    watch.activity.close()
+    watch.activity = GpuActivity(open_nvml=Often, clock_ns=watch.clock)
+    watch.activity.watch(watch.one.server)
+    watch.activity.watch(watch.two.server)
+    _, by_server, _ = watch.cell(gpu0_pids=f"{watch.one.child} {watch.two.child}")
+    assert by_server == {watch.one.server.id: pytest.approx(0.6), watch.two.server.id: pytest.approx(0.2)}
