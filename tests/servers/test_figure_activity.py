@@ -158,6 +158,19 @@ def test_a_part_is_unknown_when_no_process_matches(caplog: pytest.LogCaptureFixt
     ]
 
 
+def test_the_sum_goes_on_when_a_server_is_watched_again() -> None:
+    """Another address may turn out to be the same server; its busy time must not fall."""
+    host = Host()
+    activity = FigureActivity(host)
+    activity.watch(OLLAMA)
+    samples = []
+    for _ in range(3):
+        host.refresh(process("/usr/bin/ollama", 50e6))
+        samples.append(activity.sample())
+        activity.watch(OLLAMA)
+    assert [part(before, after, OLLAMA) for before, after in itertools.pairwise(samples)] == [1.0, 1.0]
+
+
 def test_a_server_is_forgotten_when_it_is_not_watched_any_more() -> None:
     """Nor is anything left after close."""
     host = Host()
