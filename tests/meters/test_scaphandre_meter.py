@@ -30,8 +30,9 @@ from otel_llm_energy.meters.scaphandre_counters import (
     Counters,
     counters,
 )
+from otel_llm_energy.meters.scaphandre_refresh import Refreshes
 from otel_llm_energy.meters.scrape import MAX_BODY_BYTES, MAX_SAMPLES, Exporter
-from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
 from tests.meters.exporters import ManualClock, exporter, page, recorded, say
 from tests.meters.record_fixtures import RANGE_UJ
 from tests.support.children import free_port
@@ -96,6 +97,17 @@ def test_the_host_is_the_channel_when_there_is_no_socket() -> None:
     with exporter(f"{HOST_ENERGY} 7000000\n".encode()) as served:
         (channel,) = ScaphandreMeter(served.url).open()
     assert (channel.id, channel.component) == ("host", "host")
+
+
+def test_a_counter_is_left_out_when_it_is_negative_and_known_when_its_name_ends_in_a_line() -> None:
+    """Scaphandre shows names as the kernel's files hold them, and a counter that is below zero counts nothing."""
+    samples = [
+        Sample(SOCKET_ENERGY, {"socket_id": "0"}, 7),
+        Sample(SOCKET_ENERGY, {"socket_id": "1"}, -7),
+        Sample(DOMAIN_ENERGY, {"socket_id": "0", "domain_name": "dram\n"}, 2),
+        Sample(DOMAIN_ENERGY, {"socket_id": "0", "domain_name": "core\n"}, 3),
+    ]
+    assert counters(samples).by_channel_uj == {"package-0": 7, "package-0/dram": 2}
 
 
 SAMPLES = st.builds(
@@ -186,6 +198,23 @@ def test_the_whole_wait_is_the_bracket_when_the_refresh_cannot_be_dated() -> Non
             readings = meter.read()
     assert values(readings)["package-0"] < 100_000_000, "the raw counter has wrapped; the ledger unwraps it"
     assert {(reading.earliest_ns, reading.latest_ns) for reading in readings} == {(before_ns, clock.now_ns)}
+
+
+def test_the_whole_wait_is_the_bracket_when_there_was_time_for_several_refreshes() -> None:
+    """After a pause of ours another client may have caused two; the length of the last bucket tells no time then."""
+    refreshes = Refreshes()
+    refreshes.date(0, 0, Counters({"host": 1_000_000}, 1_000_000, None))
+    bucket_of_3_s = Counters({"host": 4_000_000}, 4_000_000, 1_000_000.0)
+    assert refreshes.date(10 * NS_PER_SECOND, 10 * NS_PER_SECOND, bucket_of_3_s) == (0, 10 * NS_PER_SECOND)
+
+
+def test_a_refresh_is_not_ours_when_its_bucket_is_only_as_long_as_our_wait_since_a_stale_answer() -> None:
+    """The bucket began at the refresh before that answer: it ended as much earlier."""
+    refreshes = Refreshes()
+    refreshes.date(0, 0, Counters({"host": 1_000_000}, 1_000_000, None))
+    assert refreshes.date(2_000_000_000, 2_000_000_000, Counters({"host": 1_000_000}, 1_000_000, None)) is None
+    bucket_of_2_2_s = Counters({"host": 3_200_000}, 3_200_000, 1_000_000.0)
+    assert refreshes.date(4_200_000_000, 4_200_000_000, bucket_of_2_2_s) == (2_000_000_000, 2_250_000_000)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +383,7 @@ def hanging(connection: socket.socket) -> None:
         (dripping, "meter-timeout"),
         (say(page(b"oops", "500 Internal Server Error")), "meter-http-error"),
         (say(page(b"", "302 Found")), "meter-http-error"),
+        (say(b"HTTP/1.1 302 Found\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n"), "meter-http-error"),
         (say(b"SSH-2.0-OpenSSH_9.2\r\n"), "meter-garbage"),
         (say(b""), "meter-garbage"),
         (say(page(b"<html>\xff\xfe not an exporter</html>\n")), "meter-garbage"),
