@@ -154,15 +154,18 @@ class Fixed:
 
     def __init__(self, name: str, *channels: tuple[str, Component]) -> None:
         self.name = name
+        self.is_open = False
         self._channels = [Channel(channel_id, component, name) for channel_id, component in channels]
 
     def open(self) -> list[Channel]:
+        self.is_open = True
         return self._channels
 
     def read(self) -> list[Reading]:
         return []
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_open = False
 
 
 GPU = Fixed("gpu", ("gpu-0", "gpu"), ("gpu-1", "gpu"))
@@ -184,9 +187,10 @@ def test_gpus_stand_beside_the_cpu_when_its_counters_cannot_hold_them(cpu: Fixed
 
 @pytest.mark.parametrize("order", [["host", "packages"], ["packages", "host"]])
 def test_host_and_sockets_are_never_both_read_when_both_are_there(order: list[str], proc: Path) -> None:
-    """The host is their sum."""
+    """The host is their sum; the one that is not read is closed again."""
     meters = {"host": Fixed("host", ("host", "host")), "packages": Fixed("packages", ("package-0", "cpu"))}
     found = discover([meters[name] for name in order], proc=proc)
+    assert [meters[name].is_open for name in order] == [True, False]
     assert names(found) == order[:1]
     assert reasons(found) == {order[1]: "overlap"}
 

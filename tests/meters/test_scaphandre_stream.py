@@ -319,13 +319,15 @@ def test_an_error_says_what_to_do_when_there_is_nothing_to_read(
 def test_a_pipe_is_refused_when_it_is_named_as_the_file(tmp_path: Path) -> None:
     """Opening one would hang until somebody writes."""
     os.mkfifo(tmp_path / "pipe")
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
     with pytest.raises(MeterError) as caught:
         ScaphandreStream(tmp_path / "pipe").open()
     assert caught.value.reason == "meter-unreadable"
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_nothing_is_left_open_when_the_meter_is_closed(writer: Writer) -> None:
-    """Nor after an open that failed."""
+    """Nor after an open that failed, nor of a file that was replaced."""
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
     clocks = Clocks()
     clocks.to_record(1)
@@ -333,6 +335,12 @@ def test_nothing_is_left_open_when_the_meter_is_closed(writer: Writer) -> None:
     meter = clocks.meter(writer.path)
     for _ in range(3):
         meter.open()
+    while_open = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        writer.path.rename(writer.path.with_suffix(".old"))
+        writer.up_to(2)
+        meter.read()
+    assert len(os.listdir("/proc/self/fd")) == while_open  # noqa: PTH208
     meter.close()
     clocks.advance(1000)
     with pytest.raises(MeterError):
