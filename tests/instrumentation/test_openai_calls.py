@@ -324,6 +324,21 @@ def test_time_to_the_first_chunk_is_recorded_when_an_answer_is_streamed(server: 
     assert 0 < waited.sum < duration.sum
 
 
+def test_duration_is_that_of_the_call_when_it_is_recorded(server: ReplayServer, watched: Watched) -> None:
+    """In seconds; the observers' clock counts in nanoseconds."""
+    server.reply = json_reply(payloads.chat())
+    reader = InMemoryMetricReader()
+    OpenAIInstrumentor().uninstrument()
+    OpenAIInstrumentor().instrument(meter_provider=MeterProvider([reader]), tracer_provider=watched.provider)
+    _client(server).chat.completions.create(**_ASK)
+    [call] = watched.ended
+    data = reader.get_metrics_data()
+    assert data is not None and call.ended_ns is not None
+    recorded = {metric.name: metric.data for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+    [duration] = recorded["gen_ai.client.operation.duration"].data_points
+    assert duration.sum == pytest.approx((call.ended_ns - call.started_ns) / 1e9)
+
+
 def _choice(index: int, text: str | None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
     delta = {} if text is None else {"content": text}
     return payloads.chunk(choices=[{"index": index, "delta": delta, "finish_reason": finish_reason, **more}])
