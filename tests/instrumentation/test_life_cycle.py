@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import logging
 import weakref
+from collections.abc import Generator
 from typing import Any
 
 import openai
@@ -185,6 +187,24 @@ def test_inner_call_passes_through_when_it_is_part_of_a_call_of_ours(watched: Wa
     )
     assert inner is None
     outer.end()
+    watched.only_span()
+
+
+def test_nothing_is_complained_of_when_an_awaited_call_is_thrown_away_in_another_context(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event loop that ends closes coroutines in a context of its own, where the call's was never the current one."""
+
+    class Never:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    call = _begin(watched)
+    awaited = call.run_async(Never)
+    contextvars.copy_context().run(awaited.send, None)
+    awaited.close()
+    call.end()
+    assert caplog.records == []
     watched.only_span()
 
 
