@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,22 @@ def test_error_names_the_line_when_a_journal_was_edited(tmp_path: Path) -> None:
     (tmp_path / ROWS).write_text(json.dumps(_row(0)) + "\n{broken\n" + json.dumps(_row(1)) + "\n")
     with pytest.raises(StudyError, match="line 2: not a row"):
         list(rows_in(tmp_path / ROWS))
+
+
+def test_a_row_that_is_being_written_is_none_yet_when_a_report_is_made_meanwhile(tmp_path: Path) -> None:
+    """Only who collects may cut it off; who reads leaves it out."""
+    (tmp_path / ROWS).write_text(json.dumps(_row(0)) + "\n" + json.dumps(_row(1))[:-5])
+    assert _ids(tmp_path) == ["call-0"]
+
+
+def test_a_table_of_another_version_is_read_when_its_columns_are_others(tmp_path: Path) -> None:
+    """Studies are kept for long: what it lacks is not known, and what nobody knows any more is left out."""
+    pl.DataFrame({"call_id": ["old"], "attempt": [1.0], "of_former_times": ["x"]}).write_parquet(tmp_path / TABLE)
+    with Journal(tmp_path) as journal:
+        journal.append(_row(0))
+    table = scan([tmp_path]).collect()
+    assert table.select("call_id", "attempt", "prompt").rows() == [("old", 1, None), ("call-0", 1, None)]
+    assert "of_former_times" not in table.columns
 
 
 def test_old_table_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
