@@ -102,6 +102,9 @@ def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -
     assert [server.name for server in plan.servers] == ["workstation", "gpu-box"]
 
 
+_SERVER = {"name": "one", "base_url": "http://h/v1", "models": ["a"]}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -120,6 +123,7 @@ def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -
         ({"servers": [{"base_url": "http://h/v1", "models": 5}]}, "models cannot be 5"),
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "extra": "x"}]}, "extra cannot be 'x'"),
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "api_key_variable": 5}]}, "api_key_variable cannot"),
+        ({"servers": [_SERVER, {**_SERVER, "base_url": "http://h:2/v1"}]}, "servers with different names"),
         ({"score": 5}, "score cannot be 5"),
         ({"stream": "no"}, "stream cannot be 'no'. Allowed: true, false"),
         ({"tokenize": 0}, "tokenize cannot be 0"),

@@ -53,6 +53,15 @@ def test_no_energy_is_lost_when_many_readings_are_drawn_as_few_steps(steps: list
     assert area == pytest.approx(counted[ends[-1]], rel=0.02, abs=0.1)
 
 
+def test_a_long_call_is_drawn_as_few_steps_when_its_counter_was_read_often() -> None:
+    """Each row holds them, and a call may take minutes."""
+    log = PowerLog()
+    log.note([_reading("a", second / 10, second) for second in range(6_000)])
+    seconds, watts = log.watts(0, 600 * NS_PER_SECOND)
+    assert 30 <= len(seconds) <= 61
+    assert watts == pytest.approx([10.0] * len(watts))
+
+
 def test_power_is_unknown_when_nothing_was_read_around_a_call() -> None:
     """Nothing is drawn then."""
     log = PowerLog()
