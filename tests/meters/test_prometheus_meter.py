@@ -128,6 +128,31 @@ def test_times_are_ours_when_the_prometheus_has_another_clock(ahead_seconds: flo
     assert reading.latest_ns <= time.clock.now_ns, "nothing was read in the future"
 
 
+def test_times_are_right_again_when_the_clock_of_the_prometheus_was_set(replay: Replay) -> None:
+    """What was learned of its old time says nothing of the new one."""
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    meter.read()
+    interval = replay.times("one:8080")[2] - replay.times("one:8080")[1]
+    time.pass_by(interval)
+    replay.ahead_seconds += 4.0
+    readings = meter.read()
+    scraped_ns = time.clock.now_ns - round((replay.now - replay.times("one:8080")[2]) * 1e9)
+    assert readings
+    assert abs(readings[-1].latest_ns - scraped_ns) < 300_000_000
+
+
+def test_a_sample_is_left_out_when_it_is_no_number(replay: Replay) -> None:
+    """Prometheus has NaN for what it could not work out."""
+    for each in replay.series:
+        if each["metric"]["__name__"] in ("scaph_domain_energy_microjoules", "scrape_duration_seconds"):
+            each["values"] = [[at, "NaN"] for at, _ in each["values"]]
+    meter = Time(replay).meter(instance="one:8080")
+    assert {channel.component for channel in meter.open()} == {"cpu"}
+    assert meter.read()
+
+
 @pytest.mark.parametrize("interval", [3, 15, 60])
 def test_polls_follow_the_interval_when_prometheus_scrapes_more_seldom(interval: int, replay: Replay) -> None:
     """It is measured, not set; a reading of this instant may take a whole interval and a poll."""
