@@ -93,6 +93,24 @@ def test_blank_lines_are_no_prompts_when_a_csv_ends_with_some(tmp_path: Path) ->
     assert [each.id for each in read_prompts(str(tmp_path / "p.csv")).prompts] == ["a", "empty"]
 
 
+def test_texts_stay_as_they_are_when_they_look_like_numbers_or_ends_of_lines(tmp_path: Path) -> None:
+    """An id such as 007 is no number, and a separator of lines that JSON allows in a text ends no line of the file."""
+    (tmp_path / "p.csv").write_text("id,prompt\n007,0042\n")
+    (prompt,) = read_prompts(str(tmp_path / "p.csv")).prompts
+    assert (prompt.id, prompt.text) == ("007", "0042")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "One\u2028two?"}\n', encoding="utf-8")
+    (prompt,) = read_prompts(str(tmp_path / "p.jsonl")).prompts
+    assert prompt.text == "One\u2028two?"
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_the_mark_of_utf_8_is_no_text_when_a_file_begins_with_it(name: str, tmp_path: Path) -> None:
+    """Editors and spreadsheets of Windows write one."""
+    content = {"p.txt": "One?", "p.csv": "prompt\nOne?", "p.jsonl": '{"prompt": "One?"}'}[name]
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert [prompt.text for prompt in read_prompts(str(tmp_path / name)).prompts] == ["One?"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -162,6 +180,14 @@ def test_users_function_scores_when_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def brief(prompt, answer, expected):\n    return 1 / len(answer.split())\n")
     score = scorer(f"{tmp_path}/mine.py:brief", ())
     assert score(Prompt("a", "?"), "one two") == 0.5
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_score_is_an_error_when_the_users_function_gives_no_number(value: str, tmp_path: Path) -> None:
+    """It could stand in no row, and would spoil every mean."""
+    (tmp_path / "mine.py").write_text(f"def odd(prompt, answer, expected):\n    return float('{value}')\n")
+    with pytest.raises(ValueError, match=f"{value} is no score"):
+        scorer(f"{tmp_path}/mine.py:odd", ())(Prompt("a", "?"), "one")
 
 
 @pytest.mark.parametrize("named", ["mine.py", "no_such_module:f", "json:no_such_function"])
