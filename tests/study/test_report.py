@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,10 @@ def test_interval_of_one_call_is_that_of_least_squares_when_it_is_worked_out_oth
     assert (line.slope, line.intercept) == pytest.approx((other.slope, other.intercept))
     assert line.r2 == pytest.approx(other.rvalue**2)
     assert line.sigma / np.sqrt(line.spread_x) == pytest.approx(other.stderr)
+    sigmas = stats.t.ppf(0.975, line.rows - 2) * line.sigma
+    middle = np.array([line.mean_x])
+    assert line.half_width(middle, single=False)[0] == pytest.approx(sigmas * np.sqrt(1 / line.rows))
+    assert line.half_width(middle, single=True)[0] == pytest.approx(sigmas * np.sqrt(1 + 1 / line.rows))
 
 
 def test_correlations_are_those_of_scipy_when_rows_lack_a_value(rows: pl.LazyFrame) -> None:
@@ -180,6 +185,46 @@ def test_front_leaves_out_what_is_dearer_and_no_better_when_scores_are_known(row
     assert front[0].name == min(ranked, key=lambda each: each.per_call.value).name
     assert scores == sorted(scores)
     assert joules == sorted(joules)
+
+
+def test_front_leaves_out_what_is_dearer_when_it_is_as_good(rows: pl.LazyFrame) -> None:
+    """To pay more for the same score is no choice."""
+    one, *_ = deployments.deployments(rows, "above_idle_joules")
+    dearer = replace(one, name="dearer", per_call=intervals.Interval(one.per_call.value + 1))
+    assert one.score is not None
+    assert deployments.pareto([dearer, one]) == [one]
+
+
+def test_joules_per_input_token_are_of_those_that_were_worked_on_when_some_were_cached(tmp_path: Path) -> None:
+    """A server reads no token again that it holds already."""
+    frame = dataset(2, prompts=2, machines=MACHINES[:1]).with_columns(
+        pl.lit(12.0).alias("llm.energy.prefill_joules"),
+        pl.lit(10).alias("gen_ai.usage.input_tokens"),
+        pl.lit(4).alias("gen_ai.usage.cache_read.input_tokens"),
+    )
+    (found,) = deployments.deployments(short_rows([write(tmp_path / "s", frame)]), "above_idle_joules")
+    assert found.per_input_token == pytest.approx(2.0)
+
+
+def test_no_chance_is_told_when_both_were_asked_fewer_prompts_than_the_test_needs(tmp_path: Path) -> None:
+    """Of five pairs the signed-rank test can say nothing, however clear they are."""
+    rows = short_rows([write(tmp_path / "s", dataset(200, prompts=5, machines=MACHINES[:2]))])
+    ranked = deployments.deployments(rows, "above_idle_joules")
+    (found,) = deployments.comparisons(rows, "above_idle_joules", ranked)
+    assert (found.pairs, found.p_value) == (5, None)
+    assert found.ratio is not None
+
+
+def test_a_conversation_has_no_growth_when_it_has_one_turn(tmp_path: Path) -> None:
+    """Its last turn is its first; that says nothing of how energy grows with the history."""
+    frame = dataset(3, prompts=3, machines=MACHINES[:1]).with_columns(
+        conversation=pl.Series(["talk", "talk", "solo"]),
+        turn=pl.Series([0, 1, 0]),
+        max_tokens=pl.lit(64, pl.Int64),
+        **{"llm.energy.above_idle_joules": pl.Series([10.0, 20.0, 5.0])},
+    )
+    found = analysis.conversations(short_rows([write(tmp_path / "s", frame)]), "above_idle_joules")
+    assert [(each.name, each.turns, each.last_over_first) for each in found] == [("talk", 2, 2.0), ("solo", 1, None)]
 
 
 def test_page_fetches_nothing_when_it_is_opened(study: Path) -> None:
