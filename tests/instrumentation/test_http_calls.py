@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from otel_llm_instrumentation.http import HTTPInstrumentor
 from tests.instrumentation import payloads
 from tests.instrumentation.bare import ASK, HTTPX, Bare, Requests, async_libraries, bare, sync_clients
 from tests.instrumentation.conftest import Watched
-from tests.instrumentation.replay import ReplayServer, json_reply, ndjson_reply, sse_reply
+from tests.instrumentation.replay import ReplayServer, Reply, json_reply, ndjson_reply, sse_reply
 
 __all__ = ["bare"]
 
@@ -165,6 +166,19 @@ def test_known_route_is_a_call_when_the_body_fits_it(
     assert (span.name, (span.attributes or {})["gen_ai.provider.name"]) == (name, provider)
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_app_gets_the_bytes_of_the_wire_when_it_reads_a_packed_answer_as_it_is(
+    is_whole: bool, server: ReplayServer, bare: Watched
+) -> None:
+    """Facts are read of what can be unpacked; what cannot be is the app's to judge, who may not want it unpacked."""
+    packed = zlib.compress(json.dumps(payloads.chat()).encode()) if is_whole else b"not packed at all"
+    server.reply = Reply([packed], headers={"content-encoding": "deflate"})
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=ASK) as response:
+        assert b"".join(response.iter_raw()) == packed
+    attributes = bare.only_span().attributes or {}
+    assert attributes.get("gen_ai.usage.output_tokens") == (8 if is_whole else None)
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -186,6 +200,7 @@ def test_request_passes_through_when_it_is_no_call_of_an_llm(
     """Another route, or a body of another shape on a route that an app may have as well."""
     assert requests.post(server.url + path, json=body).json() == {}
     assert httpx.post(server.url + path, json=body).json() == {}
+    requests.put(f"{server.url}/v1/chat/completions", json=ASK)
     assert not bare.started
 
 
