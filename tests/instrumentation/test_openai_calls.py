@@ -210,6 +210,17 @@ async def test_chat_completes_when_it_is_awaited(server: ReplayServer, watched: 
     assert [call.output_tokens for call in watched.ended] == [8, 8]
 
 
+def test_parameters_are_those_that_are_sent_when_the_app_adds_some_of_its_own(
+    server: ReplayServer, watched: Watched
+) -> None:
+    """What is in ``extra_body`` goes over the wire; one choice is what everybody gets, and is not said."""
+    server.reply = json_reply(payloads.chat())
+    _client(server).chat.completions.create(**_ASK, n=1, extra_body={"seed": 7})
+    attributes = watched.only_span().attributes or {}
+    assert attributes["gen_ai.request.seed"] == 7
+    assert "gen_ai.request.choice.count" not in attributes
+
+
 class _House(openai.OpenAI):
     pass
 
