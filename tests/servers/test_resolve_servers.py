@@ -153,6 +153,7 @@ SERVICE = ["127.0.0.1", "54321"]  # runs as a user of its own, as Ollama's servi
 
 
 @needs_root
+@pytest.mark.usefixtures("service_user")
 def test_a_known_program_of_the_sockets_user_is_taken_when_descriptors_are_hidden(tmp_path: Path) -> None:
     """Ollama's service runs as a user of its own: its sockets are hidden, its name is not."""
     with working_server(tmp_path, "ollama", SERVICE) as running:
@@ -160,6 +161,7 @@ def test_a_known_program_of_the_sockets_user_is_taken_when_descriptors_are_hidde
 
 
 @needs_root
+@pytest.mark.usefixtures("service_user")
 def test_the_server_is_hidden_when_the_only_known_program_is_another_users(tmp_path: Path) -> None:
     """Whose the socket is, is told to everybody."""
     with (
@@ -170,6 +172,7 @@ def test_the_server_is_hidden_when_the_only_known_program_is_another_users(tmp_p
 
 
 @needs_root
+@pytest.mark.usefixtures("service_user")
 def test_the_server_is_hidden_when_no_known_program_could_be_it(tmp_path: Path) -> None:
     """A guess among unknown programs would bill the wrong one."""
     with working_server(tmp_path, "my-own-server", SERVICE) as running:
@@ -177,6 +180,7 @@ def test_the_server_is_hidden_when_no_known_program_could_be_it(tmp_path: Path) 
 
 
 @needs_root
+@pytest.mark.usefixtures("service_user")
 def test_the_server_is_ambiguous_when_two_known_programs_could_be_it(tmp_path: Path) -> None:
     """Two servers of the same user: say so instead of guessing."""
     with working_server(tmp_path, "ollama", SERVICE) as one, working_server(tmp_path, "llama-server", SERVICE):
@@ -185,13 +189,13 @@ def test_the_server_is_ambiguous_when_two_known_programs_could_be_it(tmp_path: P
 
 def test_the_user_may_name_the_server_when_it_cannot_be_found(tmp_path: Path) -> None:
     """By number or by the program's name."""
-    with working_server(tmp_path, "my-own-server") as running:
+    with working_server(tmp_path, "named-by-hand") as running:
         by_pid = resolve_named(f"pid:{running.pid}")
-        by_name = resolve_named("name:my-own-server")
-        assert resolve_named("name:My-Own-Server") == by_name, "programs are called in lower case here"
+        by_name = resolve_named("name:named-by-hand")
+        assert resolve_named("name:Named-By-Hand") == by_name, "programs are called in lower case here"
     assert by_pid == by_name
     assert by_pid.pid == running.pid
-    assert resolve_named("name:my-own-server").reason == "not-listening"
+    assert resolve_named("name:named-by-hand").reason == "not-listening"
     assert resolve_named(f"pid:{running.pid}").pid is None
 
 

@@ -72,6 +72,7 @@ def test_a_relay_is_no_server_when_it_listens_at_a_socket(tmp_path: Path) -> Non
 
 
 @needs_root
+@pytest.mark.usefixtures("service_user")
 def test_a_known_program_is_taken_when_the_sockets_user_hides_it() -> None:
     """The file says whose it is."""
     with tempfile.TemporaryDirectory() as folder:  # unlike those of pytest, open to others

@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.alone import alone_with
+
 _WAIT_SECONDS = 10
 
 
@@ -34,7 +36,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     if not may_make_namespaces():
         yield Host("127.0.0.2"), Host("127.0.0.3")
         return
-    with ExitStack() as stack:
+    with alone_with("hosts"), ExitStack() as stack:
         yield stack.enter_context(_namespaced(1)), stack.enter_context(_namespaced(2))
 
 
@@ -44,7 +46,7 @@ CONTAINER_ADDRESS = "10.203.3.2"
 @contextmanager
 def container(*command: str) -> Iterator[Host]:
     """A command in a network and a process namespace of its own on this host, as a container has them; needs root."""
-    with _namespaced(3, command) as host:
+    with alone_with("container"), _namespaced(3, command) as host:
         yield host
 
 
