@@ -13,10 +13,9 @@ _BY_METER: Final[Mapping[tuple[str, str], str]] = {
     ("rapl", "meter-permission"): "sudo chmod -R a+r {place}/intel-rapl*/   (until the next start)",
     ("rapl", "meter-not-found"): "export OTEL_LLM_ENERGY_POWERCAP_ROOT=/path/that/holds/intel-rapl:0",
     ("scaphandre", "meter-refused"): "scaphandre prometheus --port {port} &   or, if it is elsewhere,   "
-    "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...",
-    ("scaphandre", "meter-timeout"): "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://...   (an exporter that answers)",
-    ("scaphandre", "meter-garbage"): "export OTEL_LLM_ENERGY_SCAPHANDRE_URL=http://host:port/metrics   (Scaphandre's "
-    "own page)",
+    "{setting}http://...",
+    ("scaphandre", "meter-timeout"): "{setting}http://...   (an exporter that answers)",
+    ("scaphandre", "meter-garbage"): "{setting}http://host:port/metrics   (Scaphandre's own page)",
     ("scaphandre-stream", "meter-garbage"): "scaphandre json --step 0 --step-nano 500000000 --file {place} &",
     ("scaphandre-stream", "meter-stale"): "scaphandre json --step 0 --step-nano 500000000 --file {place} &",
 }
@@ -33,8 +32,8 @@ _BY_REASON: Final[Mapping[str, str]] = {
     "meter-ambiguous": "prometheus+http://host:9090?instance=HOST:8080   (one of the hosts that are named)",
     "meter-frozen": "Let one client ask the exporter, every 2.2 s or slower",
 }
-_FOR_THE_NAME: Final = "export OTEL_LLM_ENERGY_SCAPHANDRE_URL="
-_FOR_AN_ADDRESS: Final = "in meters=, or by export OTEL_LLM_ENERGY_METERS="
+_SETTING_OF_NAME: Final = "export OTEL_LLM_ENERGY_SCAPHANDRE_URL="
+_SETTING_OF_ADDRESS: Final = "in meters=, or by export OTEL_LLM_ENERGY_METERS="
 
 
 def mending(name: str, reason: str, message: str, *, by_address: bool = False) -> str:
@@ -53,6 +52,5 @@ def mending(name: str, reason: str, message: str, *, by_address: bool = False) -
         if address.hostname not in LOOPBACK_HOSTS:
             return ""  # nothing that is started here would answer there
         line = line.replace("{port}", str(address.port or 80))
-    if by_address:
-        line = line.replace(_FOR_THE_NAME, _FOR_AN_ADDRESS)
+    line = line.replace("{setting}", _SETTING_OF_ADDRESS if by_address else _SETTING_OF_NAME)
     return line.replace("{place}", shlex.quote(place))
