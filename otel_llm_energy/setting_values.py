@@ -89,10 +89,7 @@ def one_of(choices: Sequence[_T]) -> Callable[[Any], _T]:
 
 def as_seconds(value: Any) -> float:
     """From 0 to an hour."""
-    seconds = float(value)
-    if not 0 <= seconds <= 3600:
-        raise ValueError(value)
-    return seconds
+    return _up_to(3600, value)
 
 
 def as_watts(value: Any) -> Mapping[str, float]:
@@ -140,10 +137,14 @@ def as_path(value: Any) -> Path:
 
 def as_grams(value: Any) -> float:
     """Of CO2 equivalent per kWh."""
-    grams = float(value)
-    if not 0 <= grams <= 10_000:
+    return _up_to(10_000, value)
+
+
+def _up_to(most: float, value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= most:
         raise ValueError(value)
-    return grams
+    return number
 
 
 def as_words(text: str) -> list[str]:

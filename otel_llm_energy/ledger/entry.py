@@ -127,10 +127,10 @@ class Entry:
 
 def length_ns(stretches: Sequence[Stretch]) -> int:
     """Of all of them."""
-    length_ns = 0
+    total_ns = 0
     for start_ns, end_ns, _ in stretches:
-        length_ns += end_ns - start_ns
-    return length_ns
+        total_ns += end_ns - start_ns
+    return total_ns
 
 
 def _encloses(charged: Charged, windows: Sequence[Window]) -> bool:
