@@ -20,7 +20,7 @@ from otel_llm_energy.servers.programs import (
     slots_hint,
 )
 from otel_llm_energy.servers.relays import connected_roots, forwarded_to, publishing_roots
-from otel_llm_energy.servers.server import Place, Server
+from otel_llm_energy.servers.server import Place, Server, written_address
 from otel_llm_energy.servers.sockets import IPAddress, is_local_address, listeners, those_reached
 from otel_llm_energy.servers.unix_sockets import is_unix_socket, listeners_at, owner_of_file, roots_elsewhere
 
@@ -48,7 +48,7 @@ def resolve(host: str, port: int, procfs: Procfs | None = None) -> Server:
 def _resolve(host: str, port: int, procfs: Procfs, most_relays: int) -> Server:
     if is_unix_socket(host):
         return _resolve_unix(host, procfs, most_relays)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = written_address(host, port)
     try:
         candidates = _addresses(host)
     except (OSError, ValueError):

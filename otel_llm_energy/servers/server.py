@@ -8,6 +8,11 @@ from typing import Literal
 Place = Literal["local", "remote", "unknown"]
 
 
+def written_address(host: str, port: int) -> str:
+    """``host:port``, an IPv6 host in brackets: as the option ``servers`` of `instrument` takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """Who answers at an address: a process tree of this machine, if it can be known.

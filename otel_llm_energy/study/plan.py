@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from otel_llm_energy.servers.announced import URL_PORTS
+from otel_llm_energy.servers.server import written_address
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.prompts import Prompt, PromptSet
 
@@ -63,8 +64,7 @@ class ServerPlan:
     @property
     def address(self) -> str:
         """``host:port``, as the option ``servers`` of `instrument` wants it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return written_address(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from otel_llm_energy.servers.announced import OLLAMA_PORT
-from otel_llm_energy.servers.server import Server
+from otel_llm_energy.servers.server import Server, written_address
 from otel_llm_energy.servers.sockets import is_local_address
 from otel_llm_energy.servers.unix_sockets import is_unix_socket
 from otel_llm_energy.tracing.station import Station
@@ -94,7 +94,7 @@ class Directory:
     def elsewhere(self) -> Mapping[str, Server]:
         """The servers that were asked for so far and that nothing meters, by address."""
         found = [key for key, station in list(self._known.items()) if isinstance(station, Unmetered)]
-        return {address: _unmetered(address) for address in (_written(host, port) for host, port in found)}
+        return {address: _unmetered(address) for address in (written_address(host, port) for host, port in found)}
 
     def _look_up(self, host: str, port: int) -> Metered | Unmetered:
         for address, station in self._named.items():
@@ -103,10 +103,6 @@ class Directory:
         if is_unix_socket(host) or is_this_machine(host):
             return Metered(self.local, host, port)
         return Unmetered("remote")
-
-
-def _written(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _unmetered(address: str) -> Server:
