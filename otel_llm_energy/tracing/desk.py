@@ -22,6 +22,9 @@ _PROBLEM_PATIENCE_SECONDS = 2.0
 class BalanceListener(Protocol):
     """Told how much was metered and how much of it is nobody's (`otel_llm_energy.tracing.metrics.EnergyMetrics`)."""
 
+    def catch_up(self) -> None:
+        """It may record now what it could not record when it was told."""
+
     def metered(self, channel: Channel, joules: float) -> None: ...
 
     def unattributed(self, channel: Channel, reason: str, joules: float) -> None: ...
@@ -175,6 +178,7 @@ class SettlingDesk:
         listener = self._balance_listener
         if listener is None:
             return
+        listener.catch_up()
         with self._report_lock:
             for index, station in enumerate(self.stations):
                 for channel, balance in station.books.balance().values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -52,6 +53,7 @@ class EnergyMetrics:
         self._source = _Source(health, lag_seconds)
         self._made: _Instruments | None = None
         self._left = False
+        self._ended: deque[Whole] = deque()  # and not recorded yet
 
     @property
     def provider(self) -> MeterProvider:
@@ -65,10 +67,23 @@ class EnergyMetrics:
             instruments.record(claim for claim in claims if not claim.withdrawn)
 
     def ended(self, whole: Whole) -> None:
-        """An operation has ended of which all claims were settled before."""
+        """An operation has ended of which all claims were settled before; it is recorded when `catch_up` is called.
+
+        A garbage collection may end it: in any thread, also in one that holds a lock of the SDK, which is not taken
+        twice.
+        """
+        self._ended.append(whole)
+
+    def catch_up(self) -> None:
+        """Record the operations that have ended. Not to be called where a collection may be the caller."""
         instruments = self._instruments()
-        if instruments is not None:
-            instruments.record_whole(whole)
+        while self._ended:
+            try:
+                whole = self._ended.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if instruments is not None:
+                instruments.record_whole(whole)
 
     def metered(self, channel: Channel, joules: float) -> None:
         """A meter read so much more on ``channel``, J."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
+from opentelemetry.sdk.metrics import (
+    AlignedHistogramBucketExemplarReservoir,
+    ExemplarReservoir,
+    MeterProvider,
+    TraceBasedExemplarFilter,
+)
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import View
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
@@ -28,9 +36,11 @@ PACKAGE = Channel("package-0", "cpu", "rapl")
 class Measured:
     """Energy metrics on a real meter provider, and what it would export."""
 
-    def __init__(self) -> None:
+    def __init__(self, *views: View) -> None:
         self.reader = InMemoryMetricReader()
-        self.provider = MeterProvider([self.reader], exemplar_filter=TraceBasedExemplarFilter(), shutdown_on_exit=False)
+        self.provider = MeterProvider(
+            [self.reader], exemplar_filter=TraceBasedExemplarFilter(), shutdown_on_exit=False, views=views
+        )
         self.health = Health()
         self.lag_seconds = {MeterPlace("rapl", ""): 0.25, MeterPlace("scaphandre", "gpu-1:8080"): 2.5}
         self.metrics = EnergyMetrics(self.provider, health=lambda: [self.health], lag_seconds=lambda: self.lag_seconds)
@@ -94,6 +104,32 @@ def test_work_in_several_parts_is_in_the_histograms_once_when_all_of_them_are_se
     assert (operation.count, operation.sum) == (2, 9.0)
     ((_, per_token),) = measured.points("llm.energy.per_output_token")
     assert (per_token.count, per_token.sum) == (2, 0.1 + 0.5)
+
+
+def test_operation_that_a_collection_ends_inside_the_sdk_is_recorded_afterwards() -> None:
+    """Of a measured generator that was thrown away; the SDK calls a view's factory while it holds the metric's lock."""
+    measured = Measured(View(instrument_name="llm.energy.operation", exemplar_reservoir_factory=lambda _: reservoir()))
+    part, other = settled_claim(3.0), settled_claim(5.0)
+    whole = part.whole = Whole()
+    part.facts, other.facts = CallFacts(), CallFacts(operation="embeddings")
+
+    def reservoir() -> Callable[..., ExemplarReservoir]:
+        if whole.settled and whole.end(1, 16):
+            measured.metrics.ended(whole)
+        return AlignedHistogramBucketExemplarReservoir
+
+    measured.metrics.settled([settled_claim(1.0), part])
+    recording = threading.Thread(target=measured.metrics.settled, args=([other],), daemon=True)
+    recording.start()
+    recording.join(10.0)
+    assert not recording.is_alive()
+    measured.metrics.catch_up()
+    points = measured.points("llm.energy.operation")
+    assert {attributes.get("gen_ai.operation.name"): point.sum for attributes, point in points} == {
+        "chat": 1.0,
+        None: 3.0,
+        "embeddings": 5.0,
+    }
 
 
 def test_calls_that_are_alike_are_added_up_when_they_are_settled_together() -> None:
