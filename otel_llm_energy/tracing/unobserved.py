@@ -140,7 +140,8 @@ class UnobservedCalls:
         response_id, tokens = attributes.get("gen_ai.response.id"), tokens_of(attributes)
         offset_ns = time.time_ns() - time.monotonic_ns()
         start_ns, end_ns = (span.start_time or 0) - offset_ns, (span.end_time or 0) - offset_ns
-        return any(_is_of(call, response_id, tokens, start_ns, end_ns) for call in reversed(self._ended))
+        ended = self._ended.copy()  # other threads' calls end meanwhile
+        return any(_is_of(call, response_id, tokens, start_ns, end_ns) for call in reversed(ended))
 
 
 def _is_of(call: Claim, response_id: object, tokens: Tokens, start_ns: int, end_ns: int) -> bool:
