@@ -10,13 +10,14 @@ from collections.abc import Callable
 from types import FrameType
 
 _FLUSH_SECONDS = 8.0  # `docker stop` and supervisord kill who has not ended in 10 s
+_LEAST_SECONDS = 1.0  # for the flush, where something of ours has used up the time
 _AGAIN_SECONDS = 0.05
 _TERMINATED = 128 + signal.SIGTERM  # exit code, as shells have it
 _TELEMETRY = ("otel_llm_energy.", "opentelemetry.sdk.", "opentelemetry.exporter.")
 _AROUND_THE_PROGRAM = ("otel_llm_energy.cli.", "otel_llm_energy.tracing.measured_functions.")
 
 
-def flush_at_sigterm(flush: Callable[[int], object]) -> None:
+def flush_at_sigterm(flush: Callable[[int], object], clock_seconds: Callable[[], float] = time.monotonic) -> None:
     """Call ``flush`` with its timeout, ms, when SIGTERM comes, and then end by that signal.
 
     For who owns the process, before the program starts: a handler of the program's own replaces this one, and a server
@@ -28,13 +29,13 @@ def flush_at_sigterm(flush: Callable[[int], object]) -> None:
     first_seconds: list[float] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        first_seconds.append(time.monotonic())
-        overdue = first_seconds[-1] - first_seconds[0] > _FLUSH_SECONDS
-        if not overdue and amid_telemetry(frame) and _told_again(number):
+        first_seconds.append(clock_seconds())
+        left_seconds = _FLUSH_SECONDS - (first_seconds[-1] - first_seconds[0])
+        if left_seconds >= 0 and amid_telemetry(frame) and _told_again(number):
             return
         signal.signal(number, lambda number, frame: None)  # GNU timeout sends it twice
         try:
-            _run_for(_FLUSH_SECONDS, flush)
+            _run_for(max(left_seconds, _LEAST_SECONDS), flush)
         finally:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -76,6 +76,17 @@ if __name__ == "__main__":
 """
 
 
+_LATE = """
+import signal, threading
+from otel_llm_energy.cli.termination import flush_at_sigterm
+
+seconds = iter([100.0, 100.0 + %s])
+flush_at_sigterm(lambda millis: print(millis, flush=True), lambda: next(seconds))
+exec("signal.raise_signal(signal.SIGTERM)", {"__name__": "opentelemetry.sdk.trace.export", "signal": signal})
+threading.Event().wait()
+"""
+
+
 @contextlib.contextmanager
 def _ready(
     folder: Path, powercap: PowercapTree, what: str, before: Sequence[str] = ()
@@ -116,6 +127,17 @@ def test_span_leaves_when_sigterm_meets_the_program_as_it_exports(tmp_path: Path
         said, _ = process.communicate("\n", timeout=_SECONDS)
     assert process.returncode == -signal.SIGTERM
     assert said.count('"name": "work"') == 1
+
+
+@pytest.mark.parametrize(("waited_seconds", "flush_millis"), [(0, 8000), (5, 3000), (8, 1000), (9, 1000)])
+def test_flush_has_what_an_export_that_goes_on_first_has_left_of_the_time(
+    waited_seconds: int, flush_millis: int
+) -> None:
+    """Docker and supervisord kill 10 s after the signal; the clock is the test's."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LATE % waited_seconds], stdout=subprocess.PIPE, text=True, timeout=_SECONDS, check=False
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, f"{flush_millis}\n")
 
 
 def test_first_process_of_a_container_ends_by_sigterm(tmp_path: Path, powercap: PowercapTree) -> None:
