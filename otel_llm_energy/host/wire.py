@@ -16,7 +16,7 @@ from otel_llm_energy.ledger.bill import Bill, Quality, Window
 from otel_llm_energy.ledger.idle import Origin
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Another number where processes say anything otherwise than before, how they name a server among it."""
 
 LONGEST_LINE = 1 << 22
@@ -83,7 +83,7 @@ class State(NamedTuple):
 
     Attributes:
         channels: those that are read.
-        left_out: name, reason and message of the meters that are not read.
+        left_out: the meters that are not read: name, reason, message, and whether the user gave an address.
         problem: reason and message, while a meter cannot be read.
         period_seconds: the longest time until there is a reading of this instant.
         pause_seconds: between two readings; the next holder waits as long after the last one.
@@ -91,7 +91,7 @@ class State(NamedTuple):
     """
 
     channels: Sequence[ChannelState]
-    left_out: Sequence[Sequence[str]]
+    left_out: Sequence[tuple[str, str, str, bool]]
     problem: Sequence[str] | None
     period_seconds: float
     pause_seconds: float

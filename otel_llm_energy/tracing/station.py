@@ -151,7 +151,7 @@ class Station:
         """Another process reads these meters; read what is cheap at calls' edges."""
         known = None if self.holder_state is None else _channel_ids(self.holder_state)
         self.holder_state = state
-        self.left_out = [LeftOut(name, reason, message) for name, reason, message in state.left_out]
+        self.left_out = [LeftOut(*each) for each in state.left_out]
         if known != _channel_ids(state):
             self.rest()
             self.meters = list(self._edge_readers(_channel_ids(state)))
@@ -175,7 +175,7 @@ class Station:
             for reader in self.meters
             for channel in reader.open_meter.channels
         ]
-        left_out = [(one.name, one.reason, one.message) for one in self.left_out]
+        left_out = [(one.name, one.reason, one.message, one.by_address) for one in self.left_out]
         problem = self.problem
         why = None if problem is None else (problem.reason, str(problem))
         pause_seconds = max((reader.open_meter.meter.pace.open_seconds for reader in self.meters), default=0.0)

@@ -77,7 +77,10 @@ def test_call_is_settled_at_once_when_nothing_can_meter_its_server(host: str | N
 def test_meters_that_are_left_out_are_known_where_another_process_reads_the_meters() -> None:
     """Whoever asks a member for its status wants to know as much as at the holder."""
     holder, member = Office().station, Office().station
-    holder.left_out = [LeftOut("rapl", "meter-unreadable", "No right to read it.")]
+    holder.left_out = [
+        LeftOut("rapl", "meter-unreadable", "No right to read it."),
+        LeftOut("scaphandre", "meter-timeout", "http://localhost:8080/metrics: no answer.", by_address=True),
+    ]
     state = decode(encode(holder.state()))
     assert isinstance(state, State)
     member.follow(state)
