@@ -220,14 +220,19 @@ class Books:
 
         Args:
             change: makes the new ledger from the one until now; the entries of both that stand for this process's
-                calls must be the same objects.
+                calls must be the same objects. What it raises is raised, and nothing is changed.
         """
         with self._ledger_lock:
             self._in_ledger = True
             try:
                 self._enter()
-                self._count_as_earlier(self._ledger, 1)
-                self._ledger = change(self._ledger)
+                earlier = self._earlier.copy()
+                try:
+                    self._count_as_earlier(self._ledger, 1)
+                    self._ledger = change(self._ledger)
+                except BaseException:
+                    self._earlier = earlier
+                    raise
                 self._count_as_earlier(self._ledger, -1)
             finally:
                 self._in_ledger = False

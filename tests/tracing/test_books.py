@@ -9,6 +9,7 @@ import pytest
 from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
+from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_instrumentation import ServerTimings
@@ -126,3 +127,18 @@ def test_one_event_that_cannot_be_entered_costs_no_other(caplog: pytest.LogCaptu
     assert later is not None
     assert (later.energy_nj, later.quality) == (50 * NJ_PER_JOULE, Quality.MEASURED)  # nobody is at work beside it
     assert [record.getMessage() for record in caplog.records] == ["An event of LLM calls cannot be entered."]
+
+
+def test_nothing_is_metered_twice_when_the_ledger_could_not_be_changed() -> None:
+    """The seat tries again, and other balances are asked for meanwhile."""
+
+    def fail(ledger: Accounts) -> Accounts:
+        raise OSError("no descriptor is left")
+
+    machine = Machine()
+    machine.call()
+    metered_nj = machine.books.balance()["package-0"][1].metered_nj
+    for _ in range(2):
+        with pytest.raises(OSError, match="descriptor"):
+            machine.books.change_ledger(fail)
+    assert machine.books.balance()["package-0"][1].metered_nj == metered_nj
