@@ -202,7 +202,7 @@ def _lines_of(content: bytes, head: Entered) -> Iterator[Entered]:
 def _parsed(line: str) -> Entered | None:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return tuple(values) if isinstance(values, list) and values else None
 

@@ -249,3 +249,21 @@ def test_journal_is_continued_only_when_it_is_of_just_now(tmp_path: Path, age_se
     meters = Meters(Books(Ledger(0)))
     with seated(rules, meters):
         assert isinstance(meters.books.ledger, SharedLedger) is continued
+
+
+def test_board_is_held_when_a_line_of_the_journal_is_nested_deeper_than_can_be_read(tmp_path: Path) -> None:
+    """JSON's RecursionError is a RuntimeError, as is what Python raises where a thread cannot be started."""
+    rules = rules_in(tmp_path)
+    folder = Folder(rules.folder)
+    Journal(folder, "local.1", str(rules), list).close()
+    folder.close()
+    with (rules.folder / "local.1.journal").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    meters = Meters(Books(Ledger(0)))
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+    seat.start()
+    try:
+        assert seat.status.role == "holder"
+        assert meters.leads
+    finally:
+        seat.stop()
