@@ -35,31 +35,53 @@ def flush_at_sigterm(flush: Callable[[int], object], clock_seconds: Callable[[],
             return
         signal.signal(number, lambda number, frame: None)  # GNU timeout sends it twice
         try:
-            _run_for(max(left_seconds, _LEAST_SECONDS), flush)
+            _run_for(max(left_seconds, _LEAST_SECONDS), flush, number)
         finally:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-            os._exit(_TERMINATED)  # the first process of a container is not ended by it
+            _end_by(number)
 
     signal.signal(signal.SIGTERM, end)
 
 
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(_TERMINATED)  # the first process of a container is not ended by it
+
+
 def _told_again(number: int) -> bool:
-    """Have the signal come again soon, when the program has gone on; False if no thread can be started."""
+    """Have the signal come again soon, when the program has gone on; False if that cannot be."""
     timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
     timer.daemon = True
     try:
         timer.start()
     except RuntimeError:
-        return False
+        if signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, _tell_again):
+            return False
+        _at_alarm(_AGAIN_SECONDS, _tell_again)
     return True
 
 
-def _run_for(seconds: float, flush: Callable[[int], object]) -> None:
+def _tell_again(alarm: int, frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run_for(seconds: float, flush: Callable[[int], object], number: int) -> None:
     """In another thread: this one may still hold, wherever the signal met it, a lock that the flush needs."""
-    thread = threading.Thread(target=flush, args=(int(seconds * 1000),), name="otel-llm-energy sigterm", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    millis = int(seconds * 1000)
+    thread = threading.Thread(target=flush, args=(millis,), name="otel-llm-energy sigterm", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # at the limit on processes, or with Python 3.12 at the interpreter's exit
+        _at_alarm(seconds, lambda alarm, frame: _end_by(number))
+        flush(millis)
+    else:
+        thread.join(seconds)
+
+
+def _at_alarm(seconds: float, handle: Callable[[int, FrameType | None], None]) -> None:
+    """Where no thread can be started: the alarm comes in this one, also while that waits for a lock."""
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def amid_telemetry(frame: FrameType | None) -> bool:

@@ -87,6 +87,27 @@ threading.Event().wait()
 """
 
 
+_WITHOUT_THREADS = """
+import signal, sys, threading
+from otel_llm_energy.cli import termination
+
+def start(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+def flush(millis):
+    print("flushed", flush=True)
+    if sys.argv[2] == "hangs":
+        threading.Event().wait()
+
+threading.Thread.start = start
+termination._FLUSH_SECONDS = termination._LEAST_SECONDS = 0.5
+termination.flush_at_sigterm(flush)
+twice = "signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGTERM); print('went on', flush=True)"
+exec(twice, {"__name__": sys.argv[1], "signal": signal})
+threading.Event().wait()
+"""
+
+
 @contextlib.contextmanager
 def _ready(
     folder: Path, powercap: PowercapTree, what: str, before: Sequence[str] = ()
@@ -138,6 +159,26 @@ def test_flush_has_what_an_export_that_goes_on_first_has_left_of_the_time(
         [sys.executable, "-c", _LATE % waited_seconds], stdout=subprocess.PIPE, text=True, timeout=_SECONDS, check=False
     )
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, f"{flush_millis}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "flush", "said"),
+    [
+        ("app", "ends", "flushed\n"),
+        ("app", "hangs", "flushed\n"),
+        ("opentelemetry.sdk.trace.export", "ends", "went on\nflushed\n"),
+    ],
+)
+def test_flush_needs_no_thread_where_none_can_be_started(module: str, flush: str, said: str) -> None:
+    """So it is with Python 3.12 once the main thread has come to its end, whatever other threads or exit hooks do."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_THREADS, module, flush],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, said)
 
 
 def test_first_process_of_a_container_ends_by_sigterm(tmp_path: Path, powercap: PowercapTree) -> None:
