@@ -15,7 +15,7 @@ from operator import itemgetter
 
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
-from otel_llm_energy.ledger.timeline import Step
+from otel_llm_energy.ledger.server_part import ServerPart
 
 # A busy second of one program may cost so many times one of another's: they differ in instructions, memory traffic and
 # clock speed. Assumed, not measured: that of prefill, next to decode, may be 1.4, and no call is all prefill.
@@ -49,68 +49,48 @@ def held_nj(bucket: Bucket, baseline: Baseline, covered_ns: int) -> tuple[float,
     return least, max(most, least)
 
 
-def spanning_bounds_nj(
-    bucket: Bucket,
-    baseline: Baseline,
-    idle_nj: int,
-    idle_share_nj: int,
-    dyn_nj: int,
-    dyn_share_nj: int | None,
-    steps: Sequence[Step],
-    portions: tuple[float, float],
-    *,
-    known: bool,
-) -> tuple[int, int]:
-    """Bounds of the share of a call that is at work through the whole bucket.
+def equal_bounds_nj(baseline: Baseline, part: ServerPart, share_nj: int | None) -> tuple[int, int]:
+    """Bounds of what a call has above idle that is at work through the whole bucket.
 
     Args:
-        bucket: the bucket.
-        baseline: of its channel.
-        idle_nj: its idle energy.
-        idle_share_nj: the call's share of that.
-        dyn_nj: the server's energy above idle.
-        dyn_share_nj: the call's share of that, where no window begins or ends inside; else ``None``.
-        steps: calls at work on the server. What is shared by weight is left out here: see `weighed_bounds_nj`.
-        portions: the server's part of the energy above idle, 0 to 1, in the bucket and in all buckets of its cell.
-        known: that is its part of the activity.
+        baseline: of the bucket's channel.
+        part: the server's. What is shared by weight is left out here: see `weighed_bounds_nj`.
+        share_nj: the call's share of it, where no window begins or ends inside; else ``None``.
     """
-    watts = room_watts(baseline)
-    equal = [(end_ns - start_ns, calls) for start_ns, end_ns, calls, weight in steps if not weight]
-    if dyn_share_nj is not None:
-        lower_nj, upper_nj = dyn_share_nj, dyn_share_nj
+    if share_nj is not None:
+        lower_nj, upper_nj = share_nj, share_nj
     else:
-        lower_nj = least_placed(dyn_nj, watts, equal) if len(equal) == len(steps) else 0
-        upper_nj = most_placed(dyn_nj, watts, equal)
-    least, most = _uneven_factors(portions, known=known)
-    idle_doubt_nj = _idle_doubt(bucket, baseline, idle_nj, idle_share_nj, portions[0])
-    return idle_share_nj + int(least * lower_nj) - idle_doubt_nj, idle_share_nj + int(most * upper_nj)
+        watts = room_watts(baseline)
+        equal = [(end_ns - start_ns, calls) for start_ns, end_ns, calls, weight in part.steps if not weight]
+        lower_nj = least_placed(part.dyn_nj, watts, equal) if len(equal) == len(part.steps) else 0
+        upper_nj = most_placed(part.dyn_nj, watts, equal)
+    least, most = _uneven_factors(part)
+    return int(least * lower_nj), int(most * upper_nj)
 
 
-def weighed_bounds_nj(
-    baseline: Baseline, dyn_nj: int, steps: Sequence[Step], portions: tuple[float, float], *, known: bool
-) -> tuple[int, int]:
-    """The same, without idle, for each unit of weight.
+def weighed_bounds_nj(baseline: Baseline, part: ServerPart) -> tuple[int, int]:
+    """The same for each unit of weight.
 
     Where some steps are shared by weight and some equally, all the energy may lie in the ones or in the others.
     """
     watts = room_watts(baseline)
-    weighed = [(end_ns - start_ns, weight) for start_ns, end_ns, _, weight in steps if weight]
-    lower_nj = least_placed(dyn_nj, watts, weighed) if len(weighed) == len(steps) else 0
-    least, most = _uneven_factors(portions, known=known)
-    return int(least * lower_nj), int(most * most_placed(dyn_nj, watts, weighed)) + 1
+    weighed = [(end_ns - start_ns, weight) for start_ns, end_ns, _, weight in part.steps if weight]
+    lower_nj = least_placed(part.dyn_nj, watts, weighed) if len(weighed) == len(part.steps) else 0
+    least, most = _uneven_factors(part)
+    return int(least * lower_nj), int(most * most_placed(part.dyn_nj, watts, weighed)) + 1
 
 
-def _uneven_factors(portions: tuple[float, float], *, known: bool) -> tuple[float, float]:
+def _uneven_factors(part: ServerPart) -> tuple[float, float]:
     """How many times its part a server may have cost, at least and at most; what a pool of unknown ones did is open."""
-    portion = portions[0]
-    if not known or not portion:
+    portion = part.portion
+    if not part.known or not portion:
         return 1.0, 1.0
-    least, most = uneven(*portions)
+    least, most = uneven(portion, part.portion_of_run)
     return least / portion, most / portion
 
 
-def _idle_doubt(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, portion: float) -> int:
-    """What a lower idle power would take from the share: idle is the call's, of the rest only the server's part.
+def idle_doubt_nj(bucket: Bucket, baseline: Baseline, idle_nj: int, idle_share_nj: int, portion: float) -> int:
+    """What a lower idle power would take from a call's share: idle is the call's, of the rest only its server's part.
 
     Where idle power is not known at all, all energy is shared as if it were idle, and none of it may be.
     """

@@ -20,14 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from otel_llm_energy.ledger.activity import ActivityLog, Parts, without
-from otel_llm_energy.ledger.bounds import spanning_bounds_nj, weighed_bounds_nj
+from otel_llm_energy.ledger.bounds import equal_bounds_nj, idle_doubt_nj, weighed_bounds_nj
 from otel_llm_energy.ledger.clocks import ClockReading, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.runs import Runs
+from otel_llm_energy.ledger.server_part import ServerPart
 from otel_llm_energy.ledger.server_times import ServerTimes
-from otel_llm_energy.ledger.swept import Busy, ServerPart, Swept
+from otel_llm_energy.ledger.swept import Busy, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, calls_of, merged, weight_of
 from otel_llm_energy.ledger.tracks import DROPPED_AT_ONCE, Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
@@ -287,25 +288,14 @@ class Sweep:
             idle_share_nj = now.idle_nj - before.idle_nj
             equal = [weight for _, _, _, weight in part.steps if not weight]
             whole = len(part.steps) == len(everyone) == len(equal) == 1
-            dyn_share_nj = now.dyn_nj - before.dyn_nj if whole else None
-            portions = part.portion, part.portion_of_run
-            lower, upper = spanning_bounds_nj(
-                bucket,
-                baseline,
-                idle_nj,
-                idle_share_nj,
-                part.dyn_nj,
-                dyn_share_nj,
-                part.steps,
-                portions,
-                known=part.known,
-            )
-            clocks.lower.grow(start_ns, end_ns, lower)
-            clocks.upper.grow(start_ns, end_ns, upper)
+            lower_nj, upper_nj = equal_bounds_nj(baseline, part, now.dyn_nj - before.dyn_nj if whole else None)
+            lower_nj -= idle_doubt_nj(bucket, baseline, idle_nj, idle_share_nj, part.portion)
+            clocks.lower.grow(start_ns, end_ns, idle_share_nj + lower_nj)
+            clocks.upper.grow(start_ns, end_ns, idle_share_nj + upper_nj)
             if len(equal) < len(part.steps):
-                lower, upper = weighed_bounds_nj(baseline, part.dyn_nj, part.steps, portions, known=part.known)
-                clocks.weighed_lower.grow(start_ns, end_ns, lower)
-                clocks.weighed_upper.grow(start_ns, end_ns, upper)
+                lower_nj, upper_nj = weighed_bounds_nj(baseline, part)
+                clocks.weighed_lower.grow(start_ns, end_ns, lower_nj)
+                clocks.weighed_upper.grow(start_ns, end_ns, upper_nj)
 
     def _close(self, bucket: Bucket) -> None:
         end_ns = bucket.end_ns

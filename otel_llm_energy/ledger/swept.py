@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.bounds import (
@@ -17,34 +17,8 @@ from otel_llm_energy.ledger.bounds import (
 from otel_llm_energy.ledger.clocks import ClockReading, Given, ServerClocks
 from otel_llm_energy.ledger.counter import Bucket
 from otel_llm_energy.ledger.idle import Baseline
-from otel_llm_energy.ledger.timeline import Step, calls_of, weight_of
-
-
-class ServerPart(NamedTuple):
-    """A server's part of one bucket.
-
-    Attributes:
-        dyn_nj: its energy above idle.
-        at_work_ns: how long it was at work.
-        known: its part of the activity is known.
-        steps: the calls that share it.
-        portion: of the energy above idle, 0 to 1.
-        portion_of_run: the same of all buckets of its cell.
-        extremes: of these the ones with the most and the fewest calls, and weight, where there are many; else all.
-        most_watts: how far its work can raise the power; ``None`` if that is not known.
-    """
-
-    dyn_nj: int
-    at_work_ns: int
-    known: bool
-    steps: Sequence[Step]
-    extremes: Sequence[Step]
-    portion: float
-    portion_of_run: float
-    most_watts: float | None
-
-
-_NO_PART = ServerPart(0, 0, True, (), (), 1.0, 1.0, None)
+from otel_llm_energy.ledger.server_part import NO_PART, ServerPart
+from otel_llm_energy.ledger.timeline import calls_of, weight_of
 
 
 class Busy(NamedTuple):
@@ -151,7 +125,7 @@ class ServerBucket:
 
     def __init__(self, swept: Swept, server: str, clocks: ServerClocks) -> None:
         bucket, baseline, dyn_nj = swept.bucket, swept.baseline, swept.dyn_nj
-        part = swept.parts.get(server, _NO_PART)
+        part = swept.parts.get(server, NO_PART)
         self.start_ns, self.end_ns = bucket.start_ns, bucket.end_ns
         self.start_error_ns, self.end_error_ns = bucket.start_error_ns, bucket.end_error_ns
         self.before = swept.before.get(server) or clocks.at(bucket.start_ns)
