@@ -83,12 +83,15 @@ class Biller:
         energy_nj = sums.energy_nj
         concurrency = _concurrency(stretches, self._timeline)
         lower_nj, upper_nj = min(int(sums.lower_nj), energy_nj), max(int(sums.upper_nj) + 1, energy_nj)
-        quality, why = _quality(entry, sums, channels, coverage, concurrency, upper_nj - lower_nj, reason)
+        if channels.estimated:
+            reason = None
+        else:
+            reason = reason or entry.caution or _weakness(entry, sums, coverage, upper_nj - lower_nj)
         lower_nj = max(lower_nj - sums.unknown_nj, 0)
         bill = Bill(
             energy_nj=energy_nj,
-            quality=quality,
-            reason=why,
+            quality=_quality(reason, concurrency, estimated=channels.estimated),
+            reason=reason,
             above_idle_nj=sums.dyn_nj if sums.baseline else None,
             lower_nj=lower_nj,
             upper_nj=None if missing.each or passed_on else upper_nj,
@@ -201,21 +204,13 @@ def _queue_ns(entry: Entry) -> int:
     return 0
 
 
-def _quality(
-    entry: Entry,
-    sums: Sums,
-    channels: _Channels,
-    coverage: float,
-    concurrency: float,
-    width_nj: int,
-    reason: str | None,
-) -> tuple[Quality, str | None]:
-    if channels.estimated:
-        return Quality.ESTIMATED, None
-    why = reason or entry.caution or _weakness(entry, sums, coverage, width_nj)
-    if why is not None:
-        return Quality.DEGRADED, why
-    return (Quality.SHARED if concurrency > _SHARED_ABOVE else Quality.MEASURED), None
+def _quality(reason: str | None, concurrency: float, *, estimated: bool) -> Quality:
+    """``reason`` is why the bill is degraded; ``None`` if it is not."""
+    if estimated:
+        return Quality.ESTIMATED
+    if reason is not None:
+        return Quality.DEGRADED
+    return Quality.SHARED if concurrency > _SHARED_ABOVE else Quality.MEASURED
 
 
 def _weakness(entry: Entry, sums: Sums, coverage: float, width_nj: int) -> str | None:
