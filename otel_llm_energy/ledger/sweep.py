@@ -28,7 +28,7 @@ from otel_llm_energy.ledger.idle_states import IdleStates
 from otel_llm_energy.ledger.runs import Runs
 from otel_llm_energy.ledger.server_part import ServerPart
 from otel_llm_energy.ledger.server_times import ServerTimes
-from otel_llm_energy.ledger.swept import Busy, Swept
+from otel_llm_energy.ledger.swept import NOTHING_SHARED, Busy, Shared, Swept
 from otel_llm_energy.ledger.timeline import Step, Timeline, calls_of, merged, weight_of
 from otel_llm_energy.ledger.tracks import DROPPED_AT_ONCE, Growth, Track
 from otel_llm_energy.ledger.work_power import WorkPower
@@ -117,18 +117,14 @@ class Sweep:
             self.idle.learn_power(bucket, _length(everyone), parts.total_ns if parts.known else None)
             self.idle.learn_cost_of_load(bucket, activity)
             self._note_resting(bucket, steps, parts)
-            baseline, dyn_nj, shares = self._share(bucket, steps, everyone, parts)
-            even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
-            busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
+            shared = self._share(bucket, steps, everyone, parts)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
-            baseline, dyn_nj, shares, even = Baseline(None, 0.0, None, "unknown"), 0, {}, True
-            steps = {}
-            busy = Busy(0, 0, 0)
+            steps, shared = {}, NOTHING_SHARED
         self._close(bucket)
         # Only of those at work here: there may be many servers, and the others' calls hardly ask.
         before, self._now = self._now, {name: self.clocks(name).now() for name, at_work in steps.items() if at_work}
-        self._swept.append(Swept(bucket, baseline, dyn_nj, shares, busy, before, self._now, even=even))
+        self._swept.append(Swept(bucket, shared, before, self._now))
         self._ends_ns.append(bucket.end_ns)
 
     def _note_absent(self, bucket: Bucket, absent: frozenset[str]) -> None:
@@ -160,15 +156,17 @@ class Sweep:
 
     def _share(
         self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
-    ) -> tuple[Baseline, int, dict[str, ServerPart]]:
-        """The idle power that was taken, the energy above it, and the servers' parts of that."""
+    ) -> Shared:
+        """Give each server's calls their shares, and bounds of these."""
         baseline = self.idle.baseline()
         idle_nj = _idle_nj(bucket, baseline)
         dyn_nj = bucket.energy_nj - idle_nj
         self._share_idle(idle_nj, bucket, steps, everyone, parts)
         shares = self._share_above_idle(dyn_nj, baseline, steps, parts)
         self._bound(bucket, baseline, idle_nj, everyone, shares)
-        return baseline, dyn_nj, shares
+        busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
+        even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
+        return Shared(baseline, dyn_nj, shares, busy, even)
 
     def _share_idle(
         self,

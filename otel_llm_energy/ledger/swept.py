@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from otel_llm_energy.ledger.bounds import (
     Divisions,
@@ -29,45 +29,43 @@ class Busy(NamedTuple):
     total_resolution_ns: int
 
 
+class Shared(NamedTuple):
+    """How the energy of a bucket was shared out.
+
+    Attributes:
+        baseline: the idle power that was taken.
+        dyn_nj: the energy above it.
+        parts: the servers' parts of that.
+        busy: how long the resource was busy in the bucket.
+        even: the same calls were at work throughout.
+    """
+
+    baseline: Baseline
+    dyn_nj: int
+    parts: Mapping[str, ServerPart]
+    busy: Busy
+    even: bool
+
+
+NOTHING_SHARED: Final = Shared(Baseline(None, 0.0, None, "unknown"), 0, {}, Busy(0, 0, 0), even=True)
+
+
 class Swept:
     """What was done with a bucket; kept for the bounds of bills whose windows end inside it.
 
-    ``before`` and ``after`` say where the clocks stood at its edges: one look-up for all calls that ask. In an ``even``
-    one they went evenly in between: the same calls were at work throughout.
+    ``before`` and ``after`` say where the clocks stood at its edges: one look-up for all calls that ask. Where the
+    bucket was shared evenly they went evenly in between.
     """
 
-    __slots__ = (
-        "_by_server",
-        "after",
-        "baseline",
-        "before",
-        "bucket",
-        "busy",
-        "dyn_nj",
-        "even",
-        "parts",
-    )
+    __slots__ = ("_by_server", "after", "before", "bucket", "shared")
 
     def __init__(
-        self,
-        bucket: Bucket,
-        baseline: Baseline,
-        dyn_nj: int,
-        parts: Mapping[str, ServerPart],
-        busy: Busy,
-        before: Mapping[str, ClockReading],
-        after: Mapping[str, ClockReading],
-        *,
-        even: bool,
+        self, bucket: Bucket, shared: Shared, before: Mapping[str, ClockReading], after: Mapping[str, ClockReading]
     ) -> None:
         self.bucket = bucket
-        self.baseline = baseline
-        self.dyn_nj = dyn_nj
-        self.parts = parts
-        self.busy = busy
+        self.shared = shared
         self.before = before
         self.after = after
-        self.even = even
         self._by_server: dict[str, ServerBucket] = {}
 
     def of(self, server: str, clocks: ServerClocks) -> ServerBucket:
@@ -124,22 +122,23 @@ class ServerBucket:
     )
 
     def __init__(self, swept: Swept, server: str, clocks: ServerClocks) -> None:
-        bucket, baseline, dyn_nj = swept.bucket, swept.baseline, swept.dyn_nj
-        part = swept.parts.get(server, NO_PART)
+        bucket = swept.bucket
+        baseline, dyn_nj, parts, busy, even = swept.shared
+        part = parts.get(server, NO_PART)
         self.start_ns, self.end_ns = bucket.start_ns, bucket.end_ns
         self.start_error_ns, self.end_error_ns = bucket.start_error_ns, bucket.end_error_ns
         self.before = swept.before.get(server) or clocks.at(bucket.start_ns)
         self.after = swept.after.get(server) or clocks.at(bucket.end_ns)
         self.baseline = baseline
         self.known = part.known
-        self.hides_server = not part.known and swept.busy.busy_ns > 0
+        self.hides_server = not part.known and busy.busy_ns > 0
         self.portion = part.dyn_nj / dyn_nj if dyn_nj else 0.0
         self._at_start = bucket.start_ns, self.before.idle_nj, self.before.dyn_nj
         self._at_end = bucket.end_ns, self.after.idle_nj, self.after.dyn_nj
         self._bucket = bucket  # and not `swept`, which holds this object
-        self._even = swept.even
+        self._even = even
         self._dyn_nj = dyn_nj
-        self._busy_ns = swept.busy.busy_ns
+        self._busy_ns = busy.busy_ns
         self._clocks = clocks
         self._part = part
         self._fewest, self._most = _fewest_and_most(part)
@@ -153,7 +152,7 @@ class ServerBucket:
         self._most_watts = baseline.highest_watts or bucket.energy_nj / self._length_ns
         least_part, most_part = uneven(part.portion, part.portion_of_run)
         self._least_nj, self._most_nj = least_part * dyn_nj, most_part * dyn_nj
-        self._activity_ns = 0.5 * (swept.busy.resolution_ns + swept.busy.total_resolution_ns * self.portion)
+        self._activity_ns = 0.5 * (busy.resolution_ns + busy.total_resolution_ns * self.portion)
 
     def given(self, time_ns: int, weight: int) -> Given:
         """What a call of this weight has been given by an instant in or at the bucket; see `ServerClocks.given`."""
