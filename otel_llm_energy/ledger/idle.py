@@ -88,7 +88,7 @@ class IdleModel:
         for samples in (self._idle, self._all):
             samples.clear()
         self._work.forget()
-        self.gap()
+        self.interrupt()
         self._remembered = self._baseline = self._cost = None
         self._unfitted = 0
 
@@ -104,19 +104,21 @@ class IdleModel:
     def limit_is_hardware(self) -> bool:
         return self._limit_watts is not None
 
-    def free(self, energy_nj: int, length_ns: int, busy_ns: int | None, errors_ns: tuple[int, int] = (0, 0)) -> None:
+    def learn_free(
+        self, energy_nj: int, length_ns: int, busy_ns: int | None, errors_ns: tuple[int, int] = (0, 0)
+    ) -> None:
         """A bucket in which no call was at work; ``errors_ns`` are those of its start and end."""
         self._work.interrupt()
         if self._idle_gathering.add(energy_nj, length_ns, busy_ns, errors_ns):
             self._baseline = None
 
-    def working(self, energy_nj: int, length_ns: int) -> None:
+    def learn_working(self, energy_nj: int, length_ns: int) -> None:
         """A bucket in which calls were at work all the time."""
         self._idle_gathering.interrupt()
         if self._work.add(energy_nj, length_ns):
             self._see_highest()
 
-    def mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
+    def learn_mixed(self, energy_nj: int, length_ns: int, at_work_ns: int) -> None:
         """A bucket in which calls were at work for a part of the time: then, at most, all above idle was drawn."""
         self._idle_gathering.interrupt()
         self._work.interrupt()
@@ -127,22 +129,22 @@ class IdleModel:
             self._see_highest()
         self._work.interrupt()
 
-    def observe(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
+    def learn_cost_of_load(self, energy_nj: int, length_ns: int, busy_ns: int) -> None:
         """A stretch of any kind whose energy and busy time are known, adjoining the last one."""
         if self._gathering.add(energy_nj, length_ns, busy_ns):
             self._unfitted += 1
             if self._fit_is_due or self._remembered is not None:
                 self._baseline = None
 
-    def gap(self) -> None:
-        """A stretch whose energy is not known."""
+    def interrupt(self) -> None:
+        """What comes next adjoins nothing."""
         for each in (self._idle_gathering, self._work, self._gathering):
             each.interrupt()
 
     def baseline(self) -> Baseline:
         """What is known now."""
         if self._baseline is None:
-            self._baseline = self._learn()
+            self._baseline = self._best_known()
         return self._baseline
 
     def _see_highest(self) -> None:
@@ -163,7 +165,7 @@ class IdleModel:
             self._cost, self._unfitted = _cost_of_load(self._all), 0
         return self._cost
 
-    def _learn(self) -> Baseline:
+    def _best_known(self) -> Baseline:
         highest = self._highest_watts()
         if self._known_watts is not None:
             return Baseline(self._known_watts, self._known_watts, highest, "given")

@@ -37,12 +37,12 @@ class IdleStates:
         """The next bucket, on a machine of so many CPUs: it is of a state, and may be of another one in part."""
         self._metered.grow(bucket.start_ns, bucket.end_ns, bucket.energy_nj)
         if bucket.gap is not None:
-            self.model.gap()
+            self.model.interrupt()
             self._learned_ns = bucket.end_ns
             return
         if bucket.state != self._state or not bucket.steady:
             for model in self._models.values():
-                model.gap()
+                model.interrupt()
         self._state, self.model = bucket.state, self._of(bucket.state)
         self.model.cpus = cpus
 
@@ -53,11 +53,11 @@ class IdleStates:
         """
         if at_work_ns == 0:
             errors_ns = bucket.start_error_ns, bucket.end_error_ns
-            self.model.free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
+            self.model.learn_free(bucket.energy_nj, bucket.length_ns, busy_ns, errors_ns)
         elif at_work_ns == bucket.length_ns:
-            self.model.working(bucket.energy_nj, bucket.length_ns)
+            self.model.learn_working(bucket.energy_nj, bucket.length_ns)
         else:
-            self.model.mixed(bucket.energy_nj, bucket.length_ns, at_work_ns)
+            self.model.learn_mixed(bucket.energy_nj, bucket.length_ns, at_work_ns)
 
     def learn_cost_of_load(self, bucket: Bucket, activity: ActivityLog) -> None:
         """Learn what a busy CPU adds, from instants at which both energy and busy time are known well.
@@ -75,11 +75,11 @@ class IdleStates:
             busy_ns = activity.busy_ns(self._learned_ns, at_ns)
             if busy_ns is not None:
                 energy_nj = self._metered.between(self._learned_ns, at_ns)
-                self.model.observe(energy_nj, at_ns - self._learned_ns, busy_ns)
+                self.model.learn_cost_of_load(energy_nj, at_ns - self._learned_ns, busy_ns)
             self._learned_ns = at_ns
 
-    def forget_learned(self) -> None:
-        """Drop what nothing is learned from any more."""
+    def forget_metered(self) -> None:
+        """Drop what was metered before the cost of load was learned last: nothing is learned from it any more."""
         self._metered.forget_before(self._learned_ns)
 
     def baseline(self) -> Baseline:

@@ -94,7 +94,7 @@ class Sweep:
             del self._swept[:keep]
             del self._ends_ns[:keep]
         self.covered.forget_before(time_ns)
-        self.idle.forget_learned()
+        self.idle.forget_metered()
         self._idle_by_time.forget_before(time_ns)
         for clocks in self._clocks.values():
             for track in clocks.tracks():

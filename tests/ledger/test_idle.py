@@ -18,17 +18,17 @@ def free(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float 
     """A stretch without calls."""
     length_ns = round(seconds * NS_PER_SECOND)
     busy_ns = None if busy_cpus is None else round(busy_cpus * length_ns)
-    model.free(round(watts * length_ns), length_ns, busy_ns)
+    model.learn_free(round(watts * length_ns), length_ns, busy_ns)
     if busy_ns is not None:
-        model.observe(round(watts * length_ns), length_ns, busy_ns)
+        model.learn_cost_of_load(round(watts * length_ns), length_ns, busy_ns)
 
 
 def working(model: IdleModel, watts: float, seconds: float = 0.5, busy_cpus: float | None = 1.0) -> None:
     """A stretch with calls at work all the time."""
     length_ns = round(seconds * NS_PER_SECOND)
-    model.working(round(watts * length_ns), length_ns)
+    model.learn_working(round(watts * length_ns), length_ns)
     if busy_cpus is not None:
-        model.observe(round(watts * length_ns), length_ns, round(busy_cpus * length_ns))
+        model.learn_cost_of_load(round(watts * length_ns), length_ns, round(busy_cpus * length_ns))
 
 
 def linear(busy_cpus: float) -> float:
@@ -56,9 +56,9 @@ def test_idle_is_the_lowest_tenth_of_the_free_time() -> None:
 def test_a_stretch_teaches_nothing_when_its_length_is_in_doubt() -> None:
     """The first of Scaphandre's buckets begins at an answer that may be up to 2 s old."""
     model = IdleModel()
-    model.free(round(28 * 2.2 * NS_PER_SECOND), round(3.2 * NS_PER_SECOND), None, (NS_PER_SECOND, 5_000_000))
+    model.learn_free(round(28 * 2.2 * NS_PER_SECOND), round(3.2 * NS_PER_SECOND), None, (NS_PER_SECOND, 5_000_000))
     for _ in range(6):
-        model.free(round(28 * 2.2 * NS_PER_SECOND), round(2.2 * NS_PER_SECOND), None, (5_000_000, 5_000_000))
+        model.learn_free(round(28 * 2.2 * NS_PER_SECOND), round(2.2 * NS_PER_SECOND), None, (5_000_000, 5_000_000))
     assert model.baseline().watts == pytest.approx(28.0)
     assert model.baseline().lowest_watts == pytest.approx(28.0)
 
@@ -67,7 +67,7 @@ def test_short_buckets_teach_when_only_their_inner_edges_are_in_doubt() -> None:
     """What one has too much the next has too little."""
     model = IdleModel()
     for _ in range(30):
-        model.free(28 * NS_PER_SECOND // 20, NS_PER_SECOND // 20, None, (10_000_000, 10_000_000))
+        model.learn_free(28 * NS_PER_SECOND // 20, NS_PER_SECOND // 20, None, (10_000_000, 10_000_000))
     assert model.baseline().watts == pytest.approx(28.0)
 
 
@@ -86,7 +86,7 @@ def test_short_buckets_are_gathered_when_they_adjoin() -> None:
     for step in range(50):
         free(model, 20 + (step % 2), 0.02)
         free(interrupted, 20, 0.02)
-        interrupted.gap()
+        interrupted.interrupt()
     assert model.baseline().watts == pytest.approx(20.5, abs=0.1)
     assert interrupted.baseline().watts is None
 
