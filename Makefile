@@ -105,7 +105,7 @@ clean:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@echo "Setting up $(VENV), once: some 20 seconds"
+	@echo "Setting up $(VENV), once: some 20 seconds" >&2
 	@$(PYTHON) -m venv $(VENV)
 
 # The demo takes what a user's pip would take; the tests take what was pinned, which includes the demo's.

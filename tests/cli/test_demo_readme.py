@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,11 @@ def test_make_has_the_target_when_a_document_names_it() -> None:
     targets = set(re.findall(r"^([a-z0-9]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
     documents = _README + (_ROOT / "CONTRIBUTING.md").read_text()
     assert set(re.findall(r"`make ([a-z0-9]+)", documents)) <= targets
+
+
+def test_output_is_left_to_the_command_when_make_sets_its_environment_up(tmp_path: Path) -> None:
+    """The first ``make demo ARGS=--json > demo.json`` is JSON, too; ``true`` stands for the Python that sets it up."""
+    command = ["make", f"VENV={tmp_path}/venv", "PYTHON=true", f"{tmp_path}/venv/bin/python"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "Setting up" in done.stderr
