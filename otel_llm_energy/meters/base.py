@@ -21,6 +21,13 @@ class MeterError(Exception):
         self.reason = reason
 
 
+def as_scale_error(value: float, name: str = "scale_error") -> float:
+    """A part of the joules, 0.05 for 5 %. Raises `ValueError` for what bounds cannot allow for, such as 5 or a text."""
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} cannot be {value!r}. Allowed: from 0 to below 1, 0.05 for 5 %.")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How often a meter is read.

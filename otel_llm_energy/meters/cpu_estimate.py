@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from otel_llm_energy.machine import CGROUP, PROC, BusyTime, busy_time
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.quantities import NJ_PER_UJ, Channel, Reading
 
 MIN_WATTS_PER_CPU = 0.74
@@ -54,7 +54,7 @@ class CpuEstimate:
             )
         self._min_watts = min_watts_per_cpu
         self._max_watts = max_watts_per_cpu
-        self._scale_error = scale_error
+        self._scale_error = as_scale_error(scale_error)
         self._proc = proc
         self._cgroup = cgroup
         self._clock_ns = clock_ns

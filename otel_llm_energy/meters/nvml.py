@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.nvml import Gpu, Nvml, NvmlError
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
 
@@ -60,8 +60,8 @@ class NvmlMeter:
         power_scale_error: float = POWER_SCALE_ERROR,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._scale_error = scale_error
-        self._power_scale_error = power_scale_error
+        self._scale_error = as_scale_error(scale_error)
+        self._power_scale_error = as_scale_error(power_scale_error, "power_scale_error")
         self._clock_ns = clock_ns
         self._nvml: Nvml | None = None
         self._cards: list[_Card] = []

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.quantities import Channel, Component, Reading
 from otel_llm_energy.syscalls import pread
 
@@ -107,7 +107,7 @@ class RaplMeter:
     ) -> None:
         self.root = default_root if root is None else Path(root)
         self.root_is_named = root is not None
-        self._scale_error = scale_error
+        self._scale_error = as_scale_error(scale_error)
         self._clock_ns = clock_ns
         # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
         self._lock = threading.RLock()

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
@@ -113,7 +113,7 @@ class PrometheusMeter:
         self.cpus = cpus
         self.pace = _pace(_DEFAULT_INTERVAL_SECONDS)
         self._range_uj = range_uj
-        self._scale_error = scale_error
+        self._scale_error = as_scale_error(scale_error)
         self._clock_ns = clock_ns
         self._forget()
 

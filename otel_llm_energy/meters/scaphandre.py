@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from urllib.parse import urlsplit
 
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.meters.exposition import Sample
 from otel_llm_energy.meters.host_counters import HostCounters
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
@@ -79,7 +79,7 @@ class ScaphandreMeter:
         self._exporter = Exporter(url, ca_file=ca_file, timeout_seconds=timeout_seconds, clock_ns=clock_ns)
         self._interval_ns = int(interval_seconds * NS_PER_SECOND)
         self._range_uj = range_uj
-        self._scale_error = scale_error
+        self._scale_error = as_scale_error(scale_error)
         self._clock_ns = clock_ns
         self._forget()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.meters.powercap import RAPL_SCALE_ERROR
 from otel_llm_energy.meters.tail import RecordFile
 from otel_llm_energy.quantities import NJ_PER_UJ, NS_PER_SECOND, Channel, Reading
@@ -50,7 +50,7 @@ class ScaphandreStream:
         unix_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = Path(path)
-        self._scale_error = scale_error
+        self._scale_error = as_scale_error(scale_error)
         self._clock_ns = clock_ns
         self._unix_clock_ns = unix_clock_ns
         self._file: RecordFile | None = None
