@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -25,7 +26,7 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     """
     path = Path(script)
     if not path.exists():
-        print(f"{PROGRAM} run: {script}: no such file. For a module write -m MODULE.", file=sys.stderr)
+        print(f"{PROGRAM} run: {script}: no such file. {_instead_of(path.name)}", file=sys.stderr)
         return 2
     if path.is_file():  # for folders and zip files runpy does it
         _search_first(path.resolve().parent)
@@ -34,13 +35,23 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     return 0
 
 
+def _instead_of(name: str) -> str:
+    if name.startswith("python"):
+        return "Leave it out: what stands here is the script itself, or -m MODULE."
+    return "For a module write -m MODULE."
+
+
 def run_module(module: str, arguments: Sequence[str]) -> int:
     """Run a module, as ``python -m``; what it raises, and its exit code, are its own.
 
     Returns:
-        0.
+        0, or 2 if there is no such module.
     """
     _search_first(Path.cwd())
+    package = module.partition(".")[0]  # what is in it is known only once it was imported, which is to be measured
+    if importlib.util.find_spec(package) is None:
+        print(f"{PROGRAM} run: {package}: no such module for {sys.executable}.", file=sys.stderr)
+        return 2
     with _measured([module, *arguments]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0

@@ -147,6 +147,20 @@ def test_error_says_what_to_write_when_there_is_no_such_script() -> None:
     assert "nonexistent.module: no such file. For a module write -m MODULE." in done.stderr
 
 
+def test_error_says_what_to_leave_out_when_run_stands_before_python() -> None:
+    """As it would before opentelemetry-instrument's command; -m python would be no better."""
+    done = _command("run", "python", "app.py")
+    assert done.returncode == 2
+    assert "python: no such file. Leave it out: what stands here is the script itself, or -m MODULE." in done.stderr
+
+
+def test_error_is_one_line_when_there_is_no_such_module() -> None:
+    """As python's own, which is no traceback either; it may be there for another Python."""
+    done = _command("run", "-m", "nonexistent.module")
+    assert done.returncode == 2
+    assert done.stderr == f"otel-llm-energy run: nonexistent: no such module for {sys.executable}.\n"
+
+
 def test_doctor_is_content_when_counters_can_be_read(powercap: PowercapTree) -> None:
     """Each counter with its idle power, and exit code 0."""
     done = _command("doctor", OTEL_LLM_ENERGY_METERS="rapl", OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root))
