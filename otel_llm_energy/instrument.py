@@ -202,7 +202,7 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
         MeterError: there is no meter, a call was open, or other programs were so busy that idle could not be told.
         SettingError, TypeError: as `instrument()`.
     """
-    if not 1 <= seconds <= 3600:
+    if not isinstance(seconds, (int, float)) or not 1 <= seconds <= 3600:
         raise SettingError(f"seconds cannot be {seconds!r}. Allowed: 1 to 3600.")
     chosen = settings(**options)
     with _registry_lock:

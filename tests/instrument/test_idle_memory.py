@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -453,8 +454,8 @@ def test_no_meter_is_said_to_lag_when_idle_power_was_measured(
     assert not [each.data.data_points for each in said if each.name == names.METER_LAG.name]
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 4000, float("nan")])
-def test_measure_idle_refuses_a_time_that_makes_no_sense(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0, -1, 4000, float("nan"), "10", None])
+def test_measure_idle_refuses_a_time_that_makes_no_sense(seconds: Any) -> None:
     """In the words of every other setting."""
     with pytest.raises(otel_llm_energy.SettingError, match="Allowed: 1 to 3600"):
         otel_llm_energy.measure_idle(seconds)
