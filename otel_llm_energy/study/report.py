@@ -88,8 +88,8 @@ def _overview(found: analysis.Overview) -> Iterator[str]:
             ("without energy", f"{found.without_energy:,}"),
             ("prompts", f"{found.prompts:,}"),
             ("output tokens", f"{found.output_tokens:,}"),
-            ("energy, J", number(found.joules, 4)),
-            ("energy, kWh", number(found.joules / JOULES_PER_KWH, 4)),
+            ("energy with idle, J", number(found.joules, 4)),
+            ("energy with idle, kWh", number(found.joules / JOULES_PER_KWH, 4)),
         ]
     )
 

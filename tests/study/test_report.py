@@ -264,6 +264,14 @@ def test_whole_energies_are_shown_and_said_to_be_when_some_rows_have_no_part_abo
     assert "cannot be compared fairly" in report([write(tmp_path / "s", frame)])
 
 
+def test_total_says_that_it_holds_idle_power_when_all_other_energies_are_above_it(study: Path) -> None:
+    """The page says below it that energies are above idle; who reports the total must see that it is not."""
+    whole_joules = pl.read_parquet(study / "calls.parquet")["llm.energy.joules"].sum()
+    page = report([study])
+    assert "Energies are above idle" in page
+    assert f"<dt>energy with idle, J</dt><dd>{charts.number(whole_joules, 4)}</dd>" in page
+
+
 def test_error_says_that_no_call_was_answered_when_all_failed(tmp_path: Path) -> None:
     """Calls that failed took energy, too; there is nothing to compare."""
     frame = dataset(50, prompts=5).with_columns(error_type=pl.lit("APITimeoutError"))
