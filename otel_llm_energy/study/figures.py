@@ -33,7 +33,7 @@ def energy_bars(shown: Sequence[Deployment]) -> tuple[str, str]:
         ),
         html.figure(
             bars("Joules per call", "J per call", per_call),
-            "Mean of the calls: with short answers tell calls, not tokens.",
+            "Mean of the calls. Where answers are short, compare by this and not by token.",
         ),
     )
 

@@ -106,7 +106,7 @@ def _in_short(
         items.append(_comparison_words(one))
     driver = _strongest(found)
     if driver is not None:
-        items.append(f"What goes with energy most is {driver[0]} (Spearman {driver[1]:.2f}).")
+        items.append(f"What goes with energy most is {driver[0]} (Spearman {driver[1]:.2f}, {found.rows:,} calls).")
     front = pareto(ranked)
     if len(front) > 1:
         steps = "; ".join(
@@ -326,6 +326,12 @@ def _correlations(found: analysis.Correlations) -> Iterator[str]:
     ):
         yield html.paragraph(f"{name}; {found.rows:,} calls.", "soft")
         yield html.matrix(found.labels, values.tolist())
+    if not {"ARI", "LIX"}.isdisjoint(found.labels):
+        yield html.paragraph(
+            "ARI (automated readability index), LIX: how hard a prompt is to read, by the lengths of its words and "
+            "sentences.",
+            "soft",
+        )
 
 
 def _balance(counters: Sequence[Metered], ranked: Sequence[Deployment]) -> Iterator[str]:

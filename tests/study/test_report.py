@@ -272,6 +272,14 @@ def test_total_says_that_it_holds_idle_power_when_all_other_energies_are_above_i
     assert f"<dt>energy with idle, J</dt><dd>{charts.number(whole_joules, 4)}</dd>" in page
 
 
+def test_abbreviations_are_explained_when_the_page_has_them(tmp_path: Path) -> None:
+    """Readability is what is correlated under these names; a page without them needs no words of theirs."""
+    explained = "how hard a prompt is to read"
+    assert explained in report([write(tmp_path / "with", dataset(40, prompts=20))])
+    unread = dataset(40, prompts=20).with_columns(pl.lit(None).alias("prompt_ari"), pl.lit(None).alias("prompt_lix"))
+    assert explained not in report([write(tmp_path / "without", unread)])
+
+
 def test_error_says_that_no_call_was_answered_when_all_failed(tmp_path: Path) -> None:
     """Calls that failed took energy, too; there is nothing to compare."""
     frame = dataset(50, prompts=5).with_columns(error_type=pl.lit("APITimeoutError"))
