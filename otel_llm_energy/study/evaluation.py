@@ -11,7 +11,7 @@ import polars as pl
 
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.charts import number
-from otel_llm_energy.study.forecast import Forecast, Target, When, fit, fit_line, folds, with_lengths
+from otel_llm_energy.study.forecast import LEAST_PROMPTS, Forecast, Target, When, fit, fit_line, folds, with_lengths
 from otel_llm_energy.study.tables import Floats
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def evaluate(rows: pl.DataFrame, target: Target, seed: int = 0) -> list[Error]:
         StudyError: too few prompts.
     """
     held = folds(rows, _HELD_PARTS, seed) == 0
+    _require_enough(rows, held)
     errors = _judge(rows, held, target, "prompts", seed, by_type=True)
     deployments = np.array(rows["deployment"].to_list(), dtype=object)
     if len(set(deployments)) > 1:
@@ -71,6 +72,15 @@ def evaluate(rows: pl.DataFrame, target: Target, seed: int = 0) -> list[Error]:
             except StudyError:
                 continue  # the others have too few prompts to learn from
     return errors
+
+
+def _require_enough(rows: pl.DataFrame, held: NDArray[np.bool_]) -> None:
+    prompts, learned = (some["prompt_sha256"].n_unique() for some in (rows, rows.filter(pl.Series(~held))))
+    if learned < LEAST_PROMPTS:
+        raise StudyError(
+            f"{prompts} prompts with energy are too few to know a forecast's error: a quarter is held out, and what is "
+            f"left ({learned}) is to be at least {LEAST_PROMPTS}. Collect more."
+        )
 
 
 def _judge(

@@ -45,7 +45,7 @@ _LINEAR: Final[Mapping[When, tuple[str, str]]] = {
 }
 
 _FOLDS: Final = 5
-_LEAST_PROMPTS: Final = 2 * _FOLDS
+LEAST_PROMPTS: Final = 2 * _FOLDS
 _LEAST_LINE_ROWS: Final = 10
 _MOST_ROWS: Final = 100_000
 _FLOOR_PART: Final = 0.05  # of the mean energy: no line falls below, so that factors stay finite
@@ -209,13 +209,13 @@ def fit(rows: pl.DataFrame, target: Target = "joules", seed: int = 0) -> Forecas
         StudyError: too few prompts.
     """
     prompts = rows["prompt_sha256"].n_unique()
-    if prompts < _LEAST_PROMPTS:
+    if prompts < LEAST_PROMPTS:
         raise StudyError(
             f"{prompts} prompts with energy are too few to learn a forecast from and to know its error: "
-            f"at least {_LEAST_PROMPTS}. Collect more."
+            f"at least {LEAST_PROMPTS}. Collect more."
         )
     known = with_lengths(rows)
-    enough = known["prompt_sha256"].n_unique() >= _LEAST_PROMPTS
+    enough = known["prompt_sha256"].n_unique() >= LEAST_PROMPTS
     fixed = rows.group_by("deployment", maintain_order=True).agg(
         pl.col("model", "machine", "server_model_parameters", "server_model_bytes", "temperature").drop_nulls().first()
     )

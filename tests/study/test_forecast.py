@@ -170,6 +170,14 @@ def test_error_says_how_many_prompts_are_needed_when_there_are_too_few(tmp_path:
         fit(training_rows(short_rows([study]), "joules"))
 
 
+def test_error_says_how_many_prompts_there_are_when_a_quarter_is_held_out(tmp_path: Path) -> None:
+    """Enough for a forecast, not for its error: who has twelve is not told of the nine that are left, as if all."""
+    rows = training_rows(short_rows([write(tmp_path / "s", dataset(100, prompts=12))]), "joules")
+    assert fit(rows)
+    with pytest.raises(StudyError, match=r"^12 prompts .* a quarter is held out, and what is left \(9\).* at least 10"):
+        evaluate(rows, "joules")
+
+
 def test_forecast_stops_before_the_call_when_rows_have_no_tokens(tmp_path: Path) -> None:
     """Servers that report none: the rows still say what a prompt takes."""
     frame = dataset(500, prompts=50).with_columns(pl.lit(None, pl.Int64).alias("gen_ai.usage.output_tokens"))
