@@ -7,9 +7,11 @@ import importlib.util
 import io
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from otel_llm_energy.cli.study_options import Commands, add_study
 from otel_llm_energy.version import __version__
@@ -30,6 +32,13 @@ def require_demo_extra(modules: Sequence[str]) -> None:
     lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     if lacking:
         raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
+
+
+def typed(subcommand: str) -> str:
+    """What the user is to type for it: after ``make demo`` the program is not on the path, and is called by its own."""
+    called = sys.argv[0]
+    by_its_path = Path(called).name == PROGRAM and shutil.which(PROGRAM) is None
+    return f"{called if by_its_path else PROGRAM} {subcommand}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_llm_energy import conventions as names
+from otel_llm_energy.cli import typed
 from otel_llm_energy.cli.metering import missing
 from otel_llm_energy.cli.reasons import REASONS, UNATTRIBUTED
 from otel_llm_energy.cli.results import ChannelBalance, Node, Results
@@ -47,7 +48,7 @@ def _warnings(results: Results) -> Iterator[str]:
     tried = ", ".join(f"{one.name}: {one.reason}" for one in missing(results.status))
     so = "every figure below is an estimate from CPU time" if results.estimated else "the calls below have no joules"
     yield f"No power meter can be read on this machine ({tried or 'none was tried'}), so {so}."
-    yield "`otel-llm-energy doctor` says what would mend that.\n"
+    yield f"`{typed('doctor')}` says what would mend that.\n"
 
 
 # The tree

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_llm_energy.cli import CommandError, require_demo_extra
+from otel_llm_energy.cli import CommandError, require_demo_extra, typed
 from otel_llm_energy.cli.metering import learn_baseline, missing, status_once_discovered
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
@@ -153,7 +153,7 @@ def _wait_for_baseline(energy: Instrumentation) -> None:
     for one in missing(status):
         say(f"{one.name}: {one.message}")
     if not status.channels:
-        say("No meter can be read: rows will have no joules. `otel-llm-energy doctor` says what would mend that.")
+        say(f"No meter can be read: rows will have no joules. `{typed('doctor')}` says what would mend that.")
         return
     if all(each.channel.estimated for each in status.channels):
         say("No power meter can be read: joules are estimates from CPU time, and say so.")

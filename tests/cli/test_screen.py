@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -42,3 +43,16 @@ def test_joules_and_bounds_are_whole_when_the_terminal_is_narrow(width: int) -> 
     (line,) = [line for line in shown(width).splitlines() if "~39.9..44.8" in line]
     assert "~42.1 " in line
     assert len(line.rstrip()) <= width
+
+
+@pytest.mark.parametrize("on_the_path", [False, True])
+def test_command_that_is_named_can_be_typed_when_make_ran_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_the_path: bool
+) -> None:
+    """From a checkout it is there by its path only; in an environment that is active, by its name."""
+    program = tmp_path / "otel-llm-energy"
+    program.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(program), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path if on_the_path else tmp_path / "elsewhere"))
+    named = "otel-llm-energy" if on_the_path else str(program)
+    assert f"`{named} doctor` says what would mend that." in shown(500)
