@@ -132,8 +132,8 @@ class RaplMeter:
         if not zones:
             raise MeterError(
                 "meter-not-found",
-                f"{self.root}: no RAPL package here. Virtual machines rarely have one; name another folder by root=, "
-                "or another meter.",
+                f"{self.root}: no RAPL package here. Virtual machines rarely have one; name another folder "
+                "(powercap_root), or another meter.",
             )
         channels = _unique([self._channel(zone) for zone in zones])
         counters: list[_Counter] = []

@@ -146,8 +146,8 @@ def test_the_limit_is_the_highest_enforced_one_when_it_makes_sense(
 
 @pytest.mark.parametrize("root", ["nowhere", "."])
 def test_an_error_says_so_when_there_is_no_tree(tmp_path: Path, root: str) -> None:
-    """A missing and an empty folder are the same: no meter."""
-    with pytest.raises(MeterError, match="no RAPL package") as caught:
+    """A missing and an empty folder are the same: no meter. The option is named that users of ``rapl`` have."""
+    with pytest.raises(MeterError, match=r"no RAPL package.* \(powercap_root\)") as caught:
         RaplMeter(tmp_path / root).open()
     assert caught.value.reason == "meter-not-found"
 
