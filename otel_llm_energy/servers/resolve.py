@@ -97,8 +97,17 @@ def resolve_named(spec: str) -> Server:
     if kind != "name" or not value:
         raise ValueError(f"server {spec!r}: write 'pid:' and a number, or 'name:' and a program's name.")
     roots = procfs.roots(pid for pid in procfs.pids() if _program(pid, procfs) == value.lower())
-    found = _only(roots, spec, procfs, "not-listening")
-    return _without_tree("relay", spec, found.message) if found.reason == "relay" else found
+    if not roots:
+        message = f"No program that can be seen is called {value}. Give another name, or 'pid:...'."
+        return _without_tree("not-listening", spec, message)
+    if len(roots) > 1:
+        pids = ", ".join(f"pid {pid}" for pid in roots)
+        message = f"Several programs are called {value} ({pids}). Give one of them: 'pid:...'."
+        return _without_tree("ambiguous", spec, message)
+    if is_relay(value.lower()):
+        message = f"{value} (pid {roots[0]}) passes calls on to another server. Name that one."
+        return _without_tree("relay", spec, message)
+    return _only(roots, spec, procfs, "not-listening")
 
 
 def _addresses(host: str) -> list[IPAddress]:

@@ -199,6 +199,22 @@ def test_the_user_may_name_the_server_when_it_cannot_be_found(tmp_path: Path) ->
     assert resolve_named(f"pid:{running.pid}").pid is None
 
 
+def test_the_message_says_what_to_give_instead_when_a_name_is_of_none_or_of_two(tmp_path: Path) -> None:
+    """The name is no address, as which it stood in the example of what to write."""
+    none = resolve_named("name:misspelt").message
+    assert none == "No program that can be seen is called misspelt. Give another name, or 'pid:...'."
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with working_server(folders[0], "twice-there") as one, working_server(folders[1], "twice-there") as two:
+        found = resolve_named("name:twice-there")
+    assert found.reason == "ambiguous"
+    assert found.message.startswith("Several programs are called twice-there (pid ")
+    assert f"pid {one.pid}" in found.message
+    assert f"pid {two.pid}" in found.message
+    assert found.message.endswith(". Give one of them: 'pid:...'.")
+
+
 @pytest.mark.parametrize("spec", ["", "11434", "pid:", "pid:x", "name:", "docker:ollama"])
 def test_a_wrong_name_is_an_error_when_it_has_no_known_form(spec: str) -> None:
     """The message shows both forms."""
