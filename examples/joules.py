@@ -61,6 +61,8 @@ def _energy(attributes: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     found = newest_first(sys.argv[1])
     for each in found if "--all" in sys.argv else found[:1]:
         print("\n".join(lines(each)))

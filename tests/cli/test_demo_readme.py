@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def test_output_is_left_to_the_command_when_make_sets_its_environment_up(tmp_pat
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert "Setting up" in done.stderr
+
+
+def test_example_says_how_it_is_called_when_no_service_is_named() -> None:
+    """The one that prints a trace, which every example's page has the reader call."""
+    command = [sys.executable, "examples/joules.py"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Shows a service's newest trace")
