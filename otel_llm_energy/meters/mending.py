@@ -16,7 +16,9 @@ _BY_METER: Final[Mapping[tuple[str, str], str]] = {
     "{setting}http://...",
     ("scaphandre", "meter-timeout"): "{setting}http://...   (an exporter that answers)",
     ("scaphandre", "meter-garbage"): "{setting}http://host:port/metrics   (Scaphandre's own page)",
-    ("scaphandre-stream", "meter-garbage"): "scaphandre json --step 0 --step-nano 500000000 --file {place} &",
+    # Not to the file that was named: it may be anything, and would be written over.
+    ("scaphandre-stream", "meter-garbage"): "scaphandre json --step 0 --step-nano 500000000 --file NEW.json &   (a "
+    "file of its own; then name that one)",
     ("scaphandre-stream", "meter-stale"): "scaphandre json --step 0 --step-nano 500000000 --file {place} &",
 }
 _BY_REASON: Final[Mapping[str, str]] = {

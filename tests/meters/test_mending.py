@@ -24,12 +24,19 @@ def test_a_file_is_not_taken_for_counters_when_it_is_not_there() -> None:
     assert "scaphandre json" in one.message
 
 
-def test_the_writer_of_a_file_is_named_when_the_file_is_empty(tmp_path: Path) -> None:
-    """An exporter's address would not fill it."""
-    (tmp_path / "power use.json").touch()
-    one = left_out(f"file://{tmp_path}/power%20use.json")
+def test_the_writer_of_a_file_is_named_when_its_figures_are_old() -> None:
+    """It was Scaphandre's, and is written on; its path is as a shell takes it."""
+    mend = LeftOut("scaphandre-stream", "meter-stale", "/run/power use.json: the newest record is old.").mend
+    assert mend.endswith("--file '/run/power use.json' &")
+
+
+def test_no_file_is_written_over_when_it_holds_something_else(tmp_path: Path) -> None:
+    """Whoever named a wrong one is not given the line that destroys it; an exporter's address would not help either."""
+    (tmp_path / "notes.json").write_text("{}")
+    one = left_out(f"file://{tmp_path}/notes.json")
     assert one.reason == "meter-garbage"
-    assert one.mend.endswith(f"--file '{tmp_path}/power use.json' &")
+    assert one.mend.startswith("scaphandre json --step 0 --step-nano 500000000 --file NEW.json &")
+    assert str(tmp_path) not in one.mend
 
 
 def test_nothing_is_said_to_mend_a_prometheus_when_it_is_down() -> None:
