@@ -221,6 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as err:
         print(f"{err}. Install it with: pip install 'otel-llm-energy[demo]'", file=sys.stderr)
         return 1
+    except RuntimeError as err:
+        print(f"{options.model}: llama.cpp does not serve it; is it a whole GGUF file? ({err})", file=sys.stderr)
+        return 1
     print(server.listening_address, flush=True)
     _wait_for_the_end()
     _leave()

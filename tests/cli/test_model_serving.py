@@ -64,3 +64,13 @@ def test_error_is_raised_when_there_is_no_model_file(tmp_path: Path) -> None:
     """A server that cannot start says so at once, with the exit code that it ends with a moment later."""
     with pytest.raises(ModelError, match=r"did not start \(exit code 1\)"):
         ModelServer(ServerOptions(tmp_path / "none.gguf")).start()
+
+
+def test_error_names_the_file_when_it_is_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line, and not a traceback of ours."""
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(ModelError, match="did not start"):
+        ModelServer(ServerOptions(tmp_path / "text.gguf")).start()
+    said = capfd.readouterr().err
+    assert f"{tmp_path}/text.gguf: llama.cpp does not serve it; is it a whole GGUF file?" in said
+    assert "Traceback" not in said
