@@ -76,7 +76,12 @@ WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
         ("0", "0"),
         ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
     ),
-    "scaphandre_url": (("localhost:8080", "localhost:8080"), ("http://", "http://"), (8080, "8080")),
+    "scaphandre_url": (
+        ("localhost:8080", "localhost:8080"),
+        ("http://", "http://"),
+        ("http://h:0", "http://h:0"),
+        (8080, "8080"),
+    ),
     "powercap_root": ((5, ""), ("~nobody-of-this-name/x", "~nobody-of-this-name/x")),
     "grid_intensity": ((-1, "-1"), ("green", "green"), (10_001, "10001")),
 }
@@ -190,6 +195,7 @@ def test_credentials_are_not_logged_when_a_variable_is_wrong(caplog: pytest.LogC
 def test_meters_may_be_a_name_a_meter_or_a_list() -> None:
     """As the docstring of `instrument` says."""
     estimate = CpuEstimate()
+    assert settings({}, meters="auto").meters == ["auto"]
     assert settings({}, meters="rapl").meters == ["rapl"]
     assert settings({}, meters=estimate).meters == [estimate]
     assert settings({}, meters=("rapl", estimate)).meters == ["rapl", estimate]
@@ -208,9 +214,10 @@ def test_servers_may_be_on_hosts_that_one_prometheus_knows() -> None:
     }
 
 
-def test_clients_may_be_none_at_all() -> None:
+def test_clients_may_be_none_at_all_or_one_or_all() -> None:
     """Who instruments by hand needs no second wrapper."""
     assert list(settings({}, clients=[]).clients) == []
+    assert list(settings({}, clients="ollama").clients) == ["ollama"]
     assert list(settings({"OTEL_LLM_ENERGY_CLIENTS": "auto"}).clients) == ["openai", "ollama", "http", "langchain"]
 
 
@@ -221,8 +228,31 @@ def test_words_for_a_path_are_known_however_they_are_written(name: str) -> None:
         assert getattr(settings({}, **{name: text}), name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_hold", 0), ("max_hold", 3600), ("grid_intensity", 0), ("grid_intensity", 10_000)]
+)
+def test_least_and_most_are_allowed_when_they_are_given(name: str, value: float) -> None:
+    """0 holds no span at all, and a grid may emit nothing."""
+    assert getattr(settings({}, **{name: value}), name) == value
+    assert getattr(settings({BY_NAME[name].variable: str(value)}), name) == value
+
+
+def test_meter_is_refused_when_it_lacks_a_part() -> None:
+    """It would fail later, where nobody looks."""
+
+    class Half:
+        name = "half"
+
+        def open(self) -> list[Any]:
+            return []
+
+    with pytest.raises(SettingError, match="meters cannot be"):
+        settings({}, meters=Half())
+
+
 def test_idle_watts_may_be_one_number() -> None:
-    """Of each CPU package, or the host."""
+    """Of each CPU package, or the host; a machine whose meter leaves its idle power out has 0 W."""
+    assert settings({}, idle_watts=0).idle_watts == {"": 0.0}
     assert settings({}, idle_watts=20).idle_watts == {"": 20.0}
     assert settings({"OTEL_LLM_ENERGY_IDLE_WATTS": "20"}).idle_watts == {"": 20.0}
 
