@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,10 @@ def test_idle_power_is_not_believed_when_it_is_old_or_from_the_future(kept: Path
 
 
 def test_idle_power_is_not_believed_when_the_counter_is_another(kept: Path) -> None:
-    """Another channel, or the same name in another tree or behind another meter."""
+    """Another channel, or the same name in another tree, of another device or behind another meter."""
     assert memory(kept).recall(meters("/another/tree")) == {}
     assert memory(kept).recall(meters("/sys/class/powercap", Channel("package-1", "cpu", "rapl"))) == {}
+    assert memory(kept).recall(meters("/sys/class/powercap", replace(PACKAGE, resource="another"))) == {}
     assert memory(kept).recall([OpenMeter(ScaphandreMeter(), (PACKAGE,))]) == {}
 
 
@@ -210,8 +211,33 @@ def test_file_is_written_only_when_there_is_news(kept: Path) -> None:
     each.recall(meters())
     each.keep({"package-0": [IdlePower(20.1, 19.0, 90.0)]})
     assert kept.stat().st_ino == before
-    each.keep({"package-0": [IdlePower(21.0, 19.0, 90.0)]})
-    assert kept.stat().st_ino != before
+    for watts in (21.0, 19.0):  # it may fall as well as rise
+        each.keep({"package-0": [IdlePower(watts, 19.0, 90.0)]})
+        assert memory(kept, NOW_S + 60).recall(meters()) == {"package-0": [IdlePower(watts, 19.0, 90.0)]}
+    before = kept.stat().st_ino
+    each.keep({"package-0": [IdlePower(19.0, 19.0, 90.0)]})
+    assert kept.stat().st_ino == before
+
+
+def test_idle_power_stays_known_when_it_is_learned_anew_and_is_as_before(kept: Path) -> None:
+    """The day that counts is the last one on which it was seen."""
+    each = memory(kept, NOW_S + MAX_AGE_SECONDS - 60)
+    each.recall(meters())
+    each.keep({"package-0": [IDLE]})
+    assert memory(kept, NOW_S + MAX_AGE_SECONDS + 60).recall(meters()) == {"package-0": [IDLE]}
+
+
+def test_file_holds_the_newest_figures_when_there_are_too_many(path: Path) -> None:
+    """Trees that come and go would fill it for ever, and then leave no room."""
+    many = [Channel(f"package-{number}", "cpu", "rapl") for number in range(256)]
+    earlier = memory(path)
+    earlier.recall(meters("/many", *many))
+    earlier.keep({channel.id: [IDLE] for channel in many})
+    later = memory(path, NOW_S + 60)
+    later.recall(meters())
+    later.keep({"package-0": [IDLE]})
+    assert memory(path, NOW_S + 60).recall(meters()) == {"package-0": [IDLE]}
+    assert len(json.loads(path.read_text())["channels"]) == 256
 
 
 def test_each_state_has_its_figure_when_idle_power_has_states(path: Path) -> None:
