@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
 _NO_METER = {"meters": "rapl", "powercap_root": "/nonexistent"}
 _KILLS = 10
+_ANSWER = json.dumps(
+    {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": MODEL_NAME,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Well."}}],
+    }
+)
 
 
 def _plan(folder: Path, base_url: str, prompts: list[dict[str, Any]], **entries: Any) -> Plan:
@@ -46,6 +55,12 @@ def _plan(folder: Path, base_url: str, prompts: list[dict[str, Any]], **entries:
 
 def _table(folder: Path) -> pl.DataFrame:
     return scan([folder]).sort("position").collect()
+
+
+def _texts_asked(posted: list[bytes]) -> list[list[str]]:
+    """The texts of each call's messages; what a tokenizer was asked is none."""
+    bodies = [json.loads(body) for body in posted]
+    return [[message["content"] for message in body["messages"]] for body in bodies if "messages" in body]
 
 
 def _planned_ids(plan: Plan) -> list[str]:
@@ -137,6 +152,91 @@ def test_texts_are_not_kept_when_content_is_unwanted(
     assert not any("messages" in (other or "") for other in table["other_attributes"])
 
 
+@pytest.mark.parametrize(("content", "asked_again"), [(True, []), (False, [["One?"]])], ids=["texts", "hashes"])
+def test_a_turn_carries_all_before_it_when_a_conversation_is_asked_or_taken_up_again(
+    content: bool, asked_again: list[list[str]], tmp_path: Path
+) -> None:
+    """With the answers; an earlier turn whose answer was not kept is asked again and makes no second row."""
+    prompts = [{"prompt": text, "conversation": "c"} for text in ("One?", "Two?")]
+    options = Options(content=content, energy=_NO_METER)
+    posted: list[bytes] = []
+    with answering(_ANSWER, "application/json", posted=posted) as base_url:
+        plan = _plan(tmp_path, base_url, prompts, stream=False)
+        collect(plan, tmp_path / "out", options)
+        assert _texts_asked(posted) == [["One?"], ["One?", "Well.", "Two?"]]
+        posted.clear()
+        _table(tmp_path / "out").filter(pl.col("turn") == 0).write_parquet(tmp_path / "out" / "calls.parquet")
+        assert collect(plan, tmp_path / "out", options).done_now == 1
+    assert _texts_asked(posted) == [*asked_again, ["One?", "Well.", "Two?"]]
+    assert _table(tmp_path / "out")["turn"].to_list() == [0, 1]
+
+
+def test_models_are_warmed_up_without_rows_when_the_plan_says_how_often(tmp_path: Path) -> None:
+    """Each by as many calls, before all others; a model that does not answer is said at once."""
+    posted: list[bytes] = []
+    with answering(_ANSWER, "application/json", posted=posted) as base_url:
+        server = {"base_url": base_url, "models": ["a", "b"]}
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], servers=[server], stream=False, warm_up=2)
+        progress = collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    models = [json.loads(body).get("model") for body in posted if b"messages" in body]
+    assert (models[:4], sorted(models[4:])) == (["a", "a", "b", "b"], ["a", "b"])
+    assert (progress.done_now, _table(tmp_path / "out").height) == (2, 2)
+    with answering("<html>Welcome</html>", "text/html") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], warm_up=1)
+        with pytest.raises(StudyError, match=r"does not answer: .*no model server"):
+            collect(plan, tmp_path / "other", Options(energy=_NO_METER))
+
+
+def test_calls_rest_and_say_when_they_were_when_a_pause_is_asked_for(tmp_path: Path) -> None:
+    """Seconds since 1970, and seconds; the idle power shows in the pause."""
+    before_seconds = time.time()
+    with answering(_ANSWER, "application/json") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}, {"prompt": "Two?"}], stream=False, rest_seconds=0.3)
+        collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    (first_at, first_seconds), (second_at, second_seconds) = (
+        _table(tmp_path / "out").select("started_at", "seconds").rows()
+    )
+    assert (
+        before_seconds
+        < first_at
+        < first_at + first_seconds + 0.3
+        <= second_at
+        < second_at + second_seconds
+        < time.time()
+    )
+
+
+def test_only_failed_calls_are_asked_again_when_that_is_wanted(tmp_path: Path) -> None:
+    """Each then has one row, which says how often it was tried."""
+    with answering("<html>Welcome</html>", "text/html") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], stream=False)
+        assert collect(plan, tmp_path / "out", Options(energy=_NO_METER)).failed == 1
+    with answering(_ANSWER, "application/json") as base_url:
+        addresses = {"llama": base_url}
+        again = Options(energy=_NO_METER, addresses=addresses, retry_failed=True)
+        assert collect(plan, tmp_path / "out", Options(energy=_NO_METER, addresses=addresses)).done_now == 0
+        assert collect(plan, tmp_path / "out", again).done_now == 1
+        assert collect(plan, tmp_path / "out", again).done_now == 0
+    assert _table(tmp_path / "out").select("attempt", "error_type", "response").rows() == [(2, None, "Well.")]
+
+
+def test_time_to_go_is_that_of_the_calls_that_are_left() -> None:
+    """Rows of earlier runs took none of this run's."""
+    assert Progress(planned=10, done=6, done_now=2, failed=0, joules=0.0, seconds=8.0).rest_seconds == 16.0
+    assert Progress(planned=10, done=4, done_now=0, failed=0, joules=0.0, seconds=8.0).rest_seconds is None
+
+
+def test_nothing_is_asked_when_everything_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study without joules would be found out at its end."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    posted: list[bytes] = []
+    with answering(_ANSWER, "application/json", posted=posted) as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], stream=False, warm_up=1)
+        with pytest.raises(StudyError, match="OTEL_SDK_DISABLED=true switches measuring off"):
+            collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    assert _texts_asked(posted) == []
+
+
 def test_nothing_is_asked_again_when_every_call_has_its_row(tmp_path: Path, llama_server: LlamaServerFactory) -> None:
     """Taking up a complete study changes nothing."""
     plan = _plan(tmp_path, llama_server().base_url, [{"prompt": "Hello."}])
@@ -154,8 +254,20 @@ def test_another_plan_is_refused_when_a_folder_holds_a_study(tmp_path: Path, lla
     assert manifest is not None
     assert manifest["plan"]["max_tokens"] == [4]
     other = _plan(tmp_path, llama_server().base_url, [{"prompt": "Hello."}], max_tokens=5)
-    with pytest.raises(StudyError, match="another plan"):
+    with pytest.raises(StudyError, match=r"another plan \(max_tokens differ\)"):
         collect(other, tmp_path / "out", Options(energy=_NO_METER))
+
+
+def test_rows_are_not_mixed_when_the_prompts_have_changed_or_nothing_says_whose_they_are(tmp_path: Path) -> None:
+    """A file of prompts that was edited since is another study, though its plan is the same."""
+    with answering(_ANSWER, "application/json") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], stream=False)
+        collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+        manifest = (tmp_path / "out" / "manifest.json").read_bytes()
+        _plan(tmp_path, base_url, [{"prompt": "Another?"}], stream=False)
+        with pytest.raises(StudyError, match=r"prompts\.jsonl has changed since the study began"):
+            collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+        assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.e2e

@@ -9,8 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def answering(answer: str, content_type: str, health: int = 200) -> Iterator[str]:
-    """Answers the same to whatever is asked, at ``/health`` with this status; its base URL."""
+def answering(answer: str, content_type: str, health: int = 200, posted: list[bytes] | None = None) -> Iterator[str]:
+    """Answers the same to whatever is asked, at ``/health`` with this status; its base URL.
+
+    What is posted is added to ``posted``.
+    """
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -20,7 +23,9 @@ def answering(answer: str, content_type: str, health: int = 200) -> Iterator[str
             self.wfile.write(answer.encode())
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if posted is not None:
+                posted.append(body)
             self.do_GET()
 
         def log_message(self, *_: object) -> None:
