@@ -294,12 +294,11 @@ class _Run:
         on_progress(self.progress())
 
     def _warm_up(self) -> None:
-        """Calls that make no rows: models are loaded, caches are filled."""
-        text = self._work.jobs[0][0].prompt.text or "Hello."
+        """Calls that make no rows, so that models are loaded; a prompt of the plan may be too long for one."""
         for server in self._plan.servers:
             for model in server.models:
                 for _ in range(self._plan.warm_up):
-                    request = self._request(model, [{"role": "user", "content": text}], min(self._plan.max_tokens))
+                    request = self._request(model, [{"role": "user", "content": "Hello."}], min(self._plan.max_tokens))
                     try:
                         self._askers[server.name].ask(request, [])
                     except Exception as error:

@@ -114,6 +114,15 @@ def test_empty_and_huge_prompts_are_failed_rows_when_they_are_asked(
     assert errors == {"fine": None, "empty": "empty_prompt", "huge": "BadRequestError"}
 
 
+def test_huge_prompt_is_a_failed_row_when_it_comes_first_and_models_are_warmed_up(
+    tmp_path: Path, llama_server: LlamaServerFactory
+) -> None:
+    """The order is the same each time: the study could never have been begun."""
+    plan = _plan(tmp_path, llama_server().base_url, [{"prompt": "x " * 500_000}], warm_up=1)
+    progress = collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    assert (progress.done, progress.failed) == (1, 1)
+
+
 def test_answer_is_kept_whole_when_a_character_comes_in_two_halves(tmp_path: Path) -> None:
     """Each chunk is JSON of its own; half a character alone no table can hold, and so none of the rows."""
     chunks = [json.dumps({"choices": [{"delta": {"content": half}}]}) for half in ("a \ud83d", "\ude00", " \ud83d")]
