@@ -102,6 +102,37 @@ def test_plan_of_the_documentation_is_a_plan_when_it_is_copied(tmp_path: Path) -
     assert [server.name for server in plan.servers] == ["workstation", "gpu-box"]
 
 
+def test_plan_is_read_with_its_prompts_and_shortest_forms_when_it_lies_elsewhere(tmp_path: Path) -> None:
+    """Prompts are found beside it; one model and one limit need no list, and a server's name is its address."""
+    (tmp_path / "p.txt").write_text("Why?\n")
+    (tmp_path / "plan.toml").write_text(
+        'prompts = "p.txt"\nmax_tokens = 8\nwarm_up = 0\n[[servers]]\nbase_url = "http://h:8000/v1"\nmodels = "m"\n'
+    )
+    plan = read_plan(tmp_path / "plan.toml")
+    assert plan.prompts == str(tmp_path / "p.txt")
+    assert (plan.max_tokens, plan.warm_up) == ((8,), 0)
+    assert [(server.name, server.models) for server in plan.servers] == [("h:8000", ("m",))]
+
+
+@pytest.mark.parametrize("content", [None, "prompts = ", '{"format": 1}', "[]", "{"])
+def test_error_names_the_file_when_it_is_no_plan(content: str | None, tmp_path: Path) -> None:
+    """Neither there, nor TOML, nor a manifest."""
+    path = tmp_path / ("plan.toml" if content == "prompts = " else "manifest.json")
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(StudyError, match=re.escape(f"{path}: ")):
+        read_plan(path)
+
+
+def test_study_can_be_taken_up_in_another_manner_when_it_asks_the_same() -> None:
+    """Slower, or more patient; other calls, or other questions, are another study."""
+    plan = make_plan(_ENTRIES, "test")
+    manners = {"concurrency": 2, "rest_seconds": 3.0, "timeout_seconds": 9.0, "warm_up": 0}
+    assert with_changes(plan, **manners).digest == plan.digest
+    for change in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": [8]}, {"repeats": 1}, {"stream": False}):
+        assert with_changes(plan, **change).digest != plan.digest
+
+
 _SERVER = {"name": "one", "base_url": "http://h/v1", "models": ["a"]}
 
 
@@ -124,6 +155,11 @@ _SERVER = {"name": "one", "base_url": "http://h/v1", "models": ["a"]}
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "extra": "x"}]}, "extra cannot be 'x'"),
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "api_key_variable": 5}]}, "api_key_variable cannot"),
         ({"servers": [_SERVER, {**_SERVER, "base_url": "http://h:2/v1"}]}, "servers with different names"),
+        ({"servers": [{**_SERVER, "api": "anthropic"}]}, "api cannot be 'anthropic'. Allowed: auto, openai, ollama"),
+        ({"concurrency": 0}, "concurrency cannot be 0"),
+        ({"repeats": True}, "repeats cannot be True"),
+        ({"temperature": -0.5}, "temperature cannot be -0.5"),
+        ({"timeout_seconds": 0}, "timeout_seconds cannot be 0"),
         ({"score": 5}, "score cannot be 5"),
         ({"stream": "no"}, "stream cannot be 'no'. Allowed: true, false"),
         ({"tokenize": 0}, "tokenize cannot be 0"),

@@ -314,11 +314,18 @@ def test_published_rows_are_read_when_they_come_from_melodi(tmp_path: Path) -> N
     """kWh become joules, nanoseconds seconds; a total that is missing is the sum of what is there; unknown stays so."""
     (tmp_path / "melodi.csv").write_text(_MELODI)
     out = tmp_path / "published"
-    words = ["study", "import", str(tmp_path / "melodi.csv"), "--out", str(out), "--machine", "laptop"]
+    files = 2 * [str(tmp_path / "melodi.csv")]  # a file that is named twice counts once
+    words = ["study", "import", *files, "--out", str(out), "--machine", "laptop"]
     assert main(words) == 0
     rows = pl.read_parquet(out / "calls.parquet").sort("position").to_dicts()
     assert [row["llm.energy.joules"] for row in rows] == [pytest.approx(396.0), pytest.approx(36.0), None]
-    assert rows[0]["llm.server.decode_seconds"] == pytest.approx(4.7)
+    assert [rows[0][f"llm.energy.{part}_joules"] for part in ("cpu", "gpu")] == [
+        pytest.approx(36.0),
+        pytest.approx(360.0),
+    ]
+    times = ["seconds", *(f"llm.server.{phase}_seconds" for phase in ("load", "prefill", "decode"))]
+    assert [rows[0][name] for name in times] == [5.0, 0.001, 0.25, pytest.approx(4.7)]
+    assert [rows[0][f"gen_ai.usage.{side}_tokens"] for side in ("input", "output")] == [20, 100]
     assert (rows[0]["deployment"], rows[0]["type"], rows[0]["prompt_words"]) == ("laptop gemma:2b", "question", 2)
     assert rows[0]["started_at"] == pytest.approx(1714989600.123456)
     assert rows[0]["llm.energy.above_idle_joules"] is None
