@@ -12,7 +12,8 @@ import pytest
 
 from otel_llm_energy.cli import main
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.plan import calls_of, jobs, make_plan, read_plan, with_changes
+from otel_llm_energy.study.collect import Options, Progress
+from otel_llm_energy.study.plan import Plan, ServerPlan, calls_of, jobs, make_plan, read_plan, with_changes
 from otel_llm_energy.study.prompts import read_prompts
 from otel_llm_energy.tracing.directory import Address
 
@@ -191,3 +192,55 @@ def test_error_asks_for_the_server_when_only_its_model_or_api_is_named(
     assert main(["study", "collect", "starter", *options]) == 1
     assert "--model and --api need --base-url" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["plan.toml"]
+
+
+def test_all_is_as_the_command_line_says_when_every_option_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is left at its default in silence."""
+    seen: list[tuple[Plan, Path, Options]] = []
+
+    def collect(plan: Plan, folder: Path, options: Options, **_: object) -> Progress:
+        seen.append((plan, folder, options))
+        return Progress(1, 1, 1, 0, 0.0, 0.0)
+
+    monkeypatch.setattr("otel_llm_energy.study.collect.collect", collect)
+    words = (
+        f"study collect starter --base-url http://h:1/v1 --model a b --api openai --out {tmp_path} --repeats 2"
+        " --max-tokens 8 16 --warm-up 0 --seed 3 --temperature 0.5 --concurrency 4 --rest 0.25 --timeout 9.5"
+        " --order by-model --no-stream --no-tokenize --score s.py:f --no-content --retry-failed --powercap /tree"
+    )
+    assert main(words.split()) == 0
+    expected = Plan(
+        prompts="starter",
+        servers=(ServerPlan("h:1", "http://h:1/v1", ("a", "b"), "openai"),),
+        repeats=2,
+        max_tokens=(8, 16),
+        warm_up=0,
+        seed=3,
+        temperature=0.5,
+        concurrency=4,
+        rest_seconds=0.25,
+        timeout_seconds=9.5,
+        order="by-model",
+        stream=False,
+        tokenize=False,
+        score="s.py:f",
+    )
+    energy = {"meters": "rapl", "powercap_root": "/tree"}
+    assert seen == [(expected, tmp_path, Options(content=False, retry_failed=True, energy=energy))]
+
+
+def test_options_win_when_a_plan_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given stays as in the plan; 0 is given, too."""
+    plans: list[Plan] = []
+
+    def collect(plan: Plan, *_: object, **__: object) -> Progress:
+        plans.append(plan)
+        return Progress(1, 1, 1, 0, 0.0, 0.0)
+
+    monkeypatch.setattr("otel_llm_energy.study.collect.collect", collect)
+    plan = make_plan({**_ENTRIES, "stream": False}, "test")
+    (tmp_path / "manifest.json").write_text(json.dumps({"plan": plan.as_dict()}))
+    assert main(["study", "collect", "--plan", str(tmp_path / "manifest.json"), "--warm-up", "0", "--rest", "0"]) == 0
+    assert plans == [with_changes(plan, warm_up=0, rest_seconds=0.0)]
