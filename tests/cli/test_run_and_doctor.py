@@ -201,11 +201,16 @@ def test_doctor_is_troubled_when_counters_never_move(manual_powercap: PowercapTr
 
 
 def _read(
-    component: Component, *, metered_joules: int = 5, age_seconds: float | None = 0.5, period_seconds: float | None = 1
+    component: Component,
+    *,
+    metered_joules: int = 5,
+    age_seconds: float | None = 0.5,
+    period_seconds: float | None = 1,
+    host: str = "",
 ) -> ChannelStatus:
     """A counter of RAPL that is read."""
     balance = Balance(metered_joules * 10**9, 0, 0, {})
-    channel = Channel(component, component, "rapl")
+    channel = Channel(component, component, "rapl", host=host)
     return ChannelStatus(channel, balance, 20, "learned", None, age_seconds, None, period_seconds=period_seconds)
 
 
@@ -217,11 +222,22 @@ def _read(
         ([_read("cpu", metered_joules=0, age_seconds=None)], ["cpu"]),
         ([_read("cpu"), _read("memory", metered_joules=0)], []),
         ([_read("memory", metered_joules=0)], ["memory"]),
+        ([_read("cpu", host="another"), _read("memory", metered_joules=0)], ["memory"]),
         ([_read("cpu"), _read("gpu", age_seconds=20)], ["gpu"]),
         ([_read("cpu", age_seconds=20, period_seconds=61)], []),
         ([_read("cpu", metered_joules=0, period_seconds=None)], []),
     ],
-    ids=["good", "still", "never-read", "memory-unused", "memory-alone", "stopped", "rare", "read-by-another-process"],
+    ids=[
+        "good",
+        "still",
+        "never-read",
+        "memory-unused",
+        "memory-alone",
+        "memory-of-a-host",
+        "stopped",
+        "rare",
+        "read-by-another-process",
+    ],
 )
 def test_doctor_is_troubled_when_a_counter_that_can_be_read_gives_no_energy(
     channels: list[ChannelStatus], troubled: list[str]
@@ -238,8 +254,11 @@ def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
         "doctor",
         OTEL_LLM_ENERGY_POWERCAP_ROOT="/nonexistent",
         OTEL_LLM_ENERGY_SCAPHANDRE_URL=f"http://127.0.0.1:{free_port()}/metrics",
+        OTEL_LLM_ENERGY_BOARD="/dev/null/board",
     )
     assert done.returncode == 1
+    assert done.stdout.endswith("LLM calls on this machine get estimates that say so.\n")
+    assert re.search("^TROUBLE this process works alone", done.stdout, re.M)
     assert "an estimate from CPU time, no measurement" in done.stdout
     assert "no     rapl: meter-not-found" in done.stdout
     assert "no     scaphandre: meter-refused" in done.stdout
