@@ -1,4 +1,4 @@
-"""The demo's table on terminals of any width."""
+"""The demo's tables: on terminals of any width, and what they say of calls and of where the energy went."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext
 from rich.console import Console
 
 from otel_llm_energy import conventions as names
-from otel_llm_energy.cli.results import Node, Results
+from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
 from otel_llm_energy.cli.screen import show
-from otel_llm_energy.status import Status
+from otel_llm_energy.ledger.ledger import Balance
+from otel_llm_energy.quantities import Channel
+from otel_llm_energy.status import ChannelStatus, Status
 
 _CALL = {
     "gen_ai.operation.name": "chat",
@@ -56,3 +59,86 @@ def test_command_that_is_named_can_be_typed_when_make_ran_the_demo(
     monkeypatch.setenv("PATH", str(tmp_path if on_the_path else tmp_path / "elsewhere"))
     named = "otel-llm-energy" if on_the_path else str(program)
     assert f"`{named} doctor` says what would mend that." in shown(500)
+
+
+def span(name: str, number: int, parent: int | None, **attributes: str | float | bool) -> ReadableSpan:
+    """A span with its number as id, and as second of its start."""
+    above = None if parent is None else SpanContext(1, parent, is_remote=False)
+    context = SpanContext(1, number, is_remote=False)
+    start_ns = number * 10**9
+    return ReadableSpan(
+        name, context, above, attributes=attributes, start_time=start_ns, end_time=start_ns + 250_000_000
+    )
+
+
+def call(number: int, parent: int, quality: str, reason: str) -> ReadableSpan:
+    facts = {"gen_ai.operation.name": "chat", "gen_ai.response.id": f"r{number}", names.JOULES: 1.0}
+    return span("chat m", number, parent, **facts, **{names.QUALITY: quality, names.REASON: reason})
+
+
+SPANS = [
+    call(4, 2, "degraded", "flush"),
+    call(3, 2, "shared", ""),
+    span("both", 2, 1, **{names.SUBTREE_JOULES: 2.0, names.SUBTREE_INCOMPLETE: True}),
+    span("another", 9, None),
+    span("demo", 1, None, **{names.SUBTREE_JOULES: 2.0}),
+]
+
+
+def counter(name: str, *, metered: int, billed: int, pending: int = 0, idle: int = 0) -> ChannelStatus:
+    """What became of so many J of a counter of RAPL."""
+    unattributed_nj = {"idle": idle * 10**9, "other": 0}
+    balance = Balance(metered * 10**9, billed * 10**9, pending * 10**9, unattributed_nj)
+    return ChannelStatus(Channel(name, "cpu", "rapl"), balance, 20.0, "learned", None, 0.5, None)
+
+
+STATUS = Status(
+    (counter("a", metered=100, billed=70, pending=5, idle=25), counter("b", metered=8, billed=8)), (), {}, ""
+)
+
+
+def test_tree_is_in_the_order_of_time_when_spans_come_in_any_order() -> None:
+    """Each call by its question, each other span by its name; nothing while the root is not there."""
+    tree = tree_of(SPANS, "demo", {"r3": "First?", "r4": "Second?"})
+    assert tree is not None
+    assert [(node.label, node.depth) for node in tree.walk()] == [
+        ("demo", 0),
+        ("both", 1),
+        ("First?", 2),
+        ("Second?", 2),
+    ]
+    assert tree_of(SPANS[:-1], "demo", {}) is None
+
+
+def test_json_names_question_span_and_seconds_when_a_call_is_shown() -> None:
+    """Ids as a back end shows them."""
+    tree = tree_of(SPANS, "demo", {"r3": "First?"})
+    assert tree is not None
+    said = Results(tree, balance_of(STATUS), STATUS).as_json()
+    first, second = said["calls"]
+    assert (first["question"], second["question"]) == ("First?", "chat m")
+    assert (first["trace_id"], first["span_id"]) == (f"{1:032d}", f"{3:016d}")
+    assert (first["seconds"], first["joules"], first["quality"]) == (0.25, 1.0, "shared")
+    assert said["balance"][0]["unattributed_joules"] == {"idle": 25.0, "other": 0.0}
+
+
+def test_balance_and_reasons_are_told_when_calls_are_shown() -> None:
+    """Every joule of every counter and of their sum; each word that is shown is told, and no other."""
+    tree = tree_of(SPANS, "demo", {"r3": "First?", "r4": "Second?"})
+    assert tree is not None
+    console = Console(width=120, file=io.StringIO(), highlight=False)
+    show(Results(tree, balance_of(STATUS), STATUS), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "demo Σ 2.000" in lines
+    assert "└ both Σ 2.000+" in lines
+    assert [line for line in lines if line.startswith(("where", "rapl", "sum"))] == [
+        "where the energy went, J metered = calls + pending + idle",
+        "rapl a 100.0 70.0 5.0 25.0",
+        "rapl b 8.0 8.0 0.0 0.0",
+        "sum 108.0 78.0 5.0 25.0",
+    ]
+    assert "flush: a flush could not wait for the next reading (Second?)." in lines
+    assert "shared: other calls were at work at the same time; each gets an equal part of each instant." in lines
+    assert "idle: drawn anyway, while no call was at work." in lines
+    assert not [line for line in lines if line.startswith(("other:", "~:", "No power meter"))]
