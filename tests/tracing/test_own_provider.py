@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
-from otel_llm_energy.tracing.own_provider import _ShutDownTogether
+from otel_llm_energy.tracing.own_provider import _metric_exporter, _ShutDownTogether, _span_exporter
 
 _SECONDS = 20
 
@@ -89,6 +89,30 @@ def test_file_that_would_configure_tracing_is_said_not_to_be_heeded() -> None:
     done = _run_app(OTEL_CONFIG_FILE="otel.yaml")
     assert "OTEL_CONFIG_FILE is not heeded" in done.stderr
     assert "first call" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("exporter", "said", "exported"),
+    [("none", "", False), ("zipkin, Console", "OTEL_TRACES_EXPORTER=zipkin,console is not known here.", True)],
+)
+def test_spans_go_where_the_variable_says_as_far_as_that_is_known(exporter: str, said: str, exported: bool) -> None:
+    """Nowhere, if that is asked for; what is not known here is said, and the others get them."""
+    done = _run_app(OTEL_TRACES_EXPORTER=exporter, OTEL_METRICS_EXPORTER="none")
+    assert (said in done.stderr, "first call" in done.stdout) == (True, exported), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("spans", "metrics"), [("grpc", "http"), ("http", "grpc")])
+def test_protocol_is_that_of_the_signal_when_it_has_one_of_its_own(
+    spans: str, metrics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else that of all signals."""
+    signal = "TRACES" if spans == "grpc" else "METRICS"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "grpc")
+    for exporter, protocol in ((_span_exporter("otlp"), spans), (_metric_exporter("otlp"), metrics)):
+        assert f".proto.{protocol}." in type(exporter).__module__
+        exporter.shutdown()
 
 
 def _run_app(**settings: str) -> subprocess.CompletedProcess[str]:
