@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -189,6 +190,20 @@ def test_nothing_happens_when_the_file_cannot_be_written(tmp_path: Path, caplog:
         each.keep({"package-0": [IDLE]})
         each.keep({"package-0": [IdlePower(30.0, 29.0, 60.0)]})
     assert len(caplog.records) == 1
+
+
+def test_nothing_half_written_is_left_when_the_disk_is_full(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every minute's attempt would leave one more file; the figures so far stay. (The full disk is simulated.)"""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    each = memory(kept)
+    each.recall(meters())
+    monkeypatch.setattr(Path, "replace", refuse)
+    each.keep({"package-0": [IdlePower(30.0, 29.0, 60.0)]})
+    assert list(kept.parent.iterdir()) == [kept]
+    assert memory(kept).recall(meters()) == {"package-0": [IDLE]}
 
 
 def test_what_is_there_stays_when_it_is_no_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
