@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from otel_llm_energy.cli import main
+from otel_llm_energy.cli import CommandError, main
 from otel_llm_energy.cli.model import MODEL_NAME
-from otel_llm_energy.cli.questions import CALLS
+from otel_llm_energy.cli.questions import CALLS, _at_once
 from otel_llm_energy.cli.screen import significant
 from tests.support.answering import answering
 from tests.support.children import environment_without_settings, free_port
@@ -167,6 +167,16 @@ def test_error_names_the_server_when_it_is_no_model_server(
     with answering("<html>Welcome</html>", "text/html") as url:
         assert main(["demo", "--json", "--base-url", url, *model]) == 1
     assert f"What answers at {url} is no OpenAI-compatible server." in capfd.readouterr().err
+
+
+def test_error_of_one_question_is_not_lost_when_several_are_asked_at_once() -> None:
+    """Each has a thread of its own."""
+
+    def fail() -> None:
+        raise CommandError("The server did not answer.")
+
+    with pytest.raises(CommandError, match="did not answer"):
+        _at_once([fail, lambda: None])
 
 
 @pytest.mark.parametrize("option", ["--base-url", "--otlp"])

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from otel_llm_energy.cli.doctor import judged, works
+from otel_llm_energy.cli.metering import baseline_known, missing
 from otel_llm_energy.idle_memory import IdleMemory, machine_facts
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.meters import OpenMeter, RaplMeter
+from otel_llm_energy.meters.discovery import LeftOut
 from otel_llm_energy.quantities import Channel, Component, IdlePower
 from otel_llm_energy.status import ChannelStatus, Status
 from tests.support.children import environment_without_settings, free_port
@@ -246,6 +249,18 @@ def test_doctor_is_troubled_when_a_counter_that_can_be_read_gives_no_energy(
     status = judged(Status(tuple(channels), (), {}, "joined"), 8.0)
     assert [each.channel.id for each in status.channels if each.problem] == troubled
     assert works(status) is not bool(troubled)
+
+
+def test_idle_power_is_known_when_that_of_every_counter_is() -> None:
+    """Else the first calls would have no part above idle."""
+    known, unknown = _read("cpu"), replace(_read("memory"), idle_watts=None)
+    assert [baseline_known(channels) for channels in ([], [known, unknown], [known])] == [False, False, True]
+
+
+def test_meter_is_not_missed_when_another_made_it_unnecessary() -> None:
+    """It would read the same energy again."""
+    refused, overlapping = LeftOut("scaphandre", "meter-refused", ""), LeftOut("cpu-estimate", "overlap", "")
+    assert missing(Status((_read("cpu"),), (refused, overlapping), {}, "joined")) == [refused]
 
 
 def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
