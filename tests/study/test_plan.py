@@ -107,12 +107,12 @@ def test_plan_is_read_with_its_prompts_and_shortest_forms_when_it_lies_elsewhere
     """Prompts are found beside it; one model and one limit need no list, and a server's name is its address."""
     (tmp_path / "p.txt").write_text("Why?\n")
     (tmp_path / "plan.toml").write_text(
-        'prompts = "p.txt"\nmax_tokens = 8\nwarm_up = 0\n[[servers]]\nbase_url = "http://h:8000/v1"\nmodels = "m"\n'
+        'prompts = "p.txt"\nmax_tokens = 8\nwarm_up = 0\n[[servers]]\nbase_url = "http://h:8000/v1"\nmodels = "llm"\n'
     )
     plan = read_plan(tmp_path / "plan.toml")
     assert plan.prompts == str(tmp_path / "p.txt")
     assert (plan.max_tokens, plan.warm_up) == ((8,), 0)
-    assert [(server.name, server.models) for server in plan.servers] == [("h:8000", ("m",))]
+    assert [(server.name, server.models) for server in plan.servers] == [("h:8000", ("llm",))]
 
 
 @pytest.mark.parametrize("content", [None, "prompts = ", '{"format": 1}', "[]", "{"])

@@ -329,7 +329,7 @@ def test_published_rows_are_read_when_they_come_from_melodi(tmp_path: Path) -> N
     assert (rows[0]["deployment"], rows[0]["type"], rows[0]["prompt_words"]) == ("laptop gemma:2b", "question", 2)
     assert rows[0]["started_at"] == pytest.approx(1714989600.123456)
     assert rows[0]["llm.energy.above_idle_joules"] is None
-    assert rows[2]["llm.energy.quality"] == "unavailable"
+    assert [row["llm.energy.quality"] for row in rows] == ["measured", "measured", "unavailable"]
     assert "cannot be compared fairly" in report([out])
 
 
@@ -341,6 +341,9 @@ def test_import_is_refused_when_a_file_is_not_melodis_or_the_folder_is_taken(
     (tmp_path / "melodi.csv").write_text(_MELODI)
     assert main(["study", "import", str(tmp_path / "other.csv"), "--out", str(tmp_path / "x")]) == 1
     assert "model_name, prompt, response_token_length missing" in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("model_name,prompt,response_token_length\nm,Why?,5\n")
+    assert main(["study", "import", str(tmp_path / "other.csv"), "--out", str(tmp_path / "x")]) == 1
+    assert "energy_consumption_llm_total missing" in capsys.readouterr().err
     assert main(["study", "import", str(tmp_path / "melodi.csv"), "--out", str(study)]) == 1
     assert "there is a study in it" in capsys.readouterr().err
 
