@@ -90,7 +90,9 @@ def _samples(draw: st.DrawFn, length: int, unknown: bool) -> list[tuple[int, int
         busy = {server: draw(st.integers(0, 400_000_000)) for server in SERVERS}
         # Others that were busy for some nanoseconds would drown in the rounding of busy time.
         others = draw(st.just(0) | st.integers(50_000_000, 10**9))
-        total += max(sum(busy.values()) + others, 200_000_000)
+        if sum(busy.values()) < 200_000_000:
+            others = max(others, 200_000_000)
+        total += sum(busy.values()) + others
         for server in SERVERS:
             mine[server] += busy[server]
 
