@@ -238,7 +238,7 @@ def _resolve(names: Mapping[Address, str], host: str, port: int) -> Server:
         return resolve_process(host, port)
     for address, spec in names.items():
         if address.matches(host, port):
-            return resolve_named(spec)
+            return replace(resolve_named(spec), is_named=True)
     return resolve(host, port)
 
 

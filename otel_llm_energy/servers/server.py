@@ -29,6 +29,7 @@ class Server:
         message: the same in a sentence, with what to do.
         slots: how many calls it works on at once, where it says so; ``None`` if unknown.
         process: which processes of another host it is, for `otel_llm_energy.servers.Selector`; ``None`` if not known.
+        is_named: the user said which program or process of this machine it is.
     """
 
     id: str
@@ -40,3 +41,4 @@ class Server:
     message: str = ""
     slots: int | None = None
     process: str | None = None
+    is_named: bool = False

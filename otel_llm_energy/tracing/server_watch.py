@@ -250,7 +250,9 @@ class ServerWatch:
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.pid is not None and not is_process(host) and not is_unix_socket(host):
             self._to_name.append((key, host, port, server))
-        if server.reason is not None:
+        if server.reason is not None and server.is_named:  # it may be misspelt
+            _logger.warning("The server named for %s: %s", key, server.message)
+        elif server.reason is not None:
             _logger.info("%s", server.message)
 
     def _note_idle(self, sample: ActivitySample) -> None:

@@ -72,6 +72,24 @@ def test_bills_say_so_when_nothing_listens_where_calls_are_answered() -> None:
     assert Watched({80: NOBODY}).caution(80) == "not-listening"
 
 
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        (replace(NOBODY, is_named=True), ("WARNING", "The server named for localhost:80: Nothing listens.")),
+        (NOBODY, ("INFO", "Nothing listens.")),
+    ],
+)
+def test_log_warns_of_a_server_that_the_user_named_and_that_is_not_there(
+    caplog: pytest.LogCaptureFixture, server: Server, said: tuple[str, str]
+) -> None:
+    """Once, when it is called; what nobody named is told to who looks for it."""
+    caplog.set_level("INFO", "otel_llm_energy")
+    watched = Watched({80: server})
+    watched.caution(80)
+    watched.caution(80)
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [said]
+
+
 def test_nothing_is_said_of_a_server_that_is_a_process_of_this_machine() -> None:
     """Nor of one that is only hidden: it is here."""
     hidden = Server("local:localhost:81", "localhost:81", "local", reason="hidden")
