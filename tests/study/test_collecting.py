@@ -267,7 +267,7 @@ def test_another_plan_is_refused_when_a_folder_holds_a_study(tmp_path: Path, lla
         collect(other, tmp_path / "out", Options(energy=_NO_METER))
 
 
-def test_rows_are_not_mixed_when_the_prompts_have_changed_or_nothing_says_whose_they_are(tmp_path: Path) -> None:
+def test_rows_are_not_mixed_when_the_prompts_have_changed(tmp_path: Path) -> None:
     """A file of prompts that was edited since is another study, though its plan is the same."""
     with answering(_ANSWER, "application/json") as base_url:
         plan = _plan(tmp_path, base_url, [{"prompt": "One?"}], stream=False)
