@@ -226,14 +226,10 @@ class Books:
             self._in_ledger = True
             try:
                 self._enter()
-                earlier = self._earlier.copy()
-                try:
-                    self._count_as_earlier(self._ledger, 1)
-                    self._ledger = change(self._ledger)
-                except BaseException:
-                    self._earlier = earlier
-                    raise
-                self._count_as_earlier(self._ledger, -1)
+                metered_until_now = _metered_in(self._ledger)
+                self._ledger = change(self._ledger)
+                self._count_as_earlier(metered_until_now, 1)
+                self._count_as_earlier(_metered_in(self._ledger), -1)
             finally:
                 self._in_ledger = False
 
@@ -241,17 +237,15 @@ class Books:
         """Where the energy went that this process has metered on each channel, by channel id."""
         with self._ledger_lock:
             balances = dict(self._earlier)
-            channels = {channel.id: channel for channel in self._ledger.channels}
-            for name, balance in self._ledger.balance().items():
+            for name, (channel, balance) in _metered_in(self._ledger).items():
                 earlier = balances.get(name)
-                balances[name] = (channels[name], balance if earlier is None else _sum(earlier[1], balance))
+                balances[name] = (channel, balance if earlier is None else _sum(earlier[1], balance))
             return balances
 
-    def _count_as_earlier(self, ledger: Accounts, sign: int) -> None:
-        channels = {channel.id: channel for channel in ledger.channels}
-        for name, balance in ledger.balance().items():
+    def _count_as_earlier(self, metered: Mapping[str, tuple[Channel, Balance]], sign: int) -> None:
+        for name, (channel, balance) in metered.items():
             _, earlier = self._earlier.get(name, (None, Balance(0, 0, 0, {})))
-            self._earlier[name] = (channels[name], _sum(earlier, balance, sign))
+            self._earlier[name] = (channel, _sum(earlier, balance, sign))
 
     @property
     def caution(self) -> str | None:
@@ -385,6 +379,11 @@ def _phase_tokens(claim: Claim) -> tuple[int | None, int | None]:
     if claim.input_tokens is None:
         return None, claim.output_tokens
     return max(claim.input_tokens - (claim.cached_input_tokens or 0), 0), claim.output_tokens
+
+
+def _metered_in(ledger: Accounts) -> dict[str, tuple[Channel, Balance]]:
+    channels = {channel.id: channel for channel in ledger.channels}
+    return {name: (channels[name], balance) for name, balance in ledger.balance().items()}
 
 
 def _sum(one: Balance, other: Balance, sign: int = 1) -> Balance:
