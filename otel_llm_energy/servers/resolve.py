@@ -107,7 +107,7 @@ def resolve_named(spec: str) -> Server:
     if is_relay(value.lower()):
         message = f"{value} (pid {roots[0]}) passes calls on to another server. Name that one."
         return _without_tree("relay", spec, message)
-    return _only(roots, spec, procfs, "not-listening")
+    return _tree(roots[0], procfs) or _without_tree("not-listening", spec, f"{value} has just ended.")
 
 
 def _addresses(host: str) -> list[IPAddress]:
