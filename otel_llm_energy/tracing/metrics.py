@@ -76,12 +76,12 @@ class EnergyMetrics:
 
     def catch_up(self) -> None:
         """Record the operations that have ended. Not to be called where a collection may be the caller."""
-        instruments = self._instruments()
-        while self._ended:
+        while True:
             try:
                 whole = self._ended.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:
                 return
+            instruments = self._instruments()
             if instruments is not None:
                 instruments.record_whole(whole)
 
