@@ -150,25 +150,6 @@ def test_process_that_names_its_own_work_otherwise_works_alone(tmp_path: Path) -
             seat.stop()
 
 
-def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever is wrong with it: a line without the values that its kind needs, too. The ledger begins anew."""
-    rules = rules_in(tmp_path)
-    folder = Folder(rules.folder)
-    Journal(folder, "local.1", str(rules), lambda: [("settle",)]).close()
-    folder.close()
-    meters = Meters(Books(Ledger(0)))
-    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
-    seat.start()
-    try:
-        assert seat.status.role == "holder"
-        assert meters.leads
-    finally:
-        seat.stop()
-    assert "The journal of the shared metering makes no sense." in caplog.text
-
-
 @contextmanager
 def seated(rules: Rules, meters: Meters) -> Iterator[Seat]:
     """A seat, as one process has it; here several may be of one process."""
@@ -226,6 +207,21 @@ def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
         assert seat.status.message == ""
 
 
+def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it: a line without the values that its kind needs, too. The ledger begins anew."""
+    rules = rules_in(tmp_path)
+    folder = Folder(rules.folder)
+    Journal(folder, "local.1", str(rules), lambda: [("settle",)]).close()
+    folder.close()
+    meters = Meters(Books(Ledger(0)))
+    with seated(rules, meters) as seat:
+        assert seat.status.role == "holder"
+        assert meters.leads
+    assert "The journal of the shared metering makes no sense." in caplog.text
+
+
 def test_nothing_of_earlier_holders_is_left_when_the_board_is_held(tmp_path: Path) -> None:
     """Else each start of an app would leave its files in a folder that lives for as long as the machine runs."""
     rules = rules_in(tmp_path)
@@ -260,10 +256,6 @@ def test_board_is_held_when_a_line_of_the_journal_is_nested_deeper_than_can_be_r
     with (rules.folder / "local.1.journal").open("a") as file:
         file.write("[" * 100_000 + "\n")
     meters = Meters(Books(Ledger(0)))
-    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
-    seat.start()
-    try:
+    with seated(rules, meters) as seat:
         assert seat.status.role == "holder"
         assert meters.leads
-    finally:
-        seat.stop()
