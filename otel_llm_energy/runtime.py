@@ -247,7 +247,7 @@ class Runtime:
         self._joiner.wake()
 
     def _listeners(self) -> Sequence[ClaimListener]:
-        return [self._metrics, *self.joining.gates]
+        return [self._metrics, *self.joining.gates, self.unobserved]
 
     # Metering
 

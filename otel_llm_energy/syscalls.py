@@ -11,6 +11,7 @@ Where the C library is of another kind these are Python's own functions.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import time
@@ -67,6 +68,8 @@ def _c_library() -> Any:
 
 
 _libc: Final = _c_library()
+# Of a library of its own: it takes C types as they are, and does not note `errno`, which costs as much as the call.
+_pread_of_c_types: Final = None if _libc is None else ctypes.PyDLL(None).pread
 
 
 def pread(descriptor: int, most_bytes: int) -> bytes:
@@ -76,6 +79,25 @@ def pread(descriptor: int, most_bytes: int) -> bytes:
     buffer = (ctypes.c_char * most_bytes)()  # its own: the garbage collector may read a counter in between
     size = _size(_libc.pread(descriptor, buffer, most_bytes, 0))
     return buffer.raw[:size]
+
+
+def prepared_pread(descriptor: int, most_bytes: int) -> Callable[[], bytes]:
+    """`pread` of one descriptor, for whoever calls it often: at less than half the price, as all is converted once.
+
+    There is one buffer: what is returned must not be called while it runs, be it by a garbage collection.
+    """
+    again = functools.partial(os.pread, descriptor, most_bytes, 0)
+    if _libc is None or _pread_of_c_types is None:
+        return again
+    call = _pread_of_c_types
+    buffer = (ctypes.c_char * most_bytes)()
+    arguments = (ctypes.c_int(descriptor), ctypes.byref(buffer), ctypes.c_size_t(most_bytes), ctypes.c_long(0))
+
+    def read() -> bytes:
+        size: int = call(*arguments)
+        return buffer.raw[:size] if size >= 0 else again()  # which raises what is wrong
+
+    return read
 
 
 def read_file(path: str) -> bytes:

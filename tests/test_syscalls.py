@@ -42,6 +42,7 @@ def test_files_and_folders_are_read_as_they_are(calls: Any, folder: Path) -> Non
             assert calls.read_file(str(path)) == path.read_bytes()
             descriptor = os.open(path, os.O_RDONLY)
             assert calls.pread(descriptor, 4096) == path.read_bytes()[:4096]
+            assert calls.prepared_pread(descriptor, 4096)() == path.read_bytes()[:4096]
             os.close(descriptor)
     assert calls.read_link(str(folder / "link")) == "socket:[4711]"
     assert sorted(calls.names_in(str(folder))) == sorted(path.name for path in folder.iterdir())
@@ -62,6 +63,19 @@ def test_errors_are_those_of_python(calls: Any, folder: Path) -> None:
     os.close(descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
         calls.pread(descriptor, 10)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        calls.prepared_pread(descriptor, 10)()
+
+
+def test_what_is_read_again_is_what_the_file_says_by_then(calls: Any, tmp_path: Path) -> None:
+    """Nothing is left of a longer text before it, and what was read stays as it was."""
+    path = tmp_path / "energy_uj"
+    path.write_bytes(b"262143328850\n")
+    with path.open("rb") as file:
+        read = calls.prepared_pread(file.fileno(), 32)
+        first = read()
+        path.write_bytes(b"17\n")
+        assert (first, read()) == (b"262143328850\n", b"17\n")
 
 
 def test_no_descriptor_is_left_open(calls: Any, folder: Path) -> None:
@@ -109,3 +123,4 @@ def test_no_other_thread_gets_the_interpreter_in_between() -> None:
     with Path("/proc/self/stat").open("rb") as file:
         descriptor = file.fileno()
         assert not _others_run_meanwhile(lambda: syscalls.pread(descriptor, 1024))
+        assert not _others_run_meanwhile(syscalls.prepared_pread(descriptor, 1024))

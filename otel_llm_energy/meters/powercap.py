@@ -18,7 +18,7 @@ from pathlib import Path
 
 from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.quantities import Channel, Component, Reading
-from otel_llm_energy.syscalls import pread
+from otel_llm_energy.syscalls import prepared_pread
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
 RAPL_SCALE_ERROR = 0.0
@@ -44,7 +44,7 @@ class _Zone:
 
 
 class _Counter:
-    """A counter's file, held open. Not thread-safe.
+    """A counter's file, held open. Not thread-safe, and not to be read while it is read.
 
     Raises:
         OSError: it cannot be opened.
@@ -58,16 +58,17 @@ class _Counter:
     def _open(self) -> None:
         self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._file = os.fstat(self._descriptor)
+        self._text = prepared_pread(self._descriptor, _COUNTER_BYTES)
 
     def read(self) -> int:
         """What it says, µJ. Raises `OSError` or `ValueError`."""
         try:
-            return int(pread(self._descriptor, _COUNTER_BYTES))
+            return int(self._text())
         except (OSError, ValueError):
             # Its driver was unloaded, or its socket's CPUs were; what comes back is another file of the same name.
             self.close()
             self._open()
-            return int(pread(self._descriptor, _COUNTER_BYTES))
+            return int(self._text())
 
     def close(self) -> None:
         """Give back the descriptor, if it is still ours: a daemon closes all it has inherited. Never raises."""
@@ -109,9 +110,10 @@ class RaplMeter:
         self.root_is_named = root is not None
         self._scale_error = as_scale_error(scale_error)
         self._clock_ns = clock_ns
-        # Reentrant: a stream that the garbage collector ends inside `read` takes a reading too.
+        # Reentrant: a stream that the garbage collector ends inside `read` comes to read, too.
         self._lock = threading.RLock()
         self._lock_pid = os.getpid()
+        self._is_reading = False
         self._counters: tuple[_Counter, ...] = ()
         self._lost: set[str] = set()
 
@@ -126,7 +128,7 @@ class RaplMeter:
                 ``meter-unreadable``.
         """
         if self._lock_pid != os.getpid():  # another thread of the parent may hold it for ever
-            self._lock, self._lock_pid = threading.RLock(), os.getpid()
+            self._lock, self._lock_pid, self._is_reading = threading.RLock(), os.getpid(), False
         self.close()
         zones = _without_overlap(_zones(self.root))
         if not zones:
@@ -150,26 +152,38 @@ class RaplMeter:
     def read(self) -> Sequence[Reading]:
         """Read every counter, some microseconds each; a counter without a number in it is left out.
 
+        Nothing comes of a reading within a reading, which is as good as the one that goes on.
+
         Raises:
             MeterError: ``meter-closed``, or ``meter-unreadable`` if no counter gave a number.
         """
-        clock_ns = self._clock_ns
-        readings: list[Reading] = []
         with self._lock:
-            before_ns = clock_ns()
-            for counter in self._counters:
-                try:
-                    energy_uj = counter.read()
-                except (OSError, ValueError) as error:
-                    self._note_lost(counter.channel_id, error)
-                    before_ns = clock_ns()
-                    continue
-                after_ns = clock_ns()
-                if energy_uj >= 0:
-                    readings.append(Reading(counter.channel_id, energy_uj, before_ns - _REFRESH_NS, after_ns))
-                before_ns = after_ns
+            if self._is_reading:
+                return ()
+            self._is_reading = True
+            try:
+                readings = self._read_all()
+            finally:
+                self._is_reading = False
             if not readings:
                 raise self._nothing_read()
+        return readings
+
+    def _read_all(self) -> list[Reading]:
+        clock_ns = self._clock_ns
+        readings: list[Reading] = []
+        before_ns = clock_ns()
+        for counter in self._counters:
+            try:
+                energy_uj = counter.read()
+            except (OSError, ValueError) as error:
+                self._note_lost(counter.channel_id, error)
+                before_ns = clock_ns()
+                continue
+            after_ns = clock_ns()
+            if energy_uj >= 0:
+                readings.append(Reading(counter.channel_id, energy_uj, before_ns - _REFRESH_NS, after_ns))
+            before_ns = after_ns
         return readings
 
     def close(self) -> None:

@@ -157,9 +157,7 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
-        with self._intake_lock:
-            for reading in readings:
-                self._note(Books._read, reading)
+        self._note(Books._read, readings)
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""
@@ -295,7 +293,8 @@ class Books:
         self._ledger.forget_idle()
 
     def _read(self, told: _Told) -> None:
-        self._ledger.read(next(told))
+        for reading in next(told):
+            self._ledger.read(reading)
 
     def _sample(self, told: _Told) -> None:
         sample, final = islice(told, 2)

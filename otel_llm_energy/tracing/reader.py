@@ -59,6 +59,7 @@ class MeterReader:
         self._on_reading = on_reading
         self._clock_ns = clock_ns
         self._sleep = sleep
+        self._note_sleep = partial(books.interrupt, "suspend")
         self._allowed = allowed
         self._listeners = listeners
         self._wanted = frozenset(channel.id for channel in open_meter.channels)
@@ -132,7 +133,7 @@ class MeterReader:
 
     def _read(self) -> None:
         """Take a reading; one after a sleep is not joined to one before it."""
-        self._sleep.look(partial(self._books.interrupt, "suspend"))
+        self._sleep.look(self._note_sleep)
         meter = self.open_meter.meter
         try:
             readings = [reading for reading in meter.read() if reading.channel_id in self._wanted]

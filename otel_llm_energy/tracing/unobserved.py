@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from opentelemetry.context import Context
@@ -61,11 +62,16 @@ class UnobservedCalls:
     def __init__(self, desk: CallDesk) -> None:
         self._desk = desk
         self._open: dict[int, Claim] = {}  # by span id
-        self._ended: deque[Claim] = deque(maxlen=_MOST_ENDED)  # calls that have ended and have their bill on a span
+        self._ended: deque[Claim] = deque()  # calls that have ended and have their bill on a span
 
     def note_ended(self, claim: Claim) -> None:
         """A call has ended that has its bill on a span."""
         self._ended.append(claim)
+
+    def settled(self, claims: Iterable[Claim]) -> None:
+        """Forget calls of long ago; here, since to free them takes longer than all else of `note_ended`."""
+        while len(self._ended) > _MOST_ENDED:
+            self._ended.popleft()
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
         """An LLM span of another library starts: if it says who answers, its claim opens."""

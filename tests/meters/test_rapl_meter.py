@@ -281,6 +281,25 @@ def test_the_age_of_a_value_is_part_of_its_time_when_it_is_read(manual_powercap:
     meter.close()
 
 
+def test_nothing_comes_of_a_reading_within_a_reading(manual_powercap: PowercapTree) -> None:
+    """As a call's edge within a garbage collection is: counters have one buffer, and it is in use."""
+    within: list[object] = []
+
+    def clock_ns() -> int:
+        if not within:
+            within.append(None)
+            within[0] = meter.read()
+        return 5_000_000_000
+
+    meter = RaplMeter(manual_powercap.root, clock_ns=clock_ns)
+    meter.open()
+    manual_powercap.set_uj(PACKAGE, 42)
+    assert meter.read()[0].energy_uj == 42
+    assert within == [()]
+    assert meter.read()
+    meter.close()
+
+
 def test_every_reading_is_whole_when_threads_read_while_others_reopen(manual_powercap: PowercapTree) -> None:
     """Readings at calls' edges come from any thread, also while the meter is closed and opened again."""
     manual_powercap.set_uj(PACKAGE, 1_000)
