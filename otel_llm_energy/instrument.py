@@ -169,6 +169,8 @@ def instrument(
         "share": share,
         "max_hold": max_hold,
     }
+    _check_provider("tracer_provider", tracer_provider, "get_tracer")
+    _check_provider("meter_provider", meter_provider, "get_meter")
     with _registry_lock:
         # A repeat takes no new options; wrong ones are an error all the same, and variables have warned already.
         chosen = settings({} if _registry else None, **given, **options)
@@ -185,6 +187,12 @@ def instrument(
         made = Instrumentation(runtime, chosen)
         _registry.append(made)
         return made
+
+
+def _check_provider(name: str, provider: object, method: str) -> None:
+    if provider is not None and not hasattr(provider, method):
+        allowed = f"what has a method {method}, as OpenTelemetry's providers do, or None for the global one"
+        raise SettingError(f"{name} cannot be {provider!r}. Allowed: {allowed}.")
 
 
 def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:

@@ -202,7 +202,21 @@ def _discover(options: Settings, taken: Collection[Hashable]) -> Discovery:
     if meters and strange and all(_names_process(spec) for spec in options.servers.values()):
         names, read = ", ".join(sorted(strange)), ", ".join(sorted(channels))
         _logger.warning("idle_watts: no counter of the name %s is read. There are %s.", names, read)
+    _warn_of_places_without_meter(options, found)
     return replace(found, meters=meters)
+
+
+def _warn_of_places_without_meter(options: Settings, found: Discovery) -> None:
+    """Another meter, perhaps an estimate, stands in for the one whose place the user named."""
+    places = {
+        "rapl": ("powercap_root", options.powercap_root),
+        "scaphandre": ("scaphandre_url", options.scaphandre_url),
+    }
+    for one in found.left_out if found.meters else ():
+        option, place = places.get(one.name, ("", None))
+        if place is not None:
+            standing_in = " and ".join(each.meter.name for each in found.meters)
+            _logger.warning("%s: %s Calls are metered by %s meanwhile.", option, one.message, standing_in)
 
 
 def _discover_at(host: str, meter: Meter, idle_watts: Mapping[str, float]) -> Discovery:

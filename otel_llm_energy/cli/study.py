@@ -197,7 +197,7 @@ class _Lines:
 
 
 def _facts(progress: Progress) -> str:
-    parts = [f"{progress.joules:,.0f} J"]
+    parts = [f"{'~' if progress.estimated else ''}{progress.joules:,.0f} J"]
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     if progress.rest_seconds is not None:

@@ -113,8 +113,7 @@ class HttpSource:
         ):
             answered_ns = self._clock_ns()
             if response.status_code != 200:
-                hint = "; are the credentials right?" if response.status_code in (401, 403) else ""
-                raise self.error("meter-http-error", f"answered HTTP {response.status_code}{hint}")
+                raise self.error("meter-http-error", f"answered HTTP {response.status_code}{_hint(response)}")
             deadline_ns = asked_ns + int(2 * self._timeout_seconds * NS_PER_SECOND)
             return Answer(asked_ns, answered_ns, consume(self._chunks(response, deadline_ns)))
 
@@ -171,6 +170,15 @@ _EXPLANATIONS = {
     "meter-truncated": "the answer broke off",
     "meter-garbage": "the answer is not HTTP",
 }
+
+
+def _hint(refusal: requests.Response) -> str:
+    """What to do about an answer that is no page."""
+    if refusal.status_code in (401, 403):
+        return "; check the credentials"
+    if refusal.status_code == 404:
+        return "; check the path of its URL"
+    return "; name the address that it leads to" if refusal.is_redirect else ""
 
 
 def _read1(response: requests.Response) -> Callable[[int], bytes]:

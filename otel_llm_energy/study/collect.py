@@ -64,6 +64,7 @@ class Progress:
         failed: rows of this run that are failures.
         joules: of the rows of this run.
         seconds: since the first call of this run.
+        estimated: some of the joules are estimates.
     """
 
     planned: int
@@ -72,6 +73,7 @@ class Progress:
     failed: int
     joules: float
     seconds: float
+    estimated: bool = False
 
     @property
     def rest_seconds(self) -> float | None:
@@ -275,6 +277,7 @@ class _Run:
             written["failed"],
             self._sink.joules,
             time.monotonic() - self._started_seconds,
+            self._sink.estimated,
         )
 
     def _watch(self, on_progress: Callable[[Progress], None]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from otel_llm_energy import conventions
+from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.study.journal import Journal
 from otel_llm_energy.study.power import PowerLog
@@ -36,6 +37,7 @@ class RowSink(SpanProcessor):
     def __init__(self, journal: Journal, logs: Mapping[str, PowerLog], *, content: bool) -> None:
         self.written = Counter[str]()
         self.joules = 0.0
+        self.estimated = False
         self.failure: OSError | None = None
         self._journal = journal
         self._logs = logs
@@ -82,6 +84,7 @@ class RowSink(SpanProcessor):
         with self._lock:
             self.written["failed" if row["error_type"] else "answered"] += 1
             self.joules += row.get(conventions.JOULES) or 0.0
+            self.estimated |= row.get(conventions.QUALITY) == Quality.ESTIMATED.value
 
     def _add_power(self, pending: _Pending) -> None:
         deployment = pending.row["deployment"]

@@ -27,7 +27,7 @@ from otel_llm_energy import conventions as names
 from otel_llm_energy.instrument import _registry_lock, active_runtime
 from otel_llm_energy.meters import RaplMeter
 from otel_llm_energy.runtime import Runtime
-from otel_llm_energy.settings import settings
+from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.tracing.claims import Claim
 from tests.instrument.asking import ask, calls
 from tests.support.powercap import PowercapTree
@@ -302,6 +302,28 @@ def test_idle_power_of_a_counter_that_is_not_there_is_pointed_out(
     energy.uninstrument()
     assert "idle_watts: no counter of the name package-9 is read." in caplog.text
     assert "There are package-0, package-0/dram." in caplog.text
+
+
+def test_place_without_a_meter_is_pointed_out_when_another_meter_stands_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An estimate in place of the counters that the user named would pass for what was asked for."""
+    options = {"powercap_root": tmp_path / "powercap", "scaphandre_url": "http://127.0.0.1:9/metrics"}
+    energy = otel_llm_energy.instrument(meters="auto", clients=[], board="off", **options)
+    until_metered(energy)
+    energy.uninstrument()
+    for option, place in options.items():
+        (said,) = [message for message in caplog.messages if message.startswith(f"{option}: ")]
+        assert str(place) in said
+        assert said.endswith("Calls are metered by cpu-estimate meanwhile.")
+
+
+@pytest.mark.parametrize("name", ["tracer_provider", "meter_provider"])
+def test_provider_that_is_none_is_refused(name: str) -> None:
+    """By its name and what is allowed, before anything is started."""
+    with pytest.raises(SettingError, match=rf"{name} cannot be 'x'\. Allowed: .* None for the global one\."):
+        otel_llm_energy.instrument(**{name: "x"})
+    assert active_runtime() is None
 
 
 def test_nothing_is_kept_when_it_is_undone(powercap: PowercapTree) -> None:

@@ -118,11 +118,11 @@ def test_the_meter_says_so_when_the_certificate_is_another_hosts(
 
 
 def test_the_meter_says_so_when_the_password_is_wrong_or_missing(secured: str, certificates: Certified) -> None:
-    """401, and a question about the credentials."""
+    """401, and what to check."""
     for url in (secured, with_password(secured, "guessed")):
         error = problem(url, certificates.authority)
         assert error.reason == "meter-http-error"
-        assert "are the credentials right?" in str(error)
+        assert "check the credentials" in str(error)
 
 
 def test_the_meter_says_so_when_the_prometheus_speaks_no_tls(tmp_path: Path) -> None:

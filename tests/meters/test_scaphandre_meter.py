@@ -412,6 +412,21 @@ def test_an_error_names_the_reason_when_the_exporter_misbehaves(answer: object, 
         assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("head", "hint"),
+    [
+        ("404 Not Found", "answered HTTP 404; check the path of its URL."),
+        ("302 Found\r\nlocation: /elsewhere", "answered HTTP 302; name the address that it leads to."),
+        ("500 Internal Server Error", "answered HTTP 500."),
+    ],
+)
+def test_an_error_says_what_to_do_when_there_is_no_page_at_the_url(head: str, hint: str) -> None:
+    """A path that is not there, and one that has moved, are the user's to mend."""
+    with exporter(say(page(b"", head))) as served, pytest.raises(MeterError) as caught:
+        ScaphandreMeter(served.url).open()
+    assert str(caught.value).endswith(hint)
+
+
 def test_the_connection_is_dropped_when_the_body_passes_the_bound() -> None:
     """A gigabyte is not taken in: the exporter's end of the connection breaks soon after the bound."""
     sent = []

@@ -93,6 +93,7 @@ def test_each_call_is_a_row_with_its_joules_when_a_meter_is_there(
         assert len(row["power_watts"]) == len(row["power_seconds"]) > 2
         assert row["llm.server.decode_seconds"] > 0
     assert seen[-1].joules == pytest.approx(table["llm.energy.joules"].sum())
+    assert not seen[-1].estimated
     assert seen[-1].done == seen[-1].planned == 3
     (session,) = (tmp_path / "out" / "sessions").iterdir()
     assert json.loads(session.read_text())["ended"]

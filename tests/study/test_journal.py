@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import TABLE, compact, scan
 from otel_llm_energy.study.journal import ROWS, Journal, rows_in
+from otel_llm_energy.study.sink import RowSink
 
 _FILL_THE_DISK = """
 import resource, signal, sys
@@ -108,6 +109,17 @@ def test_table_holds_every_column_when_rows_lack_some(tmp_path: Path) -> None:
         compact(tmp_path, journal)
     row = scan([tmp_path]).collect().row(0, named=True)
     assert (row["llm.energy.joules"], row["power_watts"], row["prompt"]) == (1.5, [1.0, 2.0], None)
+
+
+def test_sink_knows_that_its_joules_are_estimates_when_one_row_is(tmp_path: Path) -> None:
+    """Their sum is one, then, whatever comes after."""
+    with Journal(tmp_path) as journal:
+        sink = RowSink(journal, {}, content=False)
+        for number, quality in enumerate(["measured", "shared", "estimated", "measured"]):
+            assert sink.estimated == (number > 2)
+            sink.write({**_row(number), "llm.energy.joules": 1.5, "llm.energy.quality": quality})
+        assert sink.estimated
+        assert sink.joules == 6.0
 
 
 def test_error_says_how_to_collect_when_a_folder_holds_no_study(tmp_path: Path) -> None:

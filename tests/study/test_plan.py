@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,26 @@ def test_all_is_as_the_command_line_says_when_every_option_is_given(
     )
     energy = {"meters": "rapl", "powercap_root": "/tree"}
     assert seen == [(expected, tmp_path, Options(content=False, retry_failed=True, energy=energy))]
+
+
+@pytest.mark.parametrize(("estimated", "said"), [(True, "~1,234 J"), (False, "1,234 J")])
+def test_progress_marks_joules_when_some_are_estimates(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    estimated: bool,
+    said: str,
+) -> None:
+    """As every other place that shows them."""
+
+    def collect(*_: object, on_progress: Callable[[Progress], None], **__: object) -> Progress:
+        progress = Progress(2, 1, 1, 0, 1234.0, 60.0, estimated)
+        on_progress(progress)
+        return replace(progress, done=2)
+
+    monkeypatch.setattr("otel_llm_energy.study.collect.collect", collect)
+    assert main(f"study collect starter --base-url http://h:1/v1 --model a --out {tmp_path}".split()) == 0
+    assert f"1 of 2 calls, {said}, 0:01:00 to go" in capsys.readouterr().err
 
 
 def test_options_win_when_a_plan_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
