@@ -24,6 +24,7 @@ _IDLE_PART = 0.02
 _IDLE_NS = NS_PER_SECOND // 2
 _LOOK_AGAIN_NS = 2 * NS_PER_SECOND
 _LOOK_AGAIN_IDLE_NS = 10 * NS_PER_SECOND
+_ASK_AGAIN_SECONDS = 5.0  # a server that loads its model, which takes seconds to minutes
 # Reasons for which it is in doubt whether this machine's energy is the server's at all.
 _CAUTIONS = frozenset({"relay", "not-listening"})
 
@@ -97,6 +98,7 @@ class ServerWatch:
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, str, int, Server]] = []
         self._to_ask: list[tuple[str, str, int]] = []  # key, host and port of those that may tell their slots
+        self._asked_in_vain = 0
         self._next_sample_ns = 0
         # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
         self._lock = threading.RLock()
@@ -108,9 +110,9 @@ class ServerWatch:
         return bool(self._waiting)
 
     @property
-    def loading(self) -> bool:
-        """A server that has more to tell was loading its model when it was asked."""
-        return bool(self._to_ask)
+    def ask_again_seconds(self) -> float | None:
+        """When to ask those again that were loading their model; later each time, as one may say so for ever."""
+        return _ASK_AGAIN_SECONDS * 2 ** min(self._asked_in_vain - 1, 3) if self._to_ask else None
 
     def key(self, host: str, port: int) -> str:
         """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
@@ -181,6 +183,7 @@ class ServerWatch:
                 self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
             except LoadingError:
                 self._to_ask.append((key, host, port))
+        self._asked_in_vain = self._asked_in_vain + 1 if self._to_ask else 0
 
     def _look_up_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""

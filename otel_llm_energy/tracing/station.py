@@ -29,7 +29,6 @@ from otel_llm_energy.troubles import Troubles
 _DISCOVER_AGAIN_SECONDS = 10.0
 _KEEP_IDLE_SECONDS = 60.0
 _LOOK_UP_AGAIN_SECONDS = 60.0  # it is woken where there is anything new
-_ASK_AGAIN_SECONDS = 5.0  # a server that loads its model, which takes seconds to minutes
 
 _logger = logging.getLogger(__name__)
 
@@ -321,7 +320,7 @@ class Station:
             self._servers.sample()
             self._begin_round()
         self._servers.learn_names()
-        return _ASK_AGAIN_SECONDS if self._servers.loading else _LOOK_UP_AGAIN_SECONDS
+        return self._servers.ask_again_seconds or _LOOK_UP_AGAIN_SECONDS
 
     def _read(self, reader: MeterReader) -> None:
         """A meter was read. Activity is sampled at the same time, so that cells end where buckets do.

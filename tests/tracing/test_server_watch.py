@@ -159,8 +159,8 @@ def test_llama_cpp_is_asked_for_its_slots_when_nothing_else_tells_them(
 
 
 def test_llama_cpp_is_asked_for_its_slots_until_it_has_loaded_its_model() -> None:
-    """An app that is started beside its server finds it while it loads; then it is asked no more."""
-    answers: list[int | None] = [None, None, 4]
+    """An app that is started beside its server finds it while it loads; the longer that takes, the less often."""
+    answers: list[int | None] = [*[None] * 5, 4]
 
     def loaded_at_last(host: str, port: int) -> int:
         slots = answers.pop(0)
@@ -174,12 +174,13 @@ def test_llama_cpp_is_asked_for_its_slots_until_it_has_loaded_its_model() -> Non
     watch = ServerWatch(books, Idle(), lambda *_: server, lambda: NS_PER_SECOND, loaded_at_last)
     key = watch.key("localhost", 80)
     watch.sample()
-    loading = []
-    for _ in range(4):
+    waits_seconds = []
+    for _ in range(7):
         watch.learn_names()
-        loading.append(watch.loading)
+        waits_seconds.append(watch.ask_again_seconds)
     books.settle()
-    assert (ledger.servers[key][0], loading, answers) == (4, [True, True, False, False], [])
+    assert waits_seconds == [5.0, 10.0, 20.0, 40.0, 40.0, None, None]
+    assert (ledger.servers[key][0], answers) == (4, [])
 
 
 @pytest.mark.parametrize("now", [NOBODY, NGINX, BEHIND_NGINX])
