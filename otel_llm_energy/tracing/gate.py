@@ -120,7 +120,7 @@ class Gate:
         self._clock_ns = clock_ns
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._tree = SpanTree()
-        self._mailbox = Mailbox(self._action_failed)
+        self._mailbox = Mailbox(self._action_failed, self._most_noted)
         self._forwarder: Forwarder[Outgoing] = Forwarder(self._deliver, self.tick, 2 * max_held)
         self._held: dict[int, _Held] = {}  # by span id, in the order of their ends; for the mailbox alone
         self._forced: deque[_ForcedBatch] = deque()
@@ -213,7 +213,7 @@ class Gate:
             return False
         # At once, since the span may end before the mailbox comes to it.
         self._tree.mark(node)
-        self._note(SpanTree.bind, self._tree, node, claim, own is not None, span if ends_for_certain else None)
+        self._mailbox.note(SpanTree.bind, self._tree, node, claim, own is not None, span if ends_for_certain else None)
         return own is not None and not own.left
 
     def above(self, context: trace.SpanContext) -> Iterable[int]:
@@ -282,15 +282,10 @@ class Gate:
             return self._at_once(node, span, "queue-full")
         if self._exit_hook is None:
             self._mailbox.post(self._begin_to_hold)
-        self._note(Gate._ended, self, node, span, self._clock_ns())
+        self._mailbox.note(Gate._ended, self, node, span, self._clock_ns())
         if len(self._forced) > self._most_noted:  # our threads do not keep up
             self._settle_forced()
         return None
-
-    def _note(self, action: Callable[..., object], *arguments: object) -> None:
-        """Leave it to the threads that settle and forward, unless they do not keep up."""
-        if self._mailbox.note(action, *arguments) > self._most_noted:
-            self._mailbox.work()
 
     def _explained(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
         """What to do with an LLM span of another library that no call was bound to."""

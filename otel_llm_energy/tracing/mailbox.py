@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,10 +18,12 @@ class Mailbox:
 
     Args:
         on_error: told, inside the ``except`` block, that an action raised.
+        most_noted: whoever notes an action beyond so many helps to run them.
     """
 
-    def __init__(self, on_error: Callable[[], None]) -> None:
+    def __init__(self, on_error: Callable[[], None], most_noted: int = sys.maxsize) -> None:
         self._on_error = on_error
+        self._most_noted = most_noted
         self.renew()
 
     def renew(self) -> None:
@@ -29,14 +32,15 @@ class Mailbox:
         self._work = threading.RLock()
         self._worker: int | None = None
 
-    def note(self, action: Callable[..., object], *arguments: object) -> int:
-        """Have ``action`` run, after all that was posted before it, by whoever works next; how many wait for that."""
+    def note(self, action: Callable[..., object], *arguments: object) -> None:
+        """Have ``action`` run, after all that was posted before it, by whoever works next."""
         self._actions.append((action, *arguments))
-        return len(self._actions)
+        if len(self._actions) > self._most_noted:
+            self.work()
 
     def post(self, action: Callable[..., object], *arguments: object) -> None:
         """Run ``action`` after all that was posted before it: now, or soon by the thread that is at work."""
-        self.note(action, *arguments)
+        self._actions.append((action, *arguments))
         self.work()
 
     def work(self) -> None:

@@ -28,14 +28,23 @@ def test_action_posted_by_an_action_runs_after_it() -> None:
 def test_noted_action_waits_for_whoever_works_next() -> None:
     """It costs the one who notes it nothing, and keeps its place before what is posted later."""
     mailbox, done = Mailbox(lambda: None), []
-    assert mailbox.note(done.append, "noted") == 1
-    assert mailbox.note(done.append, "noted, too") == 2
+    mailbox.note(done.append, "noted")
+    mailbox.note(done.append, "noted, too")
     assert done == []
     mailbox.post(done.append, "posted")
     assert done == ["noted", "noted, too", "posted"]
     mailbox.note(done.append, "last")
     mailbox.work()
     assert done[-1] == "last"
+
+
+def test_who_notes_more_than_may_wait_helps() -> None:
+    """Where nobody comes to work, what waits stays bounded."""
+    mailbox, done = Mailbox(lambda: None, most_noted=2), []
+    for number in range(1, 6):
+        mailbox.note(done.append, number)
+        assert done == ([] if number < 3 else [1, 2, 3])
+    assert len(mailbox) == 2
 
 
 def test_poster_is_not_blocked_when_another_thread_is_at_work() -> None:
