@@ -15,6 +15,7 @@ _AGAIN_SECONDS = 0.05
 _TERMINATED = 128 + signal.SIGTERM  # exit code, as shells have it
 _TELEMETRY = ("otel_llm_energy.", "opentelemetry.sdk.", "opentelemetry.exporter.")
 _AROUND_THE_PROGRAM = ("otel_llm_energy.cli.", "otel_llm_energy.tracing.measured_functions.")
+_ONLY_WAITS = "otel_llm_energy.tracing.idle_measurement."
 
 
 def flush_at_sigterm(flush: Callable[[int], object], clock_seconds: Callable[[], float] = time.monotonic) -> None:
@@ -88,6 +89,8 @@ def amid_telemetry(frame: FrameType | None) -> bool:
     """Whether the program was interrupted while it held a span on or flushed: with locks that a flush needs, too."""
     while frame is not None:
         module = f"{frame.f_globals.get('__name__', '')}."
+        if module == _ONLY_WAITS:
+            return False
         if module.startswith(_TELEMETRY) and not module.startswith(_AROUND_THE_PROGRAM):
             return True
         frame = frame.f_back

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -17,6 +19,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 
 import otel_llm_energy
 from otel_llm_energy.cli.termination import amid_telemetry
+from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.tracing.idle_measurement import measure_idle
 from tests.support.children import environment_without_settings
 from tests.support.powercap import PowercapTree
 
@@ -219,3 +223,17 @@ def test_measured_functions_are_the_programs_own_work() -> None:
     provider.get_tracer("test").start_span("any").end()
     (found,) = otel_llm_energy.measure("steps")(_measured_steps)()
     assert (_measured(), found, exporter.found) == (False, False, True)
+
+
+def test_measuring_idle_power_keeps_no_program_from_its_end() -> None:
+    """It waits for minutes, and holds nothing meanwhile."""
+    found: list[bool] = []
+    station = SimpleNamespace(meters=[], left_out=(), holder_state=None, learning_channels=list)
+
+    def sleep(seconds: float) -> None:
+        found.append(amid_telemetry(sys._getframe()))
+
+    with pytest.raises(MeterError):
+        measure_idle(cast("Any", station), lambda: None, 1.0, clock_ns=lambda: len(found) * 10**9, sleep=sleep)
+    assert found
+    assert not any(found)
