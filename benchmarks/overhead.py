@@ -2,7 +2,8 @@
 
 The transport answers at once, so that only our own time is seen. Each candidate is a process of its own; they take many
 short turns, and what counts is the median of the differences to the uninstrumented one in the same turn: the machine's
-speed drifts. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A
+speed drifts. Two processes of the same code may differ by tens of microseconds a call, so that all are launched anew
+several times. Where it changes within a turn, compare what each had in its quietest tenth of the turns: "quiet". A
 median of calls hides what our own threads take now and then; mean and p99 do not. "CPU added" is CPU time, of the
 thread that calls and of all together: the first is what a call waits for where there is an interpreter to spare. A
 stream costs more than a call, whatever the number of its chunks (the meter is read at the first of them, too); what
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ _ANSWER = {
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
-    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--launches", type=int, default=3, help="of each candidate")
+    parser.add_argument("--turns", type=int, default=10, help="after each launch")
     parser.add_argument("--calls", type=int, default=100, help="calls a turn")
     parser.add_argument("--streams", type=int, default=15, help=f"streams of {CHUNKS} chunks a turn")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="between calls; not between chunks")
@@ -65,24 +67,26 @@ def main(arguments: list[str]) -> int:
 def _compare(names: tuple[str, ...], options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks", "overhead", "--calls", str(options.calls)]
     command += ["--streams", str(options.streams), "--pause-ms", str(options.pause_ms)]
+    _print([turn for _ in range(options.launches) for turn in _turns_of_one_launch(names, command, options.turns)])
+
+
+def _turns_of_one_launch(names: tuple[str, ...], command: Sequence[str], turns: int) -> Iterator[dict[str, _Figures]]:
     children = {
         name: subprocess.Popen([*command, "--child", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in names
     }
-    turns: list[dict[str, _Figures]] = []
     try:
-        for turn in range(options.turns + 1):
+        for turn in range(turns + 1):
             order = names[turn % len(names) :] + names[: turn % len(names)]
             figures = {name: _turn(children[name]) for name in order}
             if turn > 0:  # the first turn warms up
-                turns.append({name: figures[name] for name in names})
+                yield {name: figures[name] for name in names}
     finally:
         for child in children.values():
             with suppress(OSError):
                 assert child.stdin is not None
                 child.stdin.close()
             child.wait(timeout=30)
-    _print(turns)
 
 
 def _turn(child: subprocess.Popen[str]) -> _Figures:
