@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from otel_llm_energy.servers.props import LoadingError, slots_told
 from tests.instrumentation.replay import Reply, json_reply, replaying
+from tests.meters.exporters import exporter
 from tests.support.children import free_port
 
 
@@ -27,6 +31,23 @@ def test_slots_are_unknown_when_the_answer_does_not_tell_them(reply: Reply) -> N
     with replaying() as server:
         server.get_reply = reply
         assert slots_told("127.0.0.1", server.port) is None
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n"])
+def test_nobody_waits_for_an_answer_that_comes_one_byte_after_another(begin: bytes) -> None:
+    """Each byte of the head, or of the body, comes in time."""
+    told = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        while not told.wait(0.02):
+            connection.sendall(b" ")
+
+    with exporter(drip) as served:
+        asking = threading.Thread(target=lambda: (slots_told("127.0.0.1", served.port, 0.3), told.set()))
+        asking.start()
+        assert told.wait(30)
+        asking.join()
 
 
 def test_slots_are_unknown_when_nobody_listens() -> None:
