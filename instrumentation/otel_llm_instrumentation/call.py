@@ -151,7 +151,7 @@ class Call:
         # payloads of a stream: the last chunk, what Azure's filter found in it, and the usage. So a few are kept, of
         # which the memory is used again while it is in the CPU's caches; all of them only where content is captured, or
         # where there are several choices, each of which may end anywhere.
-        self._content = request.route.content if telemetry.captures and standing is None else None
+        self._content = request.route.content if standing is None and telemetry.capture.value else None
         self._asked: Asked | None = None
         kept = _PAYLOADS_KEPT if self._content is None and request.choices == 1 else None
         self._payloads: deque[object] = deque(maxlen=kept)

@@ -15,7 +15,7 @@ from opentelemetry.trace import TracerProvider, get_tracer
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.backlog import Backlog
-from otel_llm_instrumentation.content import Capture, wanted_capture
+from otel_llm_instrumentation.content import wanted_capture
 from otel_llm_instrumentation.unread import Unread
 
 _DISTRIBUTION = "otel-llm-energy"
@@ -33,7 +33,6 @@ class Telemetry:
         "_events",
         "backlog",
         "capture",
-        "captures",
         "duration",
         "first_chunk",
         "token_usage",
@@ -50,7 +49,6 @@ class Telemetry:
     ) -> None:
         version_of_scope = _version()
         self.capture = wanted_capture()
-        self.captures = self.capture is not Capture.NO_CONTENT
         self._events = get_logger(scope, version_of_scope, logger_provider) if self.capture.in_event else None
         self._complaints: set[str] = set()
         self.backlog = Backlog()

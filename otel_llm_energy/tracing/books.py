@@ -157,7 +157,9 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
-        self._note(Books._read, readings)
+        with self._intake_lock:
+            for reading in readings:
+                self._note(Books._read, reading)
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""
@@ -293,8 +295,7 @@ class Books:
         self._ledger.forget_idle()
 
     def _read(self, told: _Told) -> None:
-        for reading in next(told):
-            self._ledger.read(reading)
+        self._ledger.read(next(told))
 
     def _sample(self, told: _Told) -> None:
         sample, final = islice(told, 2)

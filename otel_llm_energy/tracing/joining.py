@@ -49,7 +49,6 @@ class Joining:
         self._on_left = on_left
         self._lock = threading.RLock()  # setting up tracing of our own arrives while it is held
         self._joint: Joint | None = None
-        self._joined: trace.TracerProvider | None = None
         self._left: list[Joint] = []
         self._arrival: Arrival | None = None
         self._past_health = Health()  # of the gates that were left: what is counted never goes down
@@ -90,8 +89,6 @@ class Joining:
     def provider_for_call(self) -> trace.TracerProvider:
         """The provider for a call that starts now: if there is none yet, one is made. Joined."""
         provider = self.provider()
-        if provider is self._joined:
-            return provider
         if isinstance(provider, trace.ProxyTracerProvider):
             with self._lock:
                 provider = self.provider()
@@ -126,9 +123,7 @@ class Joining:
     def _join(self, provider: trace.TracerProvider) -> None:
         with self._lock:
             if self._joint is not None and self._joint.joins(provider):
-                self._joined = provider
                 return
-            self._joined = None
             if self._adopt(provider):
                 self.state = "wired by hand"
                 return
@@ -138,7 +133,6 @@ class Joining:
                 self._on_left()
             try:
                 self._joint = Joint(provider, self._new_gate)
-                self._joined = provider
                 self.state = "joined"
             except CannotJoinError as error:
                 if self.state != str(error):

@@ -143,10 +143,8 @@ class SpanTree:
 
     def mark(self, node: Node) -> None:
         """From now on ``node`` and its ancestors concern us."""
-        each: Node | None = node
-        while each is not None and not each.marked:  # what is above a marked one is marked
+        for each in _chain(node):
             each.marked = True
-            each = each.parent
 
     def bind(self, node: Node, claim: Claim, shown: bool, kept_alive: object) -> None:
         """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.
