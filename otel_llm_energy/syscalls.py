@@ -69,7 +69,7 @@ def _c_library() -> Any:
 
 _libc: Final = _c_library()
 # Of a library of its own: it takes C types as they are, and does not note `errno`, which costs as much as the call.
-_pread_of_c_types: Final = None if _libc is None else ctypes.PyDLL(None).pread
+_pread_of_c_types: Final[Any] = None if _libc is None else ctypes.PyDLL(None).pread
 
 
 def pread(descriptor: int, most_bytes: int) -> bytes:
@@ -87,14 +87,13 @@ def prepared_pread(descriptor: int, most_bytes: int) -> Callable[[], bytes]:
     There is one buffer: what is returned must not be called while it runs, be it by a garbage collection.
     """
     again = functools.partial(os.pread, descriptor, most_bytes, 0)
-    if _libc is None or _pread_of_c_types is None:
+    if _libc is None:
         return again
-    call = _pread_of_c_types
     buffer = (ctypes.c_char * most_bytes)()
     arguments = (ctypes.c_int(descriptor), ctypes.byref(buffer), ctypes.c_size_t(most_bytes), ctypes.c_long(0))
 
     def read() -> bytes:
-        size: int = call(*arguments)
+        size: int = _pread_of_c_types(*arguments)
         return buffer.raw[:size] if size >= 0 else again()  # which raises what is wrong
 
     return read

@@ -31,7 +31,7 @@ from otel_llm_instrumentation.calls import CallObserver, CallView, ServerTimings
 from otel_llm_instrumentation.content import Asked, Content, as_json, as_structure, content_attributes
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.errors import is_no_connection
-from otel_llm_instrumentation.facts import Facts, Request
+from otel_llm_instrumentation.facts import NS_PER_SECOND, Facts, Request
 from otel_llm_instrumentation.standing import note_above, standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
 
@@ -47,7 +47,6 @@ _SUPPRESSION_KEYS = (
 )
 
 _NOTHING: Final[Mapping[str, Any]] = {}
-_NS_PER_SECOND = 1_000_000_000
 _PAYLOADS_KEPT = 3
 # A consumer that goes away, or a stream that runs out, is no failure of the call.
 _ORDINARY_ENDINGS = (GeneratorExit, StopIteration, StopAsyncIteration)
@@ -350,7 +349,7 @@ class Call:
             attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = facts.reasoning_output_tokens
         if self.first_chunk_ns is not None:
             waited_ns = self.first_chunk_ns - self.started_ns
-            attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = waited_ns / _NS_PER_SECOND
+            attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = waited_ns / NS_PER_SECOND
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
 
@@ -383,12 +382,12 @@ class Call:
             if count is not None:
                 self._telemetry.token_usage.record(count, {**attributes, semconv.TOKEN_TYPE: token_type}, self.context)
         if self.first_chunk_ns is not None:
-            waited_seconds = (self.first_chunk_ns - self.started_ns) / _NS_PER_SECOND
+            waited_seconds = (self.first_chunk_ns - self.started_ns) / NS_PER_SECOND
             self._telemetry.first_chunk.record(waited_seconds, dict(attributes), self.context)
         if self.error_type is not None:
             attributes[semconv.ERROR_TYPE] = self.error_type
         if self.ended_ns is not None:
-            seconds = (self.ended_ns - self.started_ns) / _NS_PER_SECOND
+            seconds = (self.ended_ns - self.started_ns) / NS_PER_SECOND
             self._telemetry.duration.record(seconds, attributes, self.context)
 
     def _metric_attributes(self) -> dict[str, AttributeValue]:
@@ -425,7 +424,7 @@ def _timing_attributes(timings: ServerTimings) -> dict[str, AttributeValue]:
     if timings.decode_seconds is not None:
         attributes[semconv.SERVER_DECODE_SECONDS] = timings.decode_seconds
     if timings.end_unix_ns is not None:
-        attributes[semconv.SERVER_END_TIME] = timings.end_unix_ns / _NS_PER_SECOND
+        attributes[semconv.SERVER_END_TIME] = timings.end_unix_ns / NS_PER_SECOND
     return attributes
 
 

@@ -16,8 +16,8 @@ from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import ServerTimings
 from otel_llm_instrumentation.content import Content
 
+NS_PER_SECOND: Final = 1_000_000_000
 _INT64_MAX: Final = 2**63 - 1
-_NS_PER_SECOND: Final = 1e9
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
 
 
@@ -152,5 +152,5 @@ def as_seconds(value: object, per_second: float) -> float | None:
     """A length of time given in units of which there are ``per_second`` in a second; finite, and never negative."""
     if (type(value) is float or type(value) is int) and 0 <= value <= _INT64_MAX:
         # To the nanosecond, as some servers' own figures have the noise of floats; `round(..., 9)` takes far longer.
-        return round(value * (_NS_PER_SECOND / per_second)) / _NS_PER_SECOND
+        return round(value * (NS_PER_SECOND / per_second)) / NS_PER_SECOND
     return None

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_llm_instrumentation.address import server_of
-from otel_llm_instrumentation.facts import Facts, as_seconds, request_attributes
+from otel_llm_instrumentation.facts import NS_PER_SECOND, Facts, as_seconds, request_attributes
 from otel_llm_instrumentation.http.routes import endpoint_of
 from otel_llm_instrumentation.ollama.routes import read_answer
 from otel_llm_instrumentation.openai.routes import ROUTES, read_completion, read_response, route_of
 from tests.instrumentation import payloads
-
-_NS_PER_SECOND = 1e9
 
 _KEYS = st.sampled_from(
     [
@@ -143,9 +141,9 @@ def test_server_is_known_when_the_address_names_it(url: str, base_url: object, s
 @given(st.integers(0, 10**15), st.sampled_from([1.0, 1e3, 1e9]))
 def test_length_of_time_is_to_the_nanosecond_whatever_the_noise_of_floats(length_ns: int, per_second: float) -> None:
     """Milliseconds as llama.cpp gives them come from floats, and end in 00000000001 or 99999999999."""
-    given_length = length_ns / _NS_PER_SECOND * per_second
+    given_length = length_ns / NS_PER_SECOND * per_second
     for noisy in (given_length, math.nextafter(given_length, 0.0), math.nextafter(given_length, math.inf)):
-        assert as_seconds(noisy, per_second) == length_ns / _NS_PER_SECOND
+        assert as_seconds(noisy, per_second) == length_ns / NS_PER_SECOND
 
 
 @pytest.mark.parametrize("nonsense", [-1, -0.5, math.nan, math.inf, 2**63, "1", True, None])

@@ -10,6 +10,7 @@ from typing import Any, Final
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import ServerTimings
 from otel_llm_instrumentation.facts import (
+    NS_PER_SECOND,
     Facts,
     Parameter,
     Route,
@@ -23,7 +24,6 @@ from otel_llm_instrumentation.facts import (
 )
 from otel_llm_instrumentation.ollama import content
 
-_NS_PER_SECOND = 1_000_000_000
 # Go writes as many digits of the second's fraction as it needs: https://pkg.go.dev/time#RFC3339Nano
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
@@ -43,9 +43,9 @@ def read_answer(payloads: Sequence[object]) -> Facts:
 
 def _timings(last: Mapping[str, Any]) -> ServerTimings | None:
     """Ollama's own account, in nanoseconds. ``total_duration`` holds the queue as well, so it says nothing of work."""
-    prefill_seconds = as_seconds(last.get("prompt_eval_duration"), _NS_PER_SECOND)
-    decode_seconds = as_seconds(last.get("eval_duration"), _NS_PER_SECOND)
-    load_seconds = as_seconds(last.get("load_duration"), _NS_PER_SECOND)
+    prefill_seconds = as_seconds(last.get("prompt_eval_duration"), NS_PER_SECOND)
+    decode_seconds = as_seconds(last.get("eval_duration"), NS_PER_SECOND)
+    load_seconds = as_seconds(last.get("load_duration"), NS_PER_SECOND)
     if prefill_seconds is None and decode_seconds is None and load_seconds is None:
         return None
     return ServerTimings(prefill_seconds, decode_seconds, load_seconds, unix_ns(last.get("created_at")))
@@ -61,7 +61,7 @@ def unix_ns(timestamp: object) -> int | None:
         seconds = int(datetime.fromisoformat(instant + zone.replace("Z", "+00:00")).timestamp())
     except ValueError:
         return None
-    return seconds * _NS_PER_SECOND + int((fraction or "").ljust(9, "0"))
+    return seconds * NS_PER_SECOND + int((fraction or "").ljust(9, "0"))
 
 
 def parameters(body: Mapping[str, Any]) -> Mapping[str, Any]:
