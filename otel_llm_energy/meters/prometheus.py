@@ -37,6 +37,8 @@ _DEFAULT_INTERVAL_SECONDS = 15.0
 _SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 1.0, 5.0
 _STALE_INTERVALS = 4
 _FROZEN_SAMPLES = 3
+_GONE_INTERVALS = 0.9
+_SHOWN_LATE_NS = 5 * NS_PER_SECOND  # how much later than another host's a scrape may be shown
 _SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
 _CLOCK_LOOKS = 8
 _REMEMBERED_SCRAPES = 8
@@ -158,7 +160,7 @@ class PrometheusMeter:
         self.close()
         scrapes = self._ask(COUNTER_FAMILIES, _LOOK_BACK_SECONDS)
         self._learn_interval(scrapes.by_host_ns.values())
-        host = self._the_host(scrapes)
+        host = self._the_host(scrapes, self._interval_ns + _SHOWN_LATE_NS)
         found = counters(scrapes.by_time_ns[max(scrapes.by_time_ns)].samples) if host else None
         if host is None or found is None or not found.by_channel_uj:
             raise MeterError("meter-no-data", self._no_data())
@@ -193,7 +195,7 @@ class PrometheusMeter:
         families = _FAMILIES if self.process is None else _FAMILIES | _PROCESS_FAMILIES
         back_seconds = min((now_ns - self._last_ns) // NS_PER_SECOND + 2, _LOOK_BACK_SECONDS)
         scrapes = self._ask(families, back_seconds)
-        self._the_host(scrapes)
+        self._the_host(scrapes, _GONE_INTERVALS * self._interval_ns)
         last_ns = self._last_ns
         readings: list[Reading] = []
         for at_ns in sorted(time_ns for time_ns in scrapes.by_time_ns if time_ns > last_ns):
@@ -287,16 +289,17 @@ class PrometheusMeter:
         self._ahead.look(now_ns, answer.asked_ns, answer.answered_ns)
         return now_ns
 
-    def _the_host(self, scrapes: _Scrapes) -> Labels | None:
+    def _the_host(self, scrapes: _Scrapes, gone_ns: float) -> Labels | None:
         """The labels of the host that is scraped now; they may change with a new exporter. ``None`` if there is none.
+
+        One that was not scraped for ``gone_ns`` has given way to the newest, such as a pod that was started again.
 
         Raises:
             MeterError: ``meter-ambiguous``: there are several.
         """
         newest_ns = {host: max(times_ns) for host, times_ns in scrapes.by_host_ns.items() if times_ns}
         last_ns = max(newest_ns.values(), default=0)
-        # One that was not scraped for an interval has given way to the newest, such as a pod that was started again.
-        alive = [host for host, at_ns in newest_ns.items() if last_ns - at_ns < 0.9 * self._interval_ns]
+        alive = [host for host, at_ns in newest_ns.items() if last_ns - at_ns < gone_ns]
         if len(alive) > 1:
             common = set(alive[0]).intersection(*alive)  # one host may be scraped by two jobs, or by two replicas
             names = ", ".join(sorted(_shown(dict(set(host) - common)) for host in alive))
@@ -380,7 +383,8 @@ def _interval_ns(times_ns: Iterable[Sequence[int]]) -> int | None:
 def _pace(interval_seconds: float) -> Pace:
     """A few polls for each scrape: each reading is found soon after it is there."""
     poll_seconds = min(max(interval_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
-    return Pace(max(interval_seconds / 2, poll_seconds), poll_seconds, delay_seconds=interval_seconds + _SCRAPE_SECONDS)
+    delay_seconds = interval_seconds + _SCRAPE_SECONDS
+    return Pace(max(interval_seconds / 2, poll_seconds), poll_seconds, delay_seconds=delay_seconds)
 
 
 def _shown(labels: Mapping[str, str]) -> str:

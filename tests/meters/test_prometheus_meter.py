@@ -186,6 +186,19 @@ def test_a_host_must_be_chosen_when_there_are_several(replay: Replay) -> None:
     assert caught.value.reason == "meter-ambiguous"
 
 
+def test_a_host_must_be_chosen_when_the_other_was_scraped_almost_an_interval_ago(replay: Replay) -> None:
+    """Hosts are scraped one after the other; which of them was the last says nothing."""
+    interval = replay.times("one:8080")[2] - replay.times("one:8080")[1]
+    for each in replay.series:
+        if each["metric"]["instance"] == "two:8080":
+            times = [at + 0.05 * interval for at in replay.times("one:8080")]
+            each["values"] = [[at, text] for at, (_, text) in zip(times, each["values"], strict=False)]
+    replay.now = replay.times("one:8080")[3] + 0.01 * interval
+    with pytest.raises(MeterError, match="one:8080, two:8080") as caught:
+        Time(replay).meter().open()
+    assert caught.value.reason == "meter-ambiguous"
+
+
 def test_what_tells_them_apart_is_shown_when_one_host_is_scraped_twice(replay: Replay) -> None:
     """By two jobs, or two replicas behind one Thanos: the instance is the same."""
     replay.keep("one:8080")
