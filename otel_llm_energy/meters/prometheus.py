@@ -39,7 +39,7 @@ _STALE_INTERVALS = 4
 _FROZEN_SAMPLES = 3
 _GONE_INTERVALS = 0.9
 _SHOWN_LATE_NS = 5 * NS_PER_SECOND  # how much later than another host's a scrape may be shown
-_SCRAPE_SECONDS = 1.0  # until a scrape is stored and can be asked for
+_SCRAPE_SECONDS = 1.0  # until a scrape has come and can be asked for, where nothing else is known
 _CLOCK_LOOKS = 8
 _REMEMBERED_SCRAPES = 8
 
@@ -49,10 +49,10 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class _Scrape:
-    """What one scrape gave, and how long it took."""
+    """What one scrape gave, and how long it took, if that is known."""
 
     samples: list[Sample] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 class _Scrapes(NamedTuple):
@@ -226,7 +226,8 @@ class PrometheusMeter:
     def _date(self, at_ns: int, scrape: _Scrape, found: Counters) -> tuple[int, int] | None:
         """A scrape's time is that of its request: when the exporter refreshed, on our clock. ``None`` for no news."""
         asked_ns = self._ahead.here(at_ns)
-        answered_ns = asked_ns + int(scrape.seconds * NS_PER_SECOND)
+        took_seconds = _SCRAPE_SECONDS if scrape.seconds is None else scrape.seconds
+        answered_ns = asked_ns + int(took_seconds * NS_PER_SECOND)
         refreshed_ns = self._counters.refreshes.date(asked_ns, answered_ns, found)
         if refreshed_ns is None:
             return None

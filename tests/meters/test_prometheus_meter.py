@@ -115,6 +115,19 @@ def test_readings_are_dated_by_the_scrape_when_nobody_else_asks_the_exporter(rep
         assert 10_000_000 < reading.latest_ns - reading.earliest_ns < 100_000_000, "the recorded scrape took 30 ms"
 
 
+def test_readings_may_be_a_second_later_than_the_scrape_when_it_is_not_known_how_long_it_took(replay: Replay) -> None:
+    """Whoever writes to another store may leave that out; a scrape of Scaphandre takes a tenth of a second or so."""
+    replay.series = [each for each in replay.series if each["metric"]["__name__"] != "scrape_duration_seconds"]
+    time = Time(replay)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    meter.read()
+    time.pass_by(4.0)
+    readings = meter.read()
+    assert readings
+    assert all(reading.latest_ns - reading.earliest_ns >= 1_000_000_000 for reading in readings)
+
+
 @pytest.mark.parametrize("ahead_seconds", [-3600.0, 0.25, 7 * 86400.0])
 def test_times_are_ours_when_the_prometheus_has_another_clock(ahead_seconds: float, replay: Replay) -> None:
     """Its clock is asked for, so no host's clock needs to be right."""
