@@ -41,6 +41,8 @@ _GONE_INTERVALS = 0.9
 _SHOWN_LATE_NS = 5 * NS_PER_SECOND  # how much later than another host's a scrape may be shown
 _SCRAPE_SECONDS = 1.0  # until a scrape has come and can be asked for, where nothing else is known
 _CLOCK_LOOKS = 8
+_CLOCK = "time()"
+_VICTORIA_METRICS_CLOCK = "now()"  # its time() is half a minute old, by its -search.latencyOffset
 _REMEMBERED_SCRAPES = 8
 
 
@@ -127,6 +129,7 @@ class PrometheusMeter:
         self._scraped_ns: deque[int] = deque(maxlen=_REMEMBERED_SCRAPES)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
         self._ahead = _ClockDifference()
+        self._clock_query = _CLOCK
 
     def __repr__(self) -> str:
         return f"PrometheusMeter(url={self.url!r}, labels={self._labels!r})"
@@ -275,18 +278,20 @@ class PrometheusMeter:
 
     def _query(self, promql: str) -> Iterator[Mapping[str, Any]]:
         answer = self._source.get(_document, {"query": promql}).content
-        result = _mapping(_mapping(answer).get("data")).get("result")
+        result = _data(answer).get("result")
         if not isinstance(result, list):
             raise self._source.error("meter-garbage", "the answer is not that of a Prometheus")
         return (each for each in result if isinstance(each, Mapping))
 
     def _prometheus_now_ns(self) -> int:
         """The time on Prometheus' clock, which need not be ours."""
-        answer = self._source.get(_document, {"query": "time()"})
-        try:
-            now_ns = int(float(_mapping(_mapping(answer.content).get("data"))["result"][0]) * NS_PER_SECOND)
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise self._source.error("meter-garbage", "the answer is not that of a Prometheus") from None
+        answer = self._source.get(_document, {"query": self._clock_query})
+        if self._clock_query == _CLOCK and _data(answer.content).get("resultType") == "vector":
+            self._clock_query = _VICTORIA_METRICS_CLOCK
+            answer = self._source.get(_document, {"query": self._clock_query})
+        now_ns = _clock_ns(_data(answer.content))
+        if now_ns is None:
+            raise self._source.error("meter-garbage", "the answer is not that of a Prometheus")
         self._ahead.look(now_ns, answer.asked_ns, answer.answered_ns)
         return now_ns
 
@@ -368,6 +373,19 @@ def _document(chunks: Iterator[bytes]) -> Any:
     try:
         return json.loads(b"".join(chunks))
     except (ValueError, RecursionError):
+        return None
+
+
+def _data(document: Any) -> Mapping[str, Any]:
+    return _mapping(_mapping(document).get("data"))
+
+
+def _clock_ns(data: Mapping[str, Any]) -> int | None:
+    """What a clock shows: a number, or, where there are no bare numbers, a nameless series."""
+    try:
+        (shown,) = [data["result"]] if data["resultType"] == "scalar" else [each["value"] for each in data["result"]]
+        return int(float(shown[1]) * NS_PER_SECOND)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -72,7 +72,7 @@ RANGE_UJ = 262_143_328_850
 
 
 @contextmanager
-def _rising(root: Path, zones: Zones, broken: Collection[str] = ()) -> Iterator[None]:
+def rising(root: Path, zones: Zones, broken: Collection[str] = ()) -> Iterator[None]:
     """Counters that rise every 5 ms, at a fixed width, for the length of the block; ``broken`` ones are left alone."""
     for folder, (name, _, _) in zones.items():
         (root / folder).mkdir(parents=True)
@@ -110,7 +110,7 @@ def _kept(line: bytes) -> bool:
 
 def record(name: str, zones: Zones, instants: Sequence[float], folder: Path, into: Path) -> None:
     """Ask at the given instants (s), and keep the answers as ``name-0.txt`` and so on."""
-    with _rising(folder / name, zones), running_scaphandre(folder / name, folder) as exporter:
+    with rising(folder / name, zones), running_scaphandre(folder / name, folder) as exporter:
         first = time.monotonic()
         for index, instant in enumerate(instants):
             time.sleep(max(0.0, first + instant - time.monotonic()))
@@ -124,7 +124,7 @@ def record_unreadable(folder: Path, into: Path) -> None:
     zones, _ = SETS["two-sockets"]
     broken: set[str] = set()
     root = folder / "unreadable"
-    with _rising(root, zones, broken), running_scaphandre(root, folder) as exporter:
+    with rising(root, zones, broken), running_scaphandre(root, folder) as exporter:
         for index in range(4):
             body = requests.get(exporter.url, timeout=10).content
             lines = [line for line in body.split(b"\n") if _kept(line)]
@@ -144,7 +144,7 @@ def record_processes(folder: Path, into: Path) -> None:
     """A server of three threads, Scaphandre's own threads, and a neighbour of one thread, busy between two requests."""
     zones, _ = SETS["two-sockets"]
     with (
-        _rising(folder / "processes", zones),
+        rising(folder / "processes", zones),
         burning(SERVER, folder, threads=3) as server,
         burning(NEIGHBOUR, folder, duty=0.4) as neighbour,
     ):
@@ -161,7 +161,7 @@ def _record_processes(exporter: Scaphandre, server_pid: int, neighbour_pid: int,
         shown = (server_pid, neighbour_pid, exporter.pid)
         lines = [line for line in body.split(b"\n") if _kept(line) or _of(line, shown)]
         text = b"\n".join(lines).decode()
-        (into / f"processes-{index}.txt").write_text(_anonymous(text, folder))
+        (into / f"processes-{index}.txt").write_text(anonymous(text, folder))
         time.sleep(2.2)
     (into / "processes-cpu-ns.json").write_text(json.dumps(used_ns) + "\n")
 
@@ -175,7 +175,7 @@ def record_containers(folder: Path, into: Path) -> None:
     feature ``containers``: Debian's takes the option and gives no labels."""
     zones, _ = SETS["two-sockets"]
     with (
-        _rising(folder / "containers", zones),
+        rising(folder / "containers", zones),
         burning(SERVER, folder, threads=2) as server,
         burning(NEIGHBOUR, folder, duty=0.4) as neighbour,
         contained(CONTAINER, CONTAINER_LABELS) as (container, processes),
@@ -189,7 +189,7 @@ def record_containers(folder: Path, into: Path) -> None:
             for index in range(2):
                 body = requests.get(exporter.url, timeout=10).content
                 lines = [line for line in body.split(b"\n") if _kept(line) or _of(line, (server.pid, neighbour.pid))]
-                (into / f"containers-{index}.txt").write_text(_anonymous(b"\n".join(lines).decode(), folder))
+                (into / f"containers-{index}.txt").write_text(anonymous(b"\n".join(lines).decode(), folder))
                 time.sleep(2.2)
 
 
@@ -197,7 +197,7 @@ def record_stream(folder: Path, into: Path) -> None:
     """Some records of the JSON exporter; of the consumers one busy program with its threads."""
     zones, _ = SETS["two-sockets"]
     written = folder / "stream.json"
-    with _rising(folder / "stream", zones), burning(SERVER, folder, threads=3):
+    with rising(folder / "stream", zones), burning(SERVER, folder, threads=3):
         time.sleep(1)
         with streaming_scaphandre(folder / "stream", written):
             time.sleep(3)
@@ -207,7 +207,7 @@ def record_stream(folder: Path, into: Path) -> None:
         each["host"]["components"] = {"disks": []}
     kept = [json.dumps(each, separators=(",", ":")) for each in records]
     text = f"[{','.join(kept)}]" if written.read_text().startswith("[") else "".join(kept)
-    (into / "stream.json").write_text(_anonymous(text, folder))
+    (into / "stream.json").write_text(anonymous(text, folder))
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -238,8 +238,8 @@ def record_prometheus(folder: Path, into: Path) -> None:
     zones, _ = SETS["two-sockets"]
     one, two = folder / "one", folder / "two"
     with (
-        _rising(one, zones),
-        _rising(two, {zone: (name, 2 * start_uj, 2 * watts) for zone, (name, start_uj, watts) in zones.items()}),
+        rising(one, zones),
+        rising(two, {zone: (name, 2 * start_uj, 2 * watts) for zone, (name, start_uj, watts) in zones.items()}),
         running_scaphandre(one, one) as first,
         running_scaphandre(two, two) as second,
     ):
@@ -250,7 +250,7 @@ def record_prometheus(folder: Path, into: Path) -> None:
             time.sleep(20)
             found = prometheus.query('{__name__=~"scaph_.*energy.*|scaph_.*power.*|scaph_.*memory.*|scrape.*"}[5m]')
     kept = [each for each in found if "pid" not in each["metric"] or "/scaphandre" in each["metric"].get("exe", "")]
-    text = _anonymous(json.dumps(kept, indent=0, separators=(",", ":")), folder)
+    text = anonymous(json.dumps(kept, indent=0, separators=(",", ":")), folder)
     for address, name in hosts.items():
         text = text.replace(address, name).replace(f"--port{address.rpartition(':')[2]}", "--port8080")
     (into / "prometheus.json").write_text(text)
@@ -262,7 +262,7 @@ def _of(line: bytes, pids: Iterable[int]) -> bool:
     return any(b'pid="%s"' % thread in line for thread in threads)
 
 
-def _anonymous(text: str, folder: Path) -> str:
+def anonymous(text: str, folder: Path) -> str:
     """Without this machine's paths."""
     python = Path(sys.executable)
     for path, instead in (

@@ -13,8 +13,7 @@ import pytest
 
 from otel_llm_energy.meters import MeterError, PrometheusMeter, meter_at
 from otel_llm_energy.quantities import Reading
-from tests.meters.exporters import ManualClock
-from tests.meters.prometheus_replay import Replay, replaying
+from tests.meters.prometheus_replay import Replay, Time, replaying
 
 SECRET = "s3cr3t"
 
@@ -24,22 +23,6 @@ def replay() -> Iterator[Replay]:
     """The recorded Prometheus, just after the second scrape of each of its two hosts."""
     with replaying() as replay:
         yield replay
-
-
-class Time:
-    """Our clock and the Prometheus', which move together."""
-
-    def __init__(self, replay: Replay) -> None:
-        self.clock = ManualClock()
-        self._replay = replay
-
-    def pass_by(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        self._replay.now += seconds
-
-    def meter(self, **options: Any) -> PrometheusMeter:
-        """A meter that goes by our clock."""
-        return PrometheusMeter(self._replay.url, clock_ns=self.clock, **options)
 
 
 def by_channel(readings: Sequence[Reading]) -> dict[str, list[int]]:
