@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -40,6 +40,7 @@ _FROZEN_SAMPLES = 3
 _GONE_INTERVALS = 0.9
 _SHOWN_LATE_NS = 5 * NS_PER_SECOND  # how much later than another host's a scrape may be shown
 _SCRAPE_SECONDS = 1.0  # until a scrape has come and can be asked for, where nothing else is known
+_WHOLE_SECONDS = 20  # until nothing is added to a scrape any more, at the latest
 _CLOCK_LOOKS = 8
 _CLOCK = "time()"
 _VICTORIA_METRICS_CLOCK = "now()"  # its time() is half a minute old, by its -search.latencyOffset
@@ -55,6 +56,11 @@ class _Scrape:
 
     samples: list[Sample] = field(default_factory=list)
     seconds: float | None = None
+
+    @property
+    def size(self) -> int:
+        """How many of its samples were found."""
+        return len(self.samples) + (self.seconds is not None)
 
 
 class _Scrapes(NamedTuple):
@@ -128,6 +134,7 @@ class PrometheusMeter:
         self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
         self._scraped_ns: deque[int] = deque(maxlen=_REMEMBERED_SCRAPES)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
+        self._lateness = _Lateness()
         self._ahead = _ClockDifference()
         self._clock_query = _CLOCK
 
@@ -164,14 +171,18 @@ class PrometheusMeter:
         scrapes = self._ask(COUNTER_FAMILIES, _LOOK_BACK_SECONDS)
         self._learn_interval(scrapes.by_host_ns.values())
         host = self._the_host(scrapes, self._interval_ns + _SHOWN_LATE_NS)
-        found = counters(scrapes.by_time_ns[max(scrapes.by_time_ns)].samples) if host else None
-        if host is None or found is None or not found.by_channel_uj:
+        if host is None:
+            raise MeterError("meter-no-data", self._no_data())
+        *earlier_ns, newest_ns = sorted(set(scrapes.by_host_ns[host]))
+        # The newest may be there in part; which counters there are shows in the one before it, too.
+        newest = [counters(scrapes.by_time_ns[at_ns].samples) for at_ns in (newest_ns, *earlier_ns[-1:])]
+        found = max(newest, key=lambda each: len(each.by_channel_uj))
+        if not found.by_channel_uj:
             raise MeterError("meter-no-data", self._no_data())
         self._host = self._labels or dict(host)  # who named none means the one that there was
         channels = self._counters.channels(
             found, meter=self.name, range_uj=self._range_uj, scale_error=self._scale_error
         )
-        *earlier_ns, newest_ns = sorted(scrapes.by_time_ns)
         self._scraped_ns.extend(earlier_ns)
         self._last_ns = newest_ns - 1
         self._first_readings = self._new_readings()
@@ -196,15 +207,17 @@ class PrometheusMeter:
             raise MeterError("meter-closed", f"{self!r}: the meter is not open.")
         now_ns = self._prometheus_now_ns()
         families = _FAMILIES if self.process is None else _FAMILIES | _PROCESS_FAMILIES
-        back_seconds = min((now_ns - self._last_ns) // NS_PER_SECOND + 2, _LOOK_BACK_SECONDS)
-        scrapes = self._ask(families, back_seconds)
+        back_seconds = max((now_ns - self._last_ns) // NS_PER_SECOND + 2, _WHOLE_SECONDS)
+        scrapes = self._ask(families, min(back_seconds, _LOOK_BACK_SECONDS))
         self._the_host(scrapes, _GONE_INTERVALS * self._interval_ns)
-        last_ns = self._last_ns
+        sizes = {at_ns: scrape.size for at_ns, scrape in scrapes.by_time_ns.items()}
+        self._lateness.look(sizes, now_ns)
+        last_ns, whole_ns = self._last_ns, now_ns - self._lateness.whole_ns
         readings: list[Reading] = []
-        for at_ns in sorted(time_ns for time_ns in scrapes.by_time_ns if time_ns > last_ns):
+        for at_ns in sorted(time_ns for time_ns in sizes if last_ns < time_ns <= whole_ns):
             readings += self._take(at_ns, scrapes.by_time_ns[at_ns])
         self._learn_interval([self._scraped_ns])
-        self._check_age(now_ns)
+        self._check_age(now_ns - max(chain.from_iterable(scrapes.by_host_ns.values()), default=last_ns))
         return readings
 
     def _learn_interval(self, scraped_ns: Iterable[Sequence[int]]) -> None:
@@ -212,7 +225,7 @@ class PrometheusMeter:
         interval_ns = _interval_ns(scraped_ns)
         if interval_ns is not None:
             self._interval_ns = interval_ns
-        self.pace = _pace(self._interval_ns / NS_PER_SECOND)
+        self.pace = _pace(self._interval_ns / NS_PER_SECOND, self._lateness.longest_ns / NS_PER_SECOND)
 
     def _take(self, at_ns: int, scrape: _Scrape) -> list[Reading]:
         """The readings of one scrape; none where the exporter repeats itself."""
@@ -221,6 +234,7 @@ class PrometheusMeter:
             return []
         self._last_ns = at_ns
         self._scraped_ns.append(at_ns)
+        self._lateness.used(at_ns, scrape.size)
         refreshed_ns = self._date(at_ns, scrape, found)
         if refreshed_ns is None:
             return []
@@ -239,14 +253,13 @@ class PrometheusMeter:
         latest_ns = min(refreshed_ns[1] + error_ns, self._clock_ns())
         return min(refreshed_ns[0] - error_ns, latest_ns), latest_ns
 
-    def _check_age(self, now_ns: int) -> None:
+    def _check_age(self, age_ns: int) -> None:
         if self._counters.refreshes.stale >= _FROZEN_SAMPLES:
             raise MeterError(
                 "meter-frozen",
                 f"{self.url}: the counters of {_shown(self._host)} stand still. Scaphandre answers with old values if"
                 " it is asked more than once in 2 s, by all clients together (issue 434): scrape it every 5 s.",
             )
-        age_ns = now_ns - (self._last_ns or 0)
         if age_ns > _STALE_INTERVALS * self._interval_ns:
             raise MeterError(
                 "meter-stale",
@@ -324,6 +337,44 @@ class PrometheusMeter:
         )
 
 
+class _Lateness:
+    """How late a store shows a scrape, and the last of it, from what had come when it was looked at again.
+
+    Prometheus itself shows a scrape at once, and all of it. A remote write sends it in parts, some seconds later.
+    VictoriaMetrics takes some seconds, too, and some more for series that are new, such as a process's.
+
+    Attributes:
+        shown_ns: until there is something of it.
+        whole_ns: until all of it is there.
+    """
+
+    def __init__(self) -> None:
+        self.shown_ns = self.whole_ns = 0
+        self._looked_ns = self._newest_ns = 0
+        self._used: dict[int, int] = {}  # how many samples of a scrape there were
+
+    @property
+    def longest_ns(self) -> int:
+        """Until a scrape can be used."""
+        return max(self.shown_ns, self.whole_ns)
+
+    def used(self, at_ns: int, size: int) -> None:
+        """Readings were made of so many samples of a scrape."""
+        self._used[at_ns] = size
+
+    def look(self, sizes: Mapping[int, int], now_ns: int) -> None:
+        """So many samples of each scrape are there now."""
+        longest_ns = _WHOLE_SECONDS * NS_PER_SECOND
+        self._used = {at_ns: size for at_ns, size in self._used.items() if now_ns - at_ns < longest_ns}
+        for at_ns, size in sizes.items():
+            if self._newest_ns < at_ns < self._looked_ns:
+                self.shown_ns = max(self.shown_ns, min(self._looked_ns - at_ns, longest_ns))
+            if size > self._used.get(at_ns, size):
+                self.whole_ns = max(self.whole_ns, now_ns - at_ns)
+                self._used[at_ns] = size
+        self._looked_ns, self._newest_ns = now_ns, max(sizes, default=self._newest_ns)
+
+
 class _ClockDifference:
     """How far another machine's wall clock is ahead of our monotonic clock, from requests that tell its time."""
 
@@ -399,10 +450,10 @@ def _interval_ns(times_ns: Iterable[Sequence[int]]) -> int | None:
     return int(median(steps)) if steps else None
 
 
-def _pace(interval_seconds: float) -> Pace:
+def _pace(interval_seconds: float, late_seconds: float = 0.0) -> Pace:
     """A few polls for each scrape: each reading is found soon after it is there."""
     poll_seconds = min(max(interval_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
-    delay_seconds = interval_seconds + _SCRAPE_SECONDS
+    delay_seconds = interval_seconds + max(_SCRAPE_SECONDS, late_seconds)
     return Pace(max(interval_seconds / 2, poll_seconds), poll_seconds, delay_seconds=delay_seconds)
 
 

@@ -270,6 +270,24 @@ def test_the_meter_says_so_when_prometheus_gets_nothing_from_the_host(replay: Re
     assert caught.value.reason == "meter-stale"
 
 
+def test_the_meter_says_so_when_all_that_prometheus_has_of_the_host_is_how_long_failed_scrapes_took(
+    replay: Replay,
+) -> None:
+    """It stores that of each scrape, whatever came of it."""
+    replay.keep("one:8080")
+    last = replay.times("one:8080")[1]
+    for each in replay.series:
+        if each["metric"]["__name__"] != "scrape_duration_seconds":
+            each["values"] = [value for value in each["values"] if value[0] <= last]
+    time = Time(replay)
+    meter = time.meter()
+    meter.open()
+    time.pass_by(14.0)
+    with pytest.raises(MeterError) as caught:
+        meter.read()
+    assert caught.value.reason == "meter-stale"
+
+
 def test_the_meter_says_so_when_scrapes_freeze_the_exporter(replay: Replay) -> None:
     """Scraped every second Scaphandre repeats itself for ever: no reading, and how to mend it."""
     replay.keep("one:8080")
