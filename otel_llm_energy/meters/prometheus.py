@@ -45,6 +45,7 @@ _CLOCK_LOOKS = 8
 _CLOCK = "time()"
 _VICTORIA_METRICS_CLOCK = "now()"  # its time() is half a minute old, by its -search.latencyOffset
 _REMEMBERED_SCRAPES = 8
+_WARNING_LETTERS = 300
 
 
 Labels = tuple[tuple[str, str], ...]
@@ -134,6 +135,7 @@ class PrometheusMeter:
         self._interval_ns = int(_DEFAULT_INTERVAL_SECONDS * NS_PER_SECOND)
         self._scraped_ns: deque[int] = deque(maxlen=_REMEMBERED_SCRAPES)
         self._last_ns: int | None = None  # of the newest sample, on Prometheus' clock
+        self._warning = ""  # of the newest answer
         self._lateness = _Lateness()
         self._ahead = _ClockDifference()
         self._clock_query = _CLOCK
@@ -264,7 +266,7 @@ class PrometheusMeter:
             raise MeterError(
                 "meter-stale",
                 f"{self.url}: the newest sample of {_shown(self._host)} is {age_ns / NS_PER_SECOND:.0f} s old. Is its"
-                " Scaphandre up? See the page /targets of this Prometheus.",
+                f" Scaphandre up? See the page /targets of this Prometheus.{self._warning}",
             )
 
     # Asking
@@ -292,6 +294,7 @@ class PrometheusMeter:
     def _query(self, promql: str) -> Iterator[Mapping[str, Any]]:
         answer = self._source.get(_document, {"query": promql}).content
         result = _data(answer).get("result")
+        self._warning = _first_warning(answer)
         if not isinstance(result, list):
             raise self._source.error("meter-garbage", "the answer is not that of a Prometheus")
         return (each for each in result if isinstance(each, Mapping))
@@ -333,7 +336,7 @@ class PrometheusMeter:
         wanted = f" with {_shown(self._labels)}" if self._labels else ""
         return (
             f"{self.url}: no series {HOST_ENERGY}{wanted} in the last {_LOOK_BACK_SECONDS // 60} minutes. Let it scrape"
-            " Scaphandre every 5 s or more seldom."
+            f" Scaphandre every 5 s or more seldom.{self._warning}"
         )
 
 
@@ -429,6 +432,12 @@ def _document(chunks: Iterator[bytes]) -> Any:
 
 def _data(document: Any) -> Mapping[str, Any]:
     return _mapping(_mapping(document).get("data"))
+
+
+def _first_warning(document: Any) -> str:
+    """Thanos warns where one of its stores did not answer, and goes on without."""
+    warnings = _mapping(document).get("warnings")
+    return f" It warns: {str(warnings[0])[:_WARNING_LETTERS]}" if isinstance(warnings, list) and warnings else ""
 
 
 def _clock_ns(data: Mapping[str, Any]) -> int | None:

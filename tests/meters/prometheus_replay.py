@@ -38,6 +38,7 @@ class Replay:
         now: seconds since 1970 by the recording's clock.
         requests: path and headers of each request.
         clocks: how the store answered a query for the time.
+        warnings: what it says beside each answer.
         broken: a body to answer with instead, and its status.
     """
 
@@ -48,6 +49,7 @@ class Replay:
         self.now = self.times("one:8080")[1] + 0.5
         self.ahead_seconds = 0.0
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.warnings: list[str] = []
         self.broken: tuple[int, bytes] | None = None
         self.url = ""
 
@@ -80,6 +82,11 @@ class Replay:
                 }
             )
         self.series = stretched
+
+    def document(self, query: str) -> Any:
+        """The whole answer."""
+        warnings = {"warnings": self.warnings} if self.warnings else {}
+        return {"status": "success", "data": self.answer(query), **warnings}
 
     def answer(self, query: str) -> Any:
         """The ``data`` of an instant query."""
@@ -154,7 +161,7 @@ def replaying(store: str | None = None) -> Iterator[Replay]:
             (query,) = parse_qs(urlsplit(self.path).query)["query"]
             status, body = replay.broken or (
                 200,
-                json.dumps({"status": "success", "data": replay.answer(query)}).encode(),
+                json.dumps(replay.document(query)).encode(),
             )
             self.send_response(status)
             self.send_header("content-length", str(len(body)))

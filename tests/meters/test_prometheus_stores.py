@@ -122,3 +122,19 @@ def test_all_counters_are_found_when_the_newest_scrape_is_there_in_part(remote_w
     remote_write.now = newest + 0.6
     meter = Time(remote_write).meter()
     assert {channel.id for channel in meter.open()} == CHANNELS
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_an_error_says_what_the_store_warns_of_when_it_has_no_samples(later: bool, remote_write: Replay) -> None:
+    """Thanos Query 0.42.4, its sidecar gone; it says so beside an answer that is empty."""
+    remote_write.now = remote_write.times("one:8080")[3]
+    time = Time(remote_write)
+    meter = time.meter()
+    if later:
+        meter.open()
+        time.pass_by(60.0)
+    remote_write.series = []
+    remote_write.warnings = ['fetch series for {cluster="lab"} Addr: 127.0.0.1:58099 rpc error: code = Unavailable']
+    with pytest.raises(MeterError, match=r"It warns: fetch series for .*code = Unavailable") as caught:
+        meter.read() if later else meter.open()
+    assert caught.value.reason == ("meter-stale" if later else "meter-no-data")
