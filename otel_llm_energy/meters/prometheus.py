@@ -1,6 +1,9 @@
-"""Scaphandre's counters by way of a Prometheus that scrapes it (checked against Prometheus 2.53).
+"""Scaphandre's counters by way of a Prometheus that scrapes it, or of a store with Prometheus' HTTP API.
 
 A range vector (``metric[5m]``) gives each sample as it was scraped, with its time; nothing is interpolated or rated.
+
+Checked against Prometheus 2.53.3; VictoriaMetrics 1.151.0, one node, which scraped by itself or to which that
+Prometheus wrote; Thanos 0.42.4, its Query before a sidecar of that Prometheus, and before a Receive to which it wrote.
 """
 
 from __future__ import annotations
@@ -74,11 +77,13 @@ class _Scrapes(NamedTuple):
 class PrometheusMeter:
     """Asks a Prometheus for what it scraped from a host's Scaphandre: one channel per CPU socket and DRAM domain.
 
-    Readings come as often as Prometheus scrapes (5 to 60 s; 2 s and less freeze Scaphandre for everyone), and as late.
+    Readings come as often as Prometheus scrapes (5 to 60 s; 2 s and less freeze Scaphandre for everyone), and as late;
+    from a store to which a Prometheus writes, and from VictoriaMetrics, some seconds later.
 
     Args:
         url: of the Prometheus, with its path prefix if it has one; a user and password in it are sent as basic
-            authentication, but never shown. Anything with Prometheus' HTTP API will do (Thanos, Mimir).
+            authentication, but never shown. A VictoriaMetrics or a Thanos Query will do (checked: 1.151.0, 0.42.4);
+            Mimir was not tried.
         instance: which host, where the Prometheus knows several: the ``instance`` label, e.g. ``"gpu-1:8080"``.
         labels: more labels of the host's series, e.g. ``{"job": "scaphandre", "node": "gpu-1"}``.
         process, cpus: as for `ScaphandreMeter`.
