@@ -24,7 +24,8 @@ _IDLE_PART = 0.02
 _IDLE_NS = NS_PER_SECOND // 2
 _LOOK_AGAIN_NS = 2 * NS_PER_SECOND
 _LOOK_AGAIN_IDLE_NS = 10 * NS_PER_SECOND
-_ASK_AGAIN_SECONDS = 5.0  # a server that loads its model, which takes seconds to minutes
+_ASK_AGAIN_NS = 5 * NS_PER_SECOND  # a server that loads its model, which takes seconds to minutes
+_MOST_DOUBLINGS = 3
 # Reasons for which it is in doubt whether this machine's energy is the server's at all.
 _CAUTIONS = frozenset({"relay", "not-listening"})
 
@@ -66,6 +67,26 @@ class _Found:
     idle_ns: int = 0
 
 
+@dataclass(slots=True)
+class _Untold:
+    """A server that may tell its slots, and has not yet.
+
+    Attributes:
+        in_vain: how often it was asked while it loaded its model.
+        due_ns: when it is to be asked.
+    """
+
+    host: str
+    port: int
+    in_vain: int = 0
+    due_ns: int = 0
+
+    def postpone(self, now_ns: int) -> None:
+        """Later each time, as one may say for ever that it loads."""
+        self.due_ns = now_ns + _ASK_AGAIN_NS * 2 ** min(self.in_vain, _MOST_DOUBLINGS)
+        self.in_vain += 1
+
+
 class ServerWatch:
     """Which server answers at which address, and its part of the activity, under one name for all its addresses.
 
@@ -97,8 +118,7 @@ class ServerWatch:
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, str, int, Server]] = []
-        self._to_ask: list[tuple[str, str, int]] = []  # key, host and port of those that may tell their slots
-        self._asked_in_vain = 0
+        self._to_ask: dict[str, _Untold] = {}  # by key
         self._next_sample_ns = 0
         # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
         self._lock = threading.RLock()
@@ -111,8 +131,9 @@ class ServerWatch:
 
     @property
     def ask_again_seconds(self) -> float | None:
-        """When to ask those again that were loading their model; later each time, as one may say so for ever."""
-        return _ASK_AGAIN_SECONDS * 2 ** min(self._asked_in_vain - 1, 3) if self._to_ask else None
+        """Until the next of those is to be asked that were loading their model; ``None`` if there are none."""
+        due_ns = min((each.due_ns for each in self._to_ask.values()), default=None)
+        return None if due_ns is None else max(due_ns - self._clock_ns(), 0) / NS_PER_SECOND
 
     def key(self, host: str, port: int) -> str:
         """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
@@ -172,18 +193,22 @@ class ServerWatch:
                     self._keys[name, port] = key
             # Where neither the command line nor the environment says how many calls it works on at once, it may itself.
             if server.slots is None and is_llama_cpp(server.name):
-                self._to_ask.append((key, host, port))
+                self._to_ask[key] = _Untold(host, port)
         self._learn_slots()
 
     def _learn_slots(self) -> None:
-        """Who is still loading its model is asked again at the next look."""
-        asked, self._to_ask = self._to_ask, []
-        for key, host, port in asked:
+        """Who is still loading its model is asked again."""
+        now_ns = self._clock_ns()
+        for key, untold in list(self._to_ask.items()):
+            if untold.due_ns > now_ns:
+                continue
             try:
-                self._books.set_server(key, slots=self._ask_slots(host, port), caution=None)
+                slots = self._ask_slots(untold.host, untold.port)
             except LoadingError:
-                self._to_ask.append((key, host, port))
-        self._asked_in_vain = self._asked_in_vain + 1 if self._to_ask else 0
+                untold.postpone(self._clock_ns())
+            else:
+                del self._to_ask[key]
+                self._books.set_server(key, slots=slots, caution=None)
 
     def _look_up_waiting(self) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""

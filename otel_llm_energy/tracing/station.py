@@ -320,7 +320,8 @@ class Station:
             self._servers.sample()
             self._begin_round()
         self._servers.learn_names()
-        return self._servers.ask_again_seconds or _LOOK_UP_AGAIN_SECONDS
+        seconds = self._servers.ask_again_seconds
+        return _LOOK_UP_AGAIN_SECONDS if seconds is None else seconds
 
     def _read(self, reader: MeterReader) -> None:
         """A meter was read. Activity is sampled at the same time, so that cells end where buckets do.

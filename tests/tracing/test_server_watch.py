@@ -21,6 +21,7 @@ from otel_llm_energy.tracing.server_watch import ServerWatch
 
 OLLAMA = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1)
 BEHIND_NGINX = Server("pid:7:1", "ollama", "local", pid=7, start_ticks=1, reason="relay", message="nginx")
+LLAMA = Server("pid:9:1", "llama-server", "local", pid=9, start_ticks=1)
 NGINX = Server("local:localhost:80", "localhost:80", "local", reason="relay", message="nginx")
 NOBODY = Server("unknown:localhost:80", "localhost:80", "unknown", reason="not-listening", message="Nothing listens.")
 
@@ -158,29 +159,63 @@ def test_llama_cpp_is_asked_for_its_slots_when_nothing_else_tells_them(
     assert (ledger.servers[key][0], requests) == (known, asked)
 
 
-def test_llama_cpp_is_asked_for_its_slots_until_it_has_loaded_its_model() -> None:
-    """An app that is started beside its server finds it while it loads; the longer that takes, the less often."""
-    answers: list[int | None] = [*[None] * 5, 4]
+class LoadingServers:
+    """Servers of llama.cpp, by port, that load their models for as long as each has an answer of ``None`` left."""
 
-    def loaded_at_last(host: str, port: int) -> int:
-        slots = answers.pop(0)
+    def __init__(self, answers: dict[int, list[int | None]]) -> None:
+        self.answers = answers
+        self.ledger = Ledger(0)
+        self.books = Books(self.ledger)
+        self.now_ns = NS_PER_SECOND
+        self.asked: list[tuple[float, int]] = []  # after how many seconds, and at which port
+        self.watch = ServerWatch(
+            self.books, Idle(), lambda _, port: replace(LLAMA, id=f"pid:{port}:1"), lambda: self.now_ns, self._slots
+        )
+
+    def _slots(self, host: str, port: int) -> int:
+        self.asked.append((self.now_ns / NS_PER_SECOND - 1, port))
+        slots = self.answers[port].pop(0)
         if slots is None:
             raise LoadingError
         return slots
 
-    server = Server("pid:7:1", "llama-server", "local", pid=7, start_ticks=1)
-    ledger = Ledger(0)
-    books = Books(ledger)
-    watch = ServerWatch(books, Idle(), lambda *_: server, lambda: NS_PER_SECOND, loaded_at_last)
-    key = watch.key("localhost", 80)
-    watch.sample()
+    def find(self, port: int) -> str:
+        """It is called for the first time; its name."""
+        name = self.watch.key("localhost", port)
+        self.watch.sample()
+        self.watch.learn_names()
+        return name
+
+    def wait(self, seconds: float) -> None:
+        self.now_ns += int(seconds * NS_PER_SECOND)
+        self.watch.learn_names()
+
+
+def test_llama_cpp_is_asked_for_its_slots_until_it_has_loaded_its_model() -> None:
+    """An app that is started beside its server finds it while it loads; the longer that takes, the less often."""
+    loading = LoadingServers({80: [*[None] * 5, 4]})
+    name = loading.find(80)
     waits_seconds = []
-    for _ in range(7):
-        watch.learn_names()
-        waits_seconds.append(watch.ask_again_seconds)
-    books.settle()
-    assert waits_seconds == [5.0, 10.0, 20.0, 40.0, 40.0, None, None]
-    assert (ledger.servers[key][0], answers) == (4, [])
+    while (seconds := loading.watch.ask_again_seconds) is not None:
+        waits_seconds.append(seconds)
+        loading.wait(seconds)
+    loading.books.settle()
+    assert waits_seconds == [5.0, 10.0, 20.0, 40.0, 40.0]
+    assert (loading.ledger.servers[name][0], loading.answers) == (4, {80: []})
+
+
+def test_server_that_begins_to_load_is_not_asked_later_when_another_has_loaded_for_long() -> None:
+    """Its slots would be unknown for 40 s, though it has long loaded; nor is the other asked more often for it."""
+    loading = LoadingServers({80: [None] * 9, 81: [None, None, 2]})
+    loading.find(80)
+    for seconds in (5, 10, 20):
+        loading.wait(seconds)
+    loading.asked.clear()
+    loading.find(81)
+    assert loading.watch.ask_again_seconds == 5.0
+    for seconds in (5, 10, 25):
+        loading.wait(seconds)
+    assert loading.asked == [(35.0, 81), (40.0, 81), (50.0, 81), (75.0, 80)]
 
 
 @pytest.mark.parametrize("now", [NOBODY, NGINX, BEHIND_NGINX])
