@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import otel_llm_energy
@@ -23,6 +25,15 @@ def run_doctor() -> int:
     Raises:
         CommandError: ``OTEL_SDK_DISABLED`` is set.
     """
+    told: list[str] = []
+    with _log_without(told):
+        status = _examined()
+        told += _troubles(status)
+    print("\n".join(_lines(status)))
+    return 0 if works(status) else 1
+
+
+def _examined() -> Status:
     energy = otel_llm_energy.instrument(clients=[])
     if not energy.active:
         raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
@@ -32,11 +43,34 @@ def run_doctor() -> int:
         wait_until(lambda: baseline_known(energy.status().channels), _LEARNING_SECONDS)
         enough_seconds = _PERIODS_TO_MOVE * max((each.period_seconds or 0.0 for each in channels), default=0.0)
         wait_until(lambda: _all_move(energy.status()), started_seconds + enough_seconds - time.monotonic())
-        status = judged(energy.status(), time.monotonic() - started_seconds)
+        return judged(energy.status(), time.monotonic() - started_seconds)
     finally:
         energy.uninstrument()
-    print("\n".join(_lines(status)))
-    return 0 if works(status) else 1
+
+
+@contextmanager
+def _log_without(told: Sequence[str]) -> Iterator[None]:
+    """Have what is logged within come at its end, but for what says a sentence that is ``told`` by then."""
+    logger, keeper = logging.getLogger("otel_llm_energy"), _Keeper()
+    logger.addHandler(keeper)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(keeper)
+        for record in keeper.records:
+            if not any(sentence in record.getMessage() for sentence in told):
+                logging.getLogger(record.name).handle(record)
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 def works(status: Status) -> bool:
@@ -68,6 +102,14 @@ def _stands_still(each: ChannelStatus, status: Status) -> bool:
         return False
     others = [other for other in status.channels if other.channel.host == each.channel.host]
     return each.channel.component != "memory" or not any(other.balance.metered_nj for other in others)
+
+
+def _troubles(status: Status) -> Iterator[str]:
+    """What the rows say of what is wrong."""
+    yield from (one.message for one in missing(status))
+    yield from (each.problem for each in status.channels if each.problem)
+    if status.board is not None and status.board.message:
+        yield status.board.message
 
 
 def _lines(status: Status) -> Iterator[str]:

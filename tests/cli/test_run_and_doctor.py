@@ -270,8 +270,11 @@ def test_doctor_says_what_would_mend_it_when_nothing_can_be_measured() -> None:
         OTEL_LLM_ENERGY_POWERCAP_ROOT="/nonexistent",
         OTEL_LLM_ENERGY_SCAPHANDRE_URL=f"http://127.0.0.1:{free_port()}/metrics",
         OTEL_LLM_ENERGY_BOARD="/dev/null/board",
+        OTEL_LLM_ENERGY_METER="rapl",
     )
     assert done.returncode == 1
+    of_the_option = "OTEL_LLM_ENERGY_METER is no option and does nothing: is OTEL_LLM_ENERGY_METERS meant?"
+    assert done.stderr.splitlines() == [of_the_option]  # the log, without what has a row
     assert done.stdout.endswith("LLM calls on this machine get estimates that say so.\n")
     assert re.search("^TROUBLE this process works alone", done.stdout, re.M)
     assert "an estimate from CPU time, no measurement" in done.stdout
