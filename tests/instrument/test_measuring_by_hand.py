@@ -137,6 +137,27 @@ def test_each_measurement_is_counted_once_when_the_inner_one_goes_on_for_longer(
     assert sum(point.sum for point in points) == pytest.approx(sum(joules), rel=1e-4)
 
 
+@pytest.mark.parametrize("settled_before", [True, False])
+def test_measurement_has_joules_per_token_when_it_ends_while_paused(
+    settled_before: bool, provider: TracerProvider, powercap: PowercapTree, exporter: InMemorySpanExporter
+) -> None:
+    """Of its joules until then; tokens that are not known remain so."""
+    with measuring(provider, powercap, detail="full") as energy:
+        with otel_llm_energy.measure("outer") as outer:
+            burn(0.2)
+            steps = otel_llm_energy.measure("inner")(burn_in_steps)()
+            next(steps)
+            if settled_before:
+                energy.force_flush()
+            outer.input_tokens, outer.output_tokens = 40, 2
+        list(steps)
+        energy.force_flush()
+    span = said(exporter, "outer")
+    assert span[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(span[names.JOULES] / 2, rel=1e-4)
+    assert span[names.JOULES_PER_TOKEN] == pytest.approx(span[names.JOULES] / 42, rel=1e-4)
+    assert names.JOULES_PER_OUTPUT_TOKEN not in said(exporter, "inner")
+
+
 def test_server_that_is_called_within_keeps_its_joules(
     client: OpenAI, energy: Instrumentation, exporter: InMemorySpanExporter
 ) -> None:
