@@ -78,6 +78,20 @@ def test_idle_power_is_there_for_the_next_run_when_it_was_kept(kept: Path) -> No
     assert later.age_seconds("package-0") == 7200
 
 
+def test_age_is_that_of_the_newest_figure_when_states_were_learned_one_after_another(path: Path) -> None:
+    """In the run that learned them and in the next; what is old of one state does not make the channel's figure old."""
+    now_s = [NOW_S]
+    running = IdleMemory(path, FACTS, unix_clock_s=lambda: now_s[-1])
+    running.recall(meters())
+    running.keep({"package-0": [replace(IDLE, state="P8")]})
+    now_s.append(NOW_S + 7200)
+    running.keep({"package-0": [replace(IDLE, state="P0")]})
+    now_s.append(NOW_S + 7260)
+    later = memory(path, NOW_S + 7260)
+    later.recall(meters())
+    assert (running.age_seconds("package-0"), later.age_seconds("package-0")) == (60, 60)
+
+
 def test_file_is_the_users_alone_when_it_is_written(kept: Path) -> None:
     """What a machine draws is nobody else's business, and nothing half written is left behind."""
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
