@@ -9,9 +9,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_llm_energy import conventions
+from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import Gate
+from otel_llm_energy.tracing.joining import Joining
 from otel_llm_energy.tracing.joint import CannotJoinError, Joint
+from otel_llm_energy.tracing.processor import EnergySpanProcessor, NoDesk
 from tests.tracing.children import run_child
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
 
@@ -140,6 +143,30 @@ def test_reason_is_clear_when_the_provider_cannot_be_joined(monkeypatch: pytest.
         with pytest.raises(CannotJoinError) as error:
             Joint(provider, lambda downstream: Gate(downstream, FakeDesk()))
         assert error.value.reason == reason
+
+
+def test_what_a_processor_wired_by_hand_holds_is_handed_on_when_measuring_ends() -> None:
+    """Its desk settles nothing from then on, so that the span would be held until its bound."""
+    provider, out, desk = TracerProvider(shutdown_on_exit=False), Collecting(), FakeDesk()
+    processor = EnergySpanProcessor(out)
+    provider.add_span_processor(processor)
+
+    def equip(gate: Gate) -> None:
+        gate.desk = desk
+        desk.listeners.append(gate)
+
+    joining = Joining(provider, lambda downstream: Gate(downstream, desk), equip, lambda: None)
+    joining.start()
+    assert joining.state == "wired by hand"
+    span = provider.get_tracer("app").start_span("chat")
+    processor.gate.bind(span, Claim(span.get_span_context()))
+    span.end()
+    assert out.names == []
+    joining.leave(desk)
+    assert out.names == ["chat"]
+    assert (out.attributes("chat")[conventions.REASON], desk.forced[0][1]) == ("flush", "flush")
+    assert isinstance(processor.gate.desk, NoDesk)
+    assert joining.gates == ()
 
 
 def test_wrapped_tracer_is_seen_through_when_it_shows_the_sdk_tracer() -> None:
