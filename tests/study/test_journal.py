@@ -12,10 +12,14 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import set_span_in_context
 
+from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import TABLE, compact, scan
 from otel_llm_energy.study.journal import ROWS, Journal, rows_in
+from otel_llm_energy.study.power import PowerLog
 from otel_llm_energy.study.sink import RowSink
 
 _FILL_THE_DISK = """
@@ -120,6 +124,24 @@ def test_sink_knows_that_its_joules_are_estimates_when_one_row_is(tmp_path: Path
             sink.write({**_row(number), "llm.energy.joules": 1.5, "llm.energy.quality": quality})
         assert sink.estimated
         assert sink.joules == 6.0
+
+
+def test_row_says_when_its_call_began_and_for_how_long_it_took(tmp_path: Path) -> None:
+    """By the span of the call, not by the one around it, which takes in what the study itself does."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    tracer = provider.get_tracer("study")
+    with Journal(tmp_path) as journal:
+        sink = RowSink(journal, {"llama": PowerLog()}, content=False)
+        provider.add_span_processor(sink)
+        study = tracer.start_span("study", start_time=999 * NS_PER_SECOND)
+        sink.expect(study.get_span_context().trace_id, {**_row(0), "deployment": "llama small", "server": "llama"})
+        within, asked = set_span_in_context(study), {"gen_ai.operation.name": "chat"}
+        call = tracer.start_span("chat", within, attributes=asked, start_time=1000 * NS_PER_SECOND)
+        call.end(1000 * NS_PER_SECOND + 2_500_000_000)
+        study.end(1004 * NS_PER_SECOND)
+        assert not sink.waiting
+    (row,) = rows_in(tmp_path / ROWS)
+    assert (row["started_at"], row["seconds"]) == (1000.0, 2.5)
 
 
 def test_error_says_how_to_collect_when_a_folder_holds_no_study(tmp_path: Path) -> None:
