@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,12 @@ def test_calls_without_a_pause_are_read_a_hundred_times_a_second(rest_ms: int) -
     """A thousand edges a second for a minute; what was saved up before, however long, is spent in the first second."""
     read = taken([(rest_ms + number) * MS for number in range(60_000)])
     assert 60 * 100 <= len(read) <= 60 * 100 + 32
+
+
+def test_32_edges_at_one_instant_are_read_and_no_more() -> None:
+    """Of a meter that may be read twice within no time: then the rate alone bounds them."""
+    instant_ns = 7 * NS_PER_SECOND
+    assert len(taken([instant_ns] * 40, replace(PACE, edge_gap_seconds=0.0))) == 32
 
 
 def test_an_edge_soon_after_a_poll_is_not_read() -> None:
