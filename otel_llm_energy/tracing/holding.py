@@ -17,7 +17,6 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.handover import LedgerHandover
 from otel_llm_energy.tracing.sharing import Participant
-from otel_llm_energy.troubles import Troubles
 
 _SAME_CLOCK_NS = 60 * NS_PER_SECOND
 
@@ -49,9 +48,8 @@ class Holding:
         self._books = participant.books
         self._handover = handover
         self._turn = turn
-        self._refused: set[int] = set()  # processes, to say it of each once
+        self._refused: set[tuple[str, str]] = set()  # by version and settings: a pool has new processes all the time
         self._informed_ns = 0
-        self._troubles = Troubles(_logger)
         try:
             self._hub = Hub(turn.folder, turn.name, self)
         except BoardError:
@@ -118,15 +116,15 @@ class Holding:
             what = "has another clock than the one that reads the meters"
         else:
             return None
-        if hello.pid not in self._refused:
-            self._refused.add(hello.pid)
-            self._troubles.warn("stranger", "Process %d %s: neither sees the other's calls.", hello.pid, what)
         refusal = (
             f"Process {hello.pid} {what} (process {os.getpid()}). Give all processes of this host the same, or boards"
             " of their own by OTEL_LLM_ENERGY_BOARD if they call different servers."
         )
         if hello.calls_servers:
             self.refusal = refusal
+            if (hello.version, hello.settings) not in self._refused:
+                self._refused.add((hello.version, hello.settings))
+                _logger.warning("Process %d %s: neither sees the other's calls.", hello.pid, what)
         return refusal
 
     def joined(self, hello: Hello) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from otel_llm_energy import troubles
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.remote import RemoteLedger
@@ -20,6 +24,7 @@ from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
+from otel_llm_energy.tracing import holding, membership
 from otel_llm_energy.tracing import seat as seats
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
@@ -189,6 +194,41 @@ def test_stranger_degrades_the_bills_only_while_it_is_there_and_calls(tmp_path: 
             assert bool(holder.status.message) is calls_servers
         until(lambda: meters.books.caution is None)
         assert holder.status.message == ""
+
+
+@pytest.fixture
+def numbered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that a process says its number it is another one, as in a pool; and it tries again at once."""
+    numbers = SimpleNamespace(getpid=partial(next, itertools.count(1000)))
+    for module in (holding, membership):
+        monkeypatch.setattr(module, "os", numbers)
+    monkeypatch.setattr(seats, "_ALONE_SECONDS", 0.01)
+    monkeypatch.setattr(troubles, "_PERIOD_NS", 0)
+
+
+def until_refused_often(stranger: Seat) -> None:
+    """By holders, and as processes, of several numbers."""
+    messages: set[str] = set()
+
+    def often() -> bool:
+        messages.add(stranger.status.message)
+        return len(messages) > 5
+
+    until(often)
+
+
+@pytest.mark.usefixtures("numbered_anew")
+def test_log_of_the_holder_names_each_other_setting_once_when_processes_come_and_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each worker of a pool would be news, and each one that takes its place; one of the doctor's concerns nobody."""
+    rules = rules_in(tmp_path)
+    others = [replace(rules, settings="other"), replace(rules, settings="third")]
+    with seated(rules, Meters(Books(Ledger(0)))):
+        for each in [replace(rules, settings="doctor's", calls_servers=False), *others, others[0]]:
+            with seated(each, Meters(Books(Ledger(0)))) as stranger:
+                until_refused_often(stranger)
+    assert sum("neither sees the other's calls" in message for message in caplog.messages) == len(others)
 
 
 def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
