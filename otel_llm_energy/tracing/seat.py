@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -107,6 +108,7 @@ class Seat:
         self._holding: Holding | None = None
         self._membership: Membership | None = None
         self._error: BoardError | None = None  # why this process works alone
+        self._told: set[str] = set()
         self._leading = False
         self._pause_ns = 0
         self._searching_since_ns = monotonic_ns()
@@ -378,11 +380,17 @@ class Seat:
 
     def _work_alone(self, error: BoardError) -> None:
         """Read the meters for this process alone, and have its bills say so."""
-        if str(error) != str(self._error):  # it is tried again and again
-            self._troubles.warn(error.reason, "%s", error)
+        self._tell(error)
         self._end_holding()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
             self._books.change_ledger(self._handover.alone)
         self._books.caution = error.reason
         self._lead()
+
+    def _tell(self, error: BoardError) -> None:
+        """Each trouble once, though it is tried again and again, and others of a pool come to read the meters."""
+        trouble = re.sub(r"\d+", "", str(error))
+        if trouble not in self._told:
+            self._told.add(trouble)
+            self._troubles.warn(trouble, "%s", error)

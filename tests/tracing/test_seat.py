@@ -231,6 +231,20 @@ def test_log_of_the_holder_names_each_other_setting_once_when_processes_come_and
     assert sum("neither sees the other's calls" in message for message in caplog.messages) == len(others)
 
 
+@pytest.mark.usefixtures("numbered_anew")
+def test_log_of_who_works_alone_says_why_once_when_other_processes_come_to_read_the_meters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever of a pool that is, what is to be done is the same; the status names the one of now."""
+    rules = rules_in(tmp_path)
+    with (
+        seated(rules, Meters(Books(Ledger(0)))),
+        seated(replace(rules, settings="other"), Meters(Books(Ledger(0)))) as stranger,
+    ):
+        until_refused_often(stranger)
+    assert sum("Give all processes of this host the same" in message for message in caplog.messages) == 1
+
+
 def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
