@@ -61,7 +61,7 @@ class Option(Generic[_T]):
         meaning: what it does, with its unit.
         check: a value given as keyword -> the value to use; raises one of `setting_values.REFUSALS`.
         read: the same for the text of a variable.
-        common: processes that share their metering must have the same value.
+        common: processes that share their metering must have the same value, where their meters heed it.
     """
 
     name: str

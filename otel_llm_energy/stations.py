@@ -15,7 +15,8 @@ from otel_llm_energy.host.folder import default_folder
 from otel_llm_energy.idle_memory import IdleMemory, default_path, machine_facts
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import Meter, ProcessMeter, says_what_it_reads
-from otel_llm_energy.meters.discovery import Discovery, OpenMeter, discover
+from otel_llm_energy.meters.discovery import AUTO, Discovery, OpenMeter, discover
+from otel_llm_energy.meters.scaphandre import SCAPHANDRE_URL
 from otel_llm_energy.meters.urls import meter_at
 from otel_llm_energy.quantities import NS_PER_SECOND, Channel
 from otel_llm_energy.servers.activity import CpuActivity
@@ -151,9 +152,24 @@ def _idle_memory(options: Settings) -> IdleMemory:
 def _rules(options: Settings, board: str) -> Rules:
     """What processes must agree on to share: all options that decide how energy is shared, and the network they see."""
     folder = default_folder() if options.board == "auto" else Path(options.board)
-    decisive = {option.name: _stable_text(getattr(options, option.name)) for option in OPTIONS if option.common}
+    heeded = _heeded(options, board)
+    decisive = {option.name: _stable_text(getattr(heeded, option.name)) for option in OPTIONS if option.common}
     settings = _hashed(json.dumps([decisive, _network_namespace()]))
     return Rules(folder, board, __version__, settings, calls_servers=bool(options.clients))
+
+
+def _heeded(options: Settings, board: str) -> Settings:
+    """What the options come to for a board's meters: processes that differ in no more than words agree."""
+    meters = options.meters if board == "local" else ()
+    names = {one for one in meters if isinstance(one, str)}
+    return replace(
+        options,
+        meters=meters,
+        powercap_root=options.powercap_root if names & {AUTO, "rapl"} else None,
+        scaphandre_url=(options.scaphandre_url or SCAPHANDRE_URL) if names & {AUTO, "scaphandre"} else None,
+        max_hold=DEFAULT_MAX_HOLD_SECONDS if options.max_hold is None else options.max_hold,
+        idle_watts=dict(sorted(options.idle_watts.items())),
+    )
 
 
 def _stable_text(value: object) -> str:

@@ -94,6 +94,33 @@ def test_processes_agree_when_their_meter_is_the_users_own() -> None:
     assert _rules(ours_elsewhere, "gpu") != _rules(settings({}, servers={"gpu-2": theirs}), "gpu")
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "board", "agree"),
+    [
+        ({"scaphandre_url": "http://localhost:8080/metrics"}, {}, "local", True),
+        ({"scaphandre_url": "http://localhost:9090/metrics"}, {}, "local", False),
+        ({"scaphandre_url": "http://localhost:9090/metrics", "meters": "rapl"}, {"meters": "rapl"}, "local", True),
+        ({"powercap_root": "/counters"}, {}, "local", False),
+        ({"powercap_root": "/counters", "meters": "rapl"}, {"meters": "rapl"}, "local", False),
+        ({"powercap_root": "/counters", "meters": "scaphandre"}, {"meters": "scaphandre"}, "local", True),
+        ({"meters": "rapl"}, {}, "local", False),
+        ({"meters": "rapl"}, {}, "gpu", True),
+        ({"powercap_root": "/counters"}, {"scaphandre_url": "http://localhost:9090/metrics"}, "gpu", True),
+        ({"max_hold": 30}, {}, "local", True),
+        ({"max_hold": 0}, {}, "local", False),
+        ({"idle_watts": "package-0=18,package-0/dram=2"}, {"idle_watts": "package-0/dram=2,package-0=18"}, "gpu", True),
+        ({"idle_watts": 18}, {"idle_watts": 19}, "gpu", False),
+        ({"idle": "none"}, {}, "gpu", False),
+        ({"detail": "full", "clients": ["openai"], "grid_intensity": 300}, {}, "local", True),
+    ],
+)
+def test_processes_agree_when_their_options_come_to_the_same_for_what_is_read(
+    ours: dict[str, object], theirs: dict[str, object], board: str, agree: bool
+) -> None:
+    """Else both would warn, and degrade each other's bills, for an option that changes no joule at this board."""
+    assert (_rules(settings({}, **ours), board).settings == _rules(settings({}, **theirs), board).settings) is agree
+
+
 def test_folder_is_refused_when_it_is_a_symbolic_link(tmp_path: Path) -> None:
     """Somebody could have put it there for us to follow."""
     (tmp_path / "real").mkdir(mode=0o700)
