@@ -43,8 +43,8 @@ class FakeDesk:
         self.hastened_seconds: list[float] = []
         self.on_hasten: Callable[[], None] = lambda: None
 
-    def settle(self, claim: Claim, joules: float) -> None:
-        claim.bill = bill_of(joules)
+    def settle(self, claim: Claim, joules: float, quality: Quality = Quality.MEASURED) -> None:
+        claim.bill = bill_of(joules, quality)
         self._tell([claim])
 
     def hasten(self, timeout_seconds: float) -> None:

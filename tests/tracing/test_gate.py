@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
+from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
@@ -98,6 +99,19 @@ def test_ancestors_wait_and_carry_totals_when_calls_below_have_ended() -> None:
     assert line.sent() == ["second", "first", "agent", "root"]
     for name in ("agent", "root"):
         assert line.out.attributes(name) == {conventions.SUBTREE_JOULES: 3.0}
+
+
+@pytest.mark.parametrize("estimated", ["first", "second"])
+def test_total_is_an_estimate_when_one_bill_below_is(estimated: str) -> None:
+    """Whichever comes first: measured joules beside it do not make the sum a measurement."""
+    line = Pipeline()
+    with line.tracer.start_as_current_span("agent"):
+        for name in ("first", "second"):
+            with line.tracer.start_as_current_span(name) as span:
+                claim = line.call(span)
+            line.desk.settle(claim, 1.0, Quality.ESTIMATED if name == estimated else Quality.MEASURED)
+    assert sorted(line.sent()) == ["agent", "first", "second"]
+    assert line.out.attributes("agent") == {conventions.SUBTREE_JOULES: 2.0, conventions.QUALITY: "estimated"}
 
 
 def test_call_that_contains_a_call_shows_its_own_share_and_the_total() -> None:
@@ -513,6 +527,56 @@ def test_span_ended_by_the_garbage_collector_is_taken_in_when_the_gate_is_at_wor
     assert line.gate.health.held == 1
     line.desk.settle(claim, 1.0)
     assert line.sent() == ["abandoned"]
+
+
+def test_span_has_its_energy_when_it_is_ended_as_the_garbage_of_a_cycle() -> None:
+    """The collector clears weak references to what only the garbage holds before it ends the stream in it."""
+    line = Pipeline()
+
+    class EndsInDel:
+        def __init__(self) -> None:
+            self.cycle = self
+            self.span = line.tracer.start_span("abandoned")
+            self.claim = line.call(self.span)
+
+        def __del__(self) -> None:
+            self.span.end()
+
+    abandoned = EndsInDel()
+    claim = abandoned.claim
+    assert line.sent() == []  # and the call is entered: no note holds the span any more
+    del abandoned
+    gc.collect()
+    line.desk.settle(claim, 1.0)
+    assert line.sent() == ["abandoned"]
+    assert line.out.attributes("abandoned")[conventions.JOULES] == 1.0
+    gc.collect()
+    assert len(line.gate._tree) == 0
+
+
+def test_spans_wait_for_no_call_of_the_parent_when_they_end_in_a_forked_child() -> None:
+    """Its bill comes in the parent: the child's span above says that it is missing. Calls of the child are billed."""
+    line = Pipeline()
+    agent, root = line.tracer.start_span("agent"), line.tracer.start_span("root")
+    within, outside = trace.set_span_in_context(agent), trace.set_span_in_context(root)
+    parents, ended = line.tracer.start_span("parent's", within), line.tracer.start_span("parent's, ended", outside)
+    line.call(parents)
+    line.call(ended)
+    ended.end()
+    assert line.sent() == []
+    line.gate._start_afresh()
+    parents.end()
+    own = line.tracer.start_span("own", within)
+    claim = line.call(own)
+    own.end()
+    agent.end()
+    root.end()
+    assert line.sent() == ["parent's", "root"]
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["parent's", "root", "own", "agent"]
+    assert line.out.attributes("parent's") == {}
+    assert line.out.attributes("root") == {conventions.SUBTREE_INCOMPLETE: True}
+    assert line.out.attributes("agent") == {conventions.SUBTREE_JOULES: 2.0, conventions.SUBTREE_INCOMPLETE: True}
 
 
 def test_forwarding_has_an_empty_context_when_the_span_ended_under_suppression() -> None:
