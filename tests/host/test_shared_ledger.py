@@ -183,3 +183,117 @@ def test_next_holder_knows_the_same_when_the_first_member_came_amid_a_bucket() -
     assert first.ledger.balance() == second.ledger.balance()
     ((_, bill),) = bills[1]
     assert bill.energy_nj is not None
+
+
+MEMORY = Channel("package-0/dram", "memory", "rapl", idle_watts=2.0)
+LATER_NS = 10 * NS_PER_SECOND
+
+
+def entering(*entered: Entered) -> Register:
+    """What the next holder makes of a journal: a ledger of now, into which all is entered."""
+    register = Register(Ledger, Ledger(LATER_NS), LATER_NS)
+    for each in entered:
+        register.enter(each)
+    return register
+
+
+def amid_calls() -> Register:
+    """A holder's and a member's call are open, another member's is closed, and none is settled."""
+    return entering(
+        ("start", 50 * MS),
+        ("holder", "first"),
+        *[("member", member) for member in ("first", "a", "b")],
+        *[("channel", channel_to_json(channel), []) for channel in (PACKAGE, MEMORY)],
+        ("read", PACKAGE.id, 0, 100 * MS, 100 * MS),
+        ("read", MEMORY.id, 0, 99 * MS, 99 * MS),
+        ("server", SERVER, 2, None, "relay"),
+        ("server", SERVER, None, True, None),
+        ("open", "first", 4, SERVER, 110 * MS, "chat"),
+        ("open", "a", 1, SERVER, 110 * MS, "chat"),
+        ("open", "b", 7, SERVER, 110 * MS, "chat"),
+        ("close", "b", 7, [[110 * MS, 200 * MS, "decode"]], True),
+    )
+
+
+def draws(watts: int, at_ms: int) -> list[Entered]:
+    """The package's and the memory's readings; since 100 ms they draw so much together, a tenth of it the memory."""
+    since_ms = at_ms - 100
+    return [
+        ("read", PACKAGE.id, 1000 * watts * since_ms * 9 // 10, at_ms * MS, at_ms * MS),
+        ("read", MEMORY.id, 1000 * watts * since_ms // 10, at_ms * MS, at_ms * MS),
+    ]
+
+
+def test_next_holder_knows_all_that_the_one_before_knew_when_that_dies_before_anything_is_settled() -> None:
+    """Whose ledger it was, who its members are, what is known of the servers, and each call and how it was closed."""
+    first = amid_calls()
+    second = entering(*first.snapshot())
+    assert (second.start_ns, second.holder, second.members) == (50 * MS, "first", {"first", "a", "b"})
+    assert second.servers == {SERVER: [2, True, "relay"]}
+    assert set(second.calls) == {("first", 4), ("a", 1), ("b", 7)}
+    assert second.closed == {("b", 7): ("close", "b", 7, [[110 * MS, 200 * MS, "decode"]], True)}
+    assert first.last_read_ns == second.last_read_ns == 100 * MS
+    assert list(second.snapshot()) == list(first.snapshot())
+
+
+def test_next_holder_begins_where_the_one_before_has_settled() -> None:
+    """What was settled already is settled once; a settling of an earlier time takes nothing back."""
+    first = amid_calls()
+    for until_ms in (105, 102):
+        first.enter(("settle", until_ms * MS))
+    assert next(first.snapshot()) == ("start", 105 * MS)
+    assert entering(*first.snapshot()).start_ns == 105 * MS
+
+
+def test_calls_of_the_holder_that_has_died_hold_up_nobody_when_the_next_one_follows() -> None:
+    """Nobody will say how they ended. Those of its members stay, who may come back."""
+    register = entering(*amid_calls().snapshot())
+    shared = SharedLedger(register, "a", Rounds(), lambda member, message: None, lambda: 200 * MS)
+    shared.follow_on(200 * MS)
+    assert (register.holder, register.members) == ("a", {"a", "b"})
+    assert [register.of(member) for member in ("first", "a", "b")] == [[], [("a", 1)], [("b", 7)]]
+
+
+def test_call_is_billed_in_full_when_the_others_beside_it_are_of_processes_that_have_gone() -> None:
+    """An open call would keep it from being settled, and share its joules."""
+    register = amid_calls()
+    for at_ms in (110, 200, 300):
+        for each in draws(100, at_ms):
+            register.enter(each)
+    assert register.enter(("settle", 300 * MS)) == []
+    for each in (("gone", "first"), ("gone", "a")):
+        register.enter(each)
+    ((call, bill),) = register.enter(("settle", 300 * MS))
+    assert (call, bill.energy_nj, bill.reason) == (("b", 7), 9_000_000_000, "relay")
+    assert (register.members, register.calls, register.names) == ({"b"}, {}, {})
+
+
+def test_closed_calls_alone_are_billed_when_a_member_cannot_wait() -> None:
+    """For the reason that it gives; one that is open, or billed already, is left out."""
+    register = amid_calls()
+    register.enter(("open", "b", 8, SERVER, 120 * MS, "chat"))
+    ((call, bill),) = register.enter(("force", "b", [7, 8, 9], "max-hold"))
+    assert (call, bill.reason) == (("b", 7), "max-hold")
+    assert register.of("b") == [("b", 8)]
+    assert register.enter(("force", "b", [7], "max-hold")) == []
+
+
+def test_holders_own_calls_are_the_boards_when_the_first_member_comes() -> None:
+    """Open or closed, each has a name from then on, under which it is closed and billed, and written down."""
+    ledger = Ledger(0)
+    ledger.add_channel(PACKAGE)
+    ledger.add_server(SERVER, slots=2, caution="relay")
+    for _ in range(2):
+        entry = ledger.open(SERVER, 0, "chat")
+    ledger.close(entry, [Window(0, 100 * MS, "decode")], reported=False)
+    register = Register(Ledger, ledger, 0)
+    register.adopt("first")
+    assert register.servers == {SERVER: [2, None, "relay"]}
+    assert register.of("first") == [("first", 1), ("first", 2)]
+    register.enter(read(0))
+    second = entering(*register.snapshot())
+    for one in (register, second):
+        for each in (read(100), ("close", "first", 1, [[0, 100 * MS, "decode"]], False)):
+            one.enter(each)
+        bills = {call: bill.energy_nj for call, bill in one.enter(("settle", 100 * MS))}
+        assert bills == {("first", 1): 5_000_000_000, ("first", 2): 5_000_000_000}
