@@ -1,0 +1,440 @@
+"""One machine's metering: when its meters are found, read and closed, and what other processes are told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from otel_llm_energy.host.wire import State, decode, encode
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.meters.base import MeterError, Pace
+from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
+from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+from otel_llm_energy.servers.props import LoadingError
+from otel_llm_energy.servers.server import Server
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.station import MachineAccess, Station
+from tests.tracing.fakes import ManualClock
+
+PACKAGE, MEMORY = Channel("package-0", "cpu", "rapl", idle_watts=20), Channel("dram-0", "memory", "rapl", idle_watts=2)
+GPU = Channel("gpu-0", "gpu", "nvml")
+NOBODY = Discovery((), (LeftOut("rapl", "meter-permission", "/sys/class/powercap: no right to read it."),))
+
+
+@dataclass
+class Counters:
+    """A meter of these channels, which counts how often it is read and closed."""
+
+    clock: ManualClock
+    channels: Sequence[Channel] = (PACKAGE, MEMORY)
+    pace: Pace = field(default_factory=lambda: Pace(idle_seconds=1.0, open_seconds=0.05, at_edges=True))
+    name: str = "rapl"
+    error: MeterError | None = None
+    reads: int = 0
+    closes: int = 0
+
+    def open(self) -> Sequence[Channel]:
+        return self.channels
+
+    def read(self) -> Sequence[Reading]:
+        if self.error is not None:
+            raise self.error
+        self.reads += 1
+        now_ns = self.clock.now_ns
+        return [Reading(channel.id, now_ns // 1000, now_ns, now_ns) for channel in self.channels]
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class Processes:
+    """A server's process and this one are there; the samples that are taken of them are kept."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.sampled_ns: list[int] = []
+        self.closed = False
+
+    def watch(self, server: Server) -> None: ...
+
+    def forget(self, server_id: str) -> None: ...
+
+    def sample(self) -> ActivitySample:
+        self.sampled_ns.append(self.clock.now_ns)
+        return ActivitySample("cpu", self.clock.now_ns, 0, {}, 2, 0, 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class OtherSeat:
+    """The place of a process for which another one reads the meters, unless ``leads``."""
+
+    def __init__(self, *, leads: bool = False) -> None:
+        self.leads = leads
+        self.starts = self.hastened = self.stops = 0
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def hasten(self) -> None:
+        self.hastened += 1
+
+    def may_read(self) -> bool:
+        return True
+
+    def begin_round(self) -> None: ...
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the threads that would have been started; what they would do, each test does itself."""
+    names: list[str] = []
+    monkeypatch.setattr(Poller, "start", lambda poller: names.append(poller._name))
+    return names
+
+
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the threads that are to work at once."""
+    names: list[str] = []
+    monkeypatch.setattr(Poller, "wake", lambda poller: names.append(poller._name))
+    return names
+
+
+class Machine:
+    """A station; ``found`` and ``at_edges`` are what a search finds when it is asked the next time."""
+
+    def __init__(self, *found: Discovery, seat: OtherSeat | None = None) -> None:
+        self.clock = ManualClock()
+        self.meter = Counters(self.clock)
+        self.found = list(found) or [self.opened(self.meter)]
+        self.at_edges: list[Discovery] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.processes = Processes(self.clock)
+        self.settled = 0
+        self.slots: int | None = 1  # that a server's command line says
+        self.station = Station(
+            Books(Ledger(self.clock.now_ns), clock_ns=self.clock),
+            MachineAccess(self._discover, self.processes, self._resolve, lambda: self.at_edges.pop(0)),
+            self._settle,
+            seat=None if seat is None else lambda station: seat,  # type: ignore[arg-type,return-value]
+            clock_ns=self.clock,
+        )
+
+    def opened(self, *meters: Counters) -> Discovery:
+        return Discovery(tuple(OpenMeter(meter, tuple(meter.channels)) for meter in meters), ())
+
+    def _discover(self) -> Discovery:
+        self.meanwhile()
+        return self.found.pop(0)
+
+    def _resolve(self, host: str, port: int) -> Server:
+        return Server(f"pid:{port}:1", "llama-server", "local", pid=port, slots=self.slots)
+
+    def _settle(self) -> None:
+        self.settled += 1
+
+    def read(self) -> Station:
+        """The station once it reads the meters that are found next."""
+        self.station._find_meters()
+        return self.station
+
+
+def test_meters_are_looked_for_again_in_ten_seconds_while_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
+    """An exporter may be started later; once one is found there is no search any more."""
+    machine = Machine()
+    machine.found.insert(0, NOBODY)
+    station = machine.station
+    assert station._find_meters() == 10
+    assert (station.left_out, station.books.reason) == (NOBODY.left_out, "meter-permission")
+    assert caplog.messages == ["LLM calls are not metered: /sys/class/powercap: no right to read it."]
+    assert machine.read().meters
+    assert station.books.reason is None
+    assert station._find_meters() == 60
+    station.stop()
+    assert machine.meter.closes == 1
+
+
+def test_next_holder_opens_no_meter_before_the_pause_of_the_one_before_has_passed() -> None:
+    """An exporter that is asked too soon again would answer with the reading before."""
+    machine = Machine()
+    station = machine.station
+    station.lead(machine.clock.now_ns + 5_000_000_000)
+    assert station._find_meters() == 5
+    machine.clock.advance(4)
+    assert station._find_meters() == 1
+    assert not station.meters
+    machine.clock.advance(1)
+    assert machine.read().meters
+    station.stop()
+
+
+def test_meters_that_are_found_too_late_are_closed_unread() -> None:
+    """Another process has come to read them while they were opened: two clients would freeze a Scaphandre."""
+    machine = Machine()
+    machine.meanwhile = machine.station.rest
+    machine.station._find_meters()
+    assert (machine.station.meters, machine.meter.closes, machine.meter.reads) == ([], 1, 0)
+    machine.station.stop()
+
+
+def state_of(*channels: Channel, problem: Sequence[str] | None = None) -> State:
+    """What a holder reads, as its members are told."""
+    each = Machine().opened(Counters(ManualClock(), channels))
+    holder = Machine(each).read()
+    state = holder.state()
+    holder.stop()
+    told = decode(encode(state._replace(problem=problem, period_seconds=7.0)))
+    assert isinstance(told, State)
+    return told
+
+
+def test_member_reads_at_edges_what_its_holder_reads_and_opens_it_anew_only_when_that_changes() -> None:
+    """The holder says it every second."""
+    machine = Machine()
+    first, second = Counters(machine.clock), Counters(machine.clock)
+    machine.at_edges = [machine.opened(first), machine.opened(second)]
+    station = machine.station
+    for _ in range(3):
+        station.follow(state_of(PACKAGE))
+    assert [reader.open_meter.channels for reader in station.meters] == [(PACKAGE,)]
+    assert (len(machine.at_edges), first.closes) == (1, 0)
+    station.follow(state_of(PACKAGE, MEMORY))
+    assert [reader.open_meter.channels for reader in station.meters] == [(PACKAGE, MEMORY)]
+    assert (len(machine.at_edges), first.closes) == (0, 1)
+    station.read_edge()
+    assert (first.reads, second.reads) == (0, 1)
+    station.stop()
+    assert second.closes == 1
+
+
+def test_member_says_what_its_holder_says_of_the_meters() -> None:
+    """Its own, which it reads at edges only, may know of no problem."""
+    machine = Machine()
+    machine.at_edges = [machine.opened(machine.meter)]
+    station = machine.station
+    station.follow(state_of(PACKAGE, problem=("meter-timeout", "http://localhost:8080/metrics: no answer.")))
+    assert station.problem is not None
+    assert (station.problem.reason, station.period_seconds) == ("meter-timeout", 7.0)
+    station.follow(state_of(PACKAGE))
+    assert station.problem is None
+    station.stop()
+
+
+def test_holder_tells_of_all_its_meters_the_longest_times_and_whose_counter_has_a_problem() -> None:
+    """Of each channel its idle power, where that is from, and how old the newest reading is."""
+    machine = Machine()
+    gpus = Counters(machine.clock, (GPU,), Pace(2.0, 0.5, delay_seconds=0.25), "nvml")
+    machine.found = [machine.opened(machine.meter, gpus)]
+    station = machine.read()
+    machine.station.meters[0]._poll()
+    gpus.error = MeterError("meter-unreadable", "The driver was unloaded.")
+    machine.station.meters[1]._poll()
+    machine.clock.advance(3)
+    station.books.settle()
+    state = station.state()
+    assert state.problem == ("meter-unreadable", "The driver was unloaded.")
+    assert (state.period_seconds, state.pause_seconds, station.idle_period_seconds) == (0.75, 0.5, 2.0)
+    said = [
+        (each["channel"]["id"], each["idle_watts"], each["idle_origin"], each["age_seconds"], each["problem"])
+        for each in state.channels
+    ]
+    assert said == [
+        ("package-0", 20, "given", 3, None),
+        ("dram-0", 2, "given", 3, None),
+        ("gpu-0", None, "unknown", None, "The driver was unloaded."),
+    ]
+    station.stop()
+
+
+def test_meters_are_read_soon_when_the_first_call_begins_and_not_at_each_further_one(woken: list[str]) -> None:
+    """They are read at the pace of open calls by then; so it is with another process's calls."""
+    machine = Machine()
+    station = machine.read()
+    station.wake()
+    assert woken == ["rapl"]
+    station.open(Claim(), "localhost", 80, "", reports=False)
+    assert woken == ["rapl"] * 2
+    station.open(Claim(), "localhost", 80, "", reports=False)
+    station.wake()
+    assert woken == ["rapl"] * 2
+    assert machine.settled == 0
+    station.stop()
+
+
+def test_holder_is_told_at_once_when_the_first_call_of_a_member_begins() -> None:
+    """It is to read more often from then on; settling tells it."""
+    machine = Machine()
+    machine.at_edges = [machine.opened(machine.meter)]
+    station = machine.station
+    station.follow(state_of(PACKAGE))
+    for _ in range(2):
+        station.open(Claim(), "localhost", 80, "", reports=False)
+    assert machine.settled == 1
+    station.stop()
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_meters_are_read_now_by_whoever_reads_them_when_somebody_cannot_wait(leads: bool, woken: list[str]) -> None:
+    """A member asks its holder."""
+    seat = OtherSeat(leads=leads)
+    machine = Machine(seat=seat)
+    station = machine.station
+    station.lead()
+    machine.read()
+    woken.clear()
+    station.hasten()
+    assert (woken, seat.hastened) == ((["rapl", "servers"], 0) if leads else ([], 1))
+    assert station._servers.final is leads
+    station.stop()
+
+
+@pytest.mark.parametrize(("seat", "sampled"), [(None, 1), (OtherSeat(leads=True), 1), (OtherSeat(), 0)])
+def test_work_of_this_process_is_sampled_when_it_first_begins(seat: OtherSeat | None, sampled: int) -> None:
+    """However short a time after the last sample, which knew nothing of it; where another reads, that one does it."""
+    machine = Machine(seat=seat)
+    station = machine.read()
+    station._servers.sample()
+    cells_end: list[bool] = []
+
+    def keep(sample: ActivitySample, *, final: bool = False) -> None:
+        cells_end.append(final)
+
+    station.books.sample = keep  # type: ignore[method-assign]
+    for _ in range(2):
+        station.open_here(Claim())
+    assert cells_end == [True] * sampled
+    station.stop()
+
+
+def test_activity_is_sampled_with_the_first_meter_and_settled_with_it_or_a_slow_one() -> None:
+    """Not as often as GPUs are read, unless they have a problem, which bills are to say."""
+    machine = Machine()
+    gpus = Counters(machine.clock, (GPU,), Pace(1.0, 0.02), "nvml")
+    exporter = Counters(machine.clock, (MEMORY,), Pace(2.5, 2.5), "scaphandre")
+    machine.meter.channels = (PACKAGE,)
+    machine.found = [machine.opened(machine.meter, gpus, exporter)]
+    station = machine.read()
+    seen = []
+    for reader in station.meters:
+        machine.clock.advance(1)
+        reader._poll()
+        seen.append((len(machine.processes.sampled_ns), machine.settled))
+    assert seen == [(1, 1), (1, 1), (1, 2)]
+    station.meters[0]._poll()
+    station.meters[0]._poll()
+    assert (len(machine.processes.sampled_ns), machine.settled) == (2, 3)  # within a quarter of a second
+    gpus.error = MeterError("meter-unreadable", "The driver was unloaded.")
+    station.meters[1]._poll()
+    assert machine.settled == 4
+    station.stop()
+
+
+def test_meters_are_found_in_the_background_when_a_station_starts_unless_its_seat_says_who_reads(
+    started: list[str],
+) -> None:
+    """The app's start waits for no meter."""
+    alone, seat = Machine().station, OtherSeat()
+    alone.start()
+    assert started == ["discovery", "servers"]
+    shared = Machine(seat=seat).station
+    shared.start()
+    assert (started, seat.starts) == (["discovery", "servers"], 1)
+    alone.stop()
+    shared.stop()
+    assert seat.stops == 1
+
+
+def test_meters_are_opened_anew_when_the_station_leads_again() -> None:
+    """Those that were read at edges alone, or until now, are closed before: no meter has two readers."""
+    machine = Machine()
+    station = machine.read()
+    station.lead()
+    assert (station.meters, machine.meter.closes) == ([], 1)
+    station.stop()
+    assert machine.processes.closed
+
+
+def test_idle_power_is_kept_now_and_then_and_when_the_station_stops() -> None:
+    """A process that is killed has kept what it knew a minute ago."""
+    machine, kept = Machine(), list[object]()
+    machine.station.idle_memory = SimpleNamespace(recall=lambda meters: {}, keep=kept.append)  # type: ignore[assignment]
+    station = machine.read()
+    assert not kept
+    station._find_meters()
+    assert len(kept) == 1
+    station.stop()
+    assert len(kept) == 2
+
+
+def test_servers_that_are_expected_or_looked_out_for_are_found_before_their_first_call() -> None:
+    """And one that another process calls, under the name that the books have for it."""
+    machine = Machine()
+    station = machine.read()
+    station.expect("gpu-1", 8000)
+    station.look_out_for("localhost", 8080)
+    assert station._find_servers() == 60
+    assert station.server_key("127.0.0.1:8080") == "localhost:8080"
+    assert station.server_key("::1:9") == "::1:9"
+    station._find_servers()
+    assert list(station.servers()) == ["gpu-1:8000", "localhost:8080", "::1:9"]
+    station.stop()
+
+
+def test_server_that_loads_its_model_is_asked_when_it_is_due_also_if_that_is_just_now() -> None:
+    """While another one took its time to answer."""
+    machine = Machine()
+    station = machine.read()
+    answers_seconds = {80: 0, 81: 5}
+
+    def still_loading(host: str, port: int) -> int:
+        machine.clock.advance(answers_seconds[port])
+        raise LoadingError
+
+    station._servers._ask_slots = still_loading
+    for port in answers_seconds:
+        station.expect("localhost", port)
+    machine.slots = None
+    assert station._find_servers() == 0
+    answers_seconds[80] = 1
+    assert station._find_servers() == 4
+    station.stop()
+
+
+def test_server_is_looked_up_at_once_when_it_is_called_for_the_first_time(woken: list[str]) -> None:
+    """By this process or another one; until then its part of what is done is not known."""
+    station = Machine().station
+    station.lead()
+    woken.clear()
+    for _ in range(2):
+        station.open(Claim(), "localhost", 80, "", reports=False)
+        assert woken.pop() == "servers"
+    station._find_servers()
+    station.open(Claim(), "localhost", 80, "", reports=False)
+    station.server_key("localhost:80")
+    assert woken == []
+    station.server_key("localhost:81")
+    assert woken == ["servers"]
+    station.stop()
+
+
+def test_call_begins_with_a_reading_and_makes_the_books_busy() -> None:
+    """Of a meter that is read at edges, in the caller's thread."""
+    machine = Machine()
+    station = machine.read()
+    machine.clock.advance(1)
+    station.open(Claim(), "localhost", 80, "", reports=False)
+    assert (machine.meter.reads, station.books.opened) == (1, 1)
+    machine.clock.advance(1)
+    station.open_here(Claim())
+    assert (machine.meter.reads, station.books.opened) == (2, 2)
+    station.stop()
