@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from types import SimpleNamespace
 import pytest
 
 from otel_llm_energy import troubles
+from otel_llm_energy.host import link
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.host.shared import SharedLedger
+from otel_llm_energy.host.turns import succeed
 from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
@@ -53,6 +56,7 @@ class Meters:
     def __init__(self, books: Books) -> None:
         self.books = books
         self.leads = self.follows = False
+        self.hastened = 0
         self.not_before_ns: int | None = None
 
     def lead(self, not_before_ns: int = 0) -> None:
@@ -71,7 +75,8 @@ class Meters:
     def server_key(self, address: str) -> str:
         return address
 
-    def hasten(self) -> None: ...
+    def hasten(self) -> None:
+        self.hastened += 1
 
     def wake(self) -> None: ...
 
@@ -156,9 +161,9 @@ def test_process_that_names_its_own_work_otherwise_works_alone(tmp_path: Path) -
 
 
 @contextmanager
-def seated(rules: Rules, meters: Meters) -> Iterator[Seat]:
+def seated(rules: Rules, meters: Meters, *, records: bool = True) -> Iterator[Seat]:
     """A seat, as one process has it; here several may be of one process."""
-    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: records)
     seat.start()
     try:
         yield seat
@@ -178,6 +183,69 @@ def test_next_holder_waits_as_long_as_the_meter_needs_between_two_readings(tmp_p
         first.stop()
         until(lambda: meters.leads)
         assert meters.not_before_ns == NS_PER_SECOND
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_board_is_taken_when_its_holder_has_not_answered_for_long(
+    listens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is stopped, or was before it could listen; one that is just starting has some seconds to do so."""
+    patience_seconds = 0.2
+    for module in (seats, link):
+        monkeypatch.setattr(module, "PATIENCE_SECONDS", patience_seconds)
+    monkeypatch.setattr(link, "_PING_SECONDS", 0.01)
+    rules, meters = rules_in(tmp_path), Meters(Books(Ledger(0)))
+    folder = Folder(rules.folder)
+    turn = succeed(folder, rules.board)
+    assert turn is not None
+    listener = socket.socket(socket.AF_UNIX)
+    if listens:
+        listener.bind(folder.socket_path(f"{turn.name}.sock"))
+        listener.listen()
+    since_seconds = time.monotonic()
+    with seated(rules, meters) as seat:
+        assert seat.status.role == "member"
+        until(lambda: seat.status.role == "holder")
+        assert time.monotonic() - since_seconds > patience_seconds
+        assert meters.leads
+    assert turn.is_over
+    assert "does not answer (is it stopped?): this one reads them now." in caplog.text
+    turn.end()
+    listener.close()
+    folder.close()
+
+
+@pytest.mark.parametrize("member_records", [True, False])
+def test_holder_without_metrics_is_relieved_by_a_member_that_has_them(
+    member_records: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is metered is recorded then. It stays where it is otherwise, and goes on where it was as a member."""
+    monkeypatch.setattr(membership, "_STAYS_AFTER_NS", 0)
+    rules, parents, workers = rules_in(tmp_path), Meters(Books(Ledger(0))), Meters(Books(Ledger(0)))
+    with seated(rules, parents, records=False) as parent, seated(rules, workers, records=member_records) as worker:
+        until(lambda: workers.follows)
+        if member_records:
+            until(lambda: workers.leads and parents.follows)
+        assert (parent.status.role, worker.status.role) == (
+            ("member", "holder") if member_records else ("holder", "member")
+        )
+        assert (parents.leads, workers.leads) == (not member_records, member_records)
+
+
+def test_holder_reads_now_when_a_member_cannot_wait(tmp_path: Path) -> None:
+    """And the member's books are settled, to have said by then what is to be settled."""
+    rules, holders, members = rules_in(tmp_path), Meters(Books(Ledger(0))), Meters(Books(Ledger(0)))
+    settled: list[str] = []
+    with seated(rules, holders):
+        member = Seat(rules, members, Ledger, settle=lambda: settled.append("settled"), records=lambda: True)
+        member.start()
+        until(lambda: members.follows)
+        settled.clear()
+        member.hasten()
+        assert settled[:1] == ["settled"]
+        until(lambda: holders.hastened == 1)
+        member.stop()
+    assert members.hastened == 0
 
 
 @pytest.mark.parametrize("calls_servers", [True, False])
