@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +164,15 @@ def test_meters_are_looked_for_again_in_ten_seconds_while_there_are_none(caplog:
     assert machine.meter.closes == 1
 
 
+def test_gpus_are_sampled_when_their_energy_is_read() -> None:
+    """And no others."""
+    machine = Machine()
+    gpu = replace(GPU, resource="gpu:0")
+    machine.found = [machine.opened(machine.meter, Counters(machine.clock, (gpu,)))]
+    assert machine.read()._servers.resources == {"cpu", "gpu:0"}
+    machine.station.stop()
+
+
 def test_next_holder_opens_no_meter_before_the_pause_of_the_one_before_has_passed() -> None:
     """An exporter that is asked too soon again would answer with the reading before."""
     machine = Machine()
@@ -226,7 +235,9 @@ def test_member_says_what_its_holder_says_of_the_meters() -> None:
     assert station.problem is not None
     assert (station.problem.reason, station.period_seconds) == ("meter-timeout", 7.0)
     station.follow(state_of(PACKAGE))
-    assert station.problem is None
+    assert (station.problem, station.period_seconds) == (None, 7.0)
+    station.lead()
+    assert (station.holder_state, station.period_seconds) == (None, 0.0)
     station.stop()
 
 
@@ -312,7 +323,7 @@ def test_work_of_this_process_is_sampled_when_it_first_begins(seat: OtherSeat | 
     station.books.sample = keep  # type: ignore[method-assign]
     for _ in range(2):
         station.open_here(Claim())
-    assert cells_end == [True] * sampled
+        assert cells_end == [True] * sampled
     station.stop()
 
 
