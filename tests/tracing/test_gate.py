@@ -282,6 +282,41 @@ def test_each_held_span_leaves_at_its_own_bound_when_an_earlier_one_has_left() -
     assert line.sent() == ["first", "second"]
 
 
+def test_another_bound_holds_for_spans_that_end_from_then_on() -> None:
+    """A meter that is found late may need more time between two readings."""
+    line = Pipeline(max_hold_seconds=5.0, forced_joules=0.5)
+    for name, seconds in (("before", None), ("after", 20.0)):
+        if seconds is not None:
+            line.gate.max_hold_seconds = seconds
+        span = line.tracer.start_span(name)
+        line.call(span)
+        span.end()
+        assert line.sent() == []
+    assert line.gate.max_hold_seconds == 20.0
+    line.clock.advance(5.0)
+    assert line.sent() == ["before"]
+    line.clock.advance(15.0)
+    assert line.sent() == ["before", "after"]
+
+
+def test_what_is_counted_is_of_now_and_stays_with_the_gate_as_far_as_it_is_held() -> None:
+    """Also just as a span has ended. Whoever takes the counts does not see the same span leave twice."""
+    line = Pipeline(max_hold_seconds=5.0)
+    claims = []
+    for name in ("first", "second"):
+        with line.tracer.start_as_current_span(name) as span:
+            claims.append(line.call(span))
+    assert line.gate.health.held == 2
+    line.desk.settle(claims[0], 1.0)
+    line.sent()
+    taken = line.gate.take_health()
+    assert (taken.held, taken.forwarded) == (0, 1)
+    assert (line.gate.health.held, line.gate.health.forwarded) == (1, 0)
+    line.desk.settle(claims[1], 1.0)
+    line.sent()
+    assert (line.gate.health.held, line.gate.health.forwarded) == (0, 1)
+
+
 def test_held_span_leaves_unavailable_when_the_desk_fails() -> None:
     """A desk that raises costs the energy, never the span."""
     line = Pipeline(max_hold_seconds=5.0)
