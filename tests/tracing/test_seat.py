@@ -256,6 +256,7 @@ def test_stranger_degrades_the_bills_only_while_it_is_there_and_calls(tmp_path: 
     with seated(rules, meters) as holder:
         with seated(replace(rules, settings="other", calls_servers=calls_servers), other) as stranger:
             until(lambda: stranger.status.role == "alone")
+            assert other.leads
             assert other.books.caution == "board-mismatch"
             assert "has other options of metering" in stranger.status.message
             until(lambda: meters.books.caution == ("board-mismatch" if calls_servers else None))
@@ -327,6 +328,23 @@ def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
         assert meters.leads
         assert meters.books.caution is None
         assert seat.status.message == ""
+
+
+def test_process_that_worked_alone_becomes_a_member_when_the_board_can_be_used_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the meters no more, which another process reads, and its bills say nothing of that time."""
+    monkeypatch.setattr(seats, "_ALONE_SECONDS", 0.01)
+    rules, holders, meters = rules_in(tmp_path), Meters(Books(Ledger(0))), Meters(Books(Ledger(0)))
+    with seated(rules, holders):
+        rules.folder.chmod(0o755)
+        with seated(rules, meters) as seat:
+            assert (seat.status.role, meters.leads, meters.books.caution) == ("alone", True, "board-unusable")
+            rules.folder.chmod(0o700)
+            until(lambda: meters.follows)
+            assert (seat.status.role, seat.status.holder_pid) == ("member", os.getpid())
+            assert (meters.leads, meters.books.caution) == (False, None)
+    assert holders.leads
 
 
 def test_board_is_held_when_the_journal_of_the_holder_before_is_broken(

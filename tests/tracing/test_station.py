@@ -77,7 +77,7 @@ class OtherSeat:
 
     def __init__(self, *, leads: bool = False) -> None:
         self.leads = leads
-        self.starts = self.hastened = self.stops = 0
+        self.starts = self.hastened = self.rounds = self.stops = 0
 
     def start(self) -> None:
         self.starts += 1
@@ -88,7 +88,8 @@ class OtherSeat:
     def may_read(self) -> bool:
         return True
 
-    def begin_round(self) -> None: ...
+    def begin_round(self) -> None:
+        self.rounds += 1
 
     def stop(self) -> None:
         self.stops += 1
@@ -212,7 +213,8 @@ def test_member_reads_at_edges_what_its_holder_reads_and_opens_it_anew_only_when
     machine = Machine()
     first, second = Counters(machine.clock), Counters(machine.clock)
     machine.at_edges = [machine.opened(first), machine.opened(second)]
-    station = machine.station
+    station, told = machine.station, list[Reading]()
+    station.reading_listeners.append(told.extend)
     for _ in range(3):
         station.follow(state_of(PACKAGE))
     assert [reader.open_meter.channels for reader in station.meters] == [(PACKAGE,)]
@@ -222,6 +224,7 @@ def test_member_reads_at_edges_what_its_holder_reads_and_opens_it_anew_only_when
     assert (len(machine.at_edges), first.closes) == (0, 1)
     station.read_edge()
     assert (first.reads, second.reads) == (0, 1)
+    assert [reading.channel_id for reading in told] == ["package-0", "dram-0"]
     station.stop()
     assert second.closes == 1
 
@@ -235,7 +238,7 @@ def test_member_says_what_its_holder_says_of_the_meters() -> None:
     assert station.problem is not None
     assert (station.problem.reason, station.period_seconds) == ("meter-timeout", 7.0)
     station.follow(state_of(PACKAGE))
-    assert (station.problem, station.period_seconds) == (None, 7.0)
+    assert not station.problem
     station.lead()
     assert (station.holder_state, station.period_seconds) == (None, 0.0)
     station.stop()
@@ -398,6 +401,18 @@ def test_servers_that_are_expected_or_looked_out_for_are_found_before_their_firs
     assert station.server_key("::1:9") == "::1:9"
     station._find_servers()
     assert list(station.servers()) == ["gpu-1:8000", "localhost:8080", "::1:9"]
+    station.stop()
+
+
+@pytest.mark.parametrize("seat", [None, OtherSeat(leads=True)])
+def test_what_is_known_is_settled_when_a_new_server_is_found(seat: OtherSeat | None) -> None:
+    """With the members, if there may be any: whoever waits for its bill waits for no further reading."""
+    machine = Machine(seat=seat)
+    station = machine.station
+    for port, rounds in ((80, 1), (80, 1), (81, 2)):
+        station.expect("localhost", port)
+        station._find_servers()
+        assert (machine.settled, 0 if seat is None else seat.rounds) == ((rounds, 0) if seat is None else (0, rounds))
     station.stop()
 
 
