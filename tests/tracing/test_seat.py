@@ -314,6 +314,22 @@ def test_log_of_who_works_alone_says_why_once_when_other_processes_come_to_read_
     assert sum("Give all processes of this host the same" in message for message in caplog.messages) == 1
 
 
+@pytest.mark.usefixtures("numbered_anew")
+def test_no_descriptor_is_left_open_when_sharing_is_tried_again_and_again(tmp_path: Path) -> None:
+    """A process that is refused tries twice a minute for as long as it lives."""
+
+    def open_ones() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    rules = rules_in(tmp_path)
+    with seated(rules, Meters(Books(Ledger(0)))):
+        before = open_ones()
+        with seated(replace(rules, settings="other"), Meters(Books(Ledger(0)))) as stranger:
+            for _ in range(5):
+                until_refused_often(stranger)
+        until(lambda: open_ones() <= before)
+
+
 def test_bills_are_whole_again_when_the_board_can_be_used_after_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
