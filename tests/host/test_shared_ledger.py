@@ -268,6 +268,20 @@ def test_call_is_billed_in_full_when_the_others_beside_it_are_of_processes_that_
     assert (register.members, register.calls, register.names) == ({"b"}, {}, {})
 
 
+def test_joules_of_a_call_are_nobodys_when_its_process_has_gone() -> None:
+    """Nobody takes its bill: it is to be in no sum of what was billed."""
+    register = amid_calls()
+    for member in ("b", "a", "first"):
+        register.enter(("gone", member))
+    for at_ms in (110, 200, 300):
+        for each in draws(100, at_ms):
+            register.enter(each)
+    assert register.enter(("settle", 300 * MS)) == []
+    for balance in register.ledger.balance().values():
+        assert balance.billed_nj == 0
+        assert sum(balance.unattributed_nj.values()) == balance.metered_nj > 0
+
+
 def test_closed_calls_alone_are_billed_when_a_member_cannot_wait() -> None:
     """For the reason that it gives; one that is open, or billed already, is left out."""
     register = amid_calls()
