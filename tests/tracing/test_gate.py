@@ -235,6 +235,7 @@ def test_span_says_server_unknown_when_another_library_made_it_for_an_unseen_cal
         conventions.QUALITY: "unavailable",
         conventions.REASON: "server_unknown",
     }
+    assert line.gate.health.degraded == {"server_unknown": 1}
 
 
 def test_span_of_another_library_is_a_container_when_a_call_was_billed_below_it() -> None:
@@ -280,6 +281,7 @@ def test_each_held_span_leaves_at_its_own_bound_when_an_earlier_one_has_left() -
     assert line.sent() == ["first"]
     line.clock.advance(2.0)
     assert line.sent() == ["first", "second"]
+    assert line.gate.tick() == 1.0  # there is no bound any more that is due
 
 
 def test_another_bound_holds_for_spans_that_end_from_then_on() -> None:
@@ -394,6 +396,19 @@ class _Blocking(Collecting):
         super().on_end(span)
 
 
+def test_root_says_incomplete_when_it_may_not_wait_and_a_call_below_is_open() -> None:
+    """As where it may: what is not known yet is missing for good."""
+    line = Pipeline(max_hold_seconds=0.0, forced_joules=3.0)
+    with line.tracer.start_as_current_span("root"):
+        with line.tracer.start_as_current_span("done") as done:
+            line.call(done)
+        background = line.tracer.start_span("background")
+        line.call(background)
+    assert line.out.names == ["done", "root"]
+    assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 3.0, conventions.SUBTREE_INCOMPLETE: True}
+    background.end()
+
+
 def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck() -> None:
     """Once the queue is full, whoever ends a span hands it on itself, as without us."""
     line = Pipeline(max_held=4, forced_joules=0.5)
@@ -461,6 +476,20 @@ def test_shutdown_releases_before_the_next_and_only_once() -> None:
     assert line.out.names == ["chat", "after"]
 
 
+def test_everything_passes_when_the_gate_was_deactivated() -> None:
+    """A library that has put its hook on top of ours still comes through here: nothing settles calls any more."""
+    line = Pipeline()
+    before = line.tracer.start_span("before")
+    line.call(before)
+    assert line.gate.deactivate()
+    after = line.tracer.start_span("after")
+    assert not line.gate.bind(after, Claim(after.get_span_context()))
+    for span in (before, after):
+        span.end()
+    assert line.out.names == ["before", "after"]
+    assert line.out.attributes("before") == line.out.attributes("after") == {}
+
+
 def test_span_is_handed_on_when_it_ends_amid_the_shutdown() -> None:
     """Its thread had found the gate open; what it is held for comes no more, and nobody would look for it again."""
     line = Pipeline(forced_joules=0.5)
@@ -523,13 +552,18 @@ def test_app_is_untouched_when_the_next_processor_raises_on_a_held_span(caplog: 
     assert len([record for record in caplog.records if "refused" in record.message]) == 1
 
 
-def test_no_node_remains_when_spans_are_gone() -> None:
+@pytest.mark.parametrize(("calls", "max_hold_seconds"), [(False, 30.0), (True, 30.0), (True, 0.0)])
+def test_no_node_remains_when_spans_are_gone(calls: bool, max_hold_seconds: float) -> None:
     """Memory follows the Span objects: an endless chain of spans, and spans that never end, leave nothing behind."""
-    line = Pipeline()
+    line = Pipeline(max_hold_seconds=max_hold_seconds)
     inside = trace.set_span_in_context(line.tracer.start_span("first"))
     for _ in range(100):
         span = line.tracer.start_span("link", inside)
+        if calls:
+            line.desk.settle(line.call(span), 1.0)
+            line.sent()
         trace.get_current_span(inside).end()
+        line.sent()
         inside = trace.set_span_in_context(span)
     node = line.gate._tree.find(span.get_span_context())
     assert node is not None
