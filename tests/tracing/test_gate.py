@@ -258,8 +258,9 @@ def test_held_span_leaves_degraded_when_max_hold_has_passed_since_its_end() -> N
     with line.tracer.start_as_current_span("root"), line.tracer.start_as_current_span("chat") as span:
         line.call(span)
         line.clock.advance(60.0)
+    assert line.gate.tick() == 1.0
     line.clock.advance(4.9)
-    line.gate.tick()
+    assert line.gate.tick() == pytest.approx(0.1)  # until it is due: nobody else would look
     assert line.sent() == []
     line.clock.advance(0.1)
     line.gate.tick()
@@ -409,7 +410,9 @@ def test_root_says_incomplete_when_it_may_not_wait_and_a_call_below_is_open() ->
     background.end()
 
 
-def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck() -> None:
+def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Once the queue is full, whoever ends a span hands it on itself, as without us."""
     line = Pipeline(max_held=4, forced_joules=0.5)
     stuck = _Blocking()
@@ -429,6 +432,7 @@ def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck(
     assert sorted(stuck.names) == sorted(f"chat {number}" for number in range(40))
     assert line.gate.health.degraded == {"queue-full": 31}
     assert (line.gate.health.forwarded, line.gate.health.passed) == (9, 31)
+    assert caplog.messages == ["The next span processor is too slow; spans are handed on directly."]
 
 
 def test_force_flush_waits_one_meter_period_and_releases_all() -> None:
