@@ -17,6 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
 from otel_llm_energy.ledger.bill import Quality
+from otel_llm_energy.tracing import enrich
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
@@ -408,6 +409,37 @@ def test_root_says_incomplete_when_it_may_not_wait_and_a_call_below_is_open() ->
     assert line.out.names == ["done", "root"]
     assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 3.0, conventions.SUBTREE_INCOMPLETE: True}
     background.end()
+
+
+def test_span_that_has_left_cannot_display_a_call_any_more() -> None:
+    """Whoever binds one is told, and may look for another span to show its bill."""
+    line = Pipeline()
+    span = line.tracer.start_span("chat")
+    assert line.gate.bind(span, Claim(span.get_span_context()))
+    other = line.tracer.start_span("http")
+    other.end()
+    assert line.out.names == ["http"]
+    assert not line.gate.bind(other, Claim(other.get_span_context()))
+
+
+def test_span_goes_on_without_its_energy_when_that_cannot_be_added(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect of ours costs the energy, never the span; the log has the traceback."""
+    line = Pipeline()
+
+    def fail(*_: object) -> dict[str, object]:
+        raise ZeroDivisionError("defect")
+
+    monkeypatch.setattr(enrich, "call_attributes", fail)
+    span = line.tracer.start_span("chat", attributes={"user": "kept"})
+    claim = line.call(span)
+    span.end()
+    line.desk.settle(claim, 1.0)
+    assert line.sent() == ["chat"]
+    assert line.out.attributes("chat") == {"user": "kept"}
+    assert "A span goes on without its energy." in caplog.text
+    assert "ZeroDivisionError: defect" in caplog.text
 
 
 def test_no_span_is_lost_and_memory_is_bounded_when_the_next_processor_is_stuck(
