@@ -70,9 +70,14 @@ class Parts:
 
 
 class ActivityLog:
-    """The cells of one resource, in order."""
+    """The cells of one resource, in order.
+
+    Attributes:
+        ever_sampled: its activity can be known; not so on machines that cannot be looked into.
+    """
 
     def __init__(self) -> None:
+        self.ever_sampled = False
         self._last: ActivitySample | None = None
         self._cells: list[Cell] = []
         self._ends_ns: list[int] = []
@@ -82,6 +87,7 @@ class ActivityLog:
 
         A ``final`` one (somebody cannot wait any longer) closes a cell in any case.
         """
+        self.ever_sampled = True
         last = self._last
         if last is not None:
             length_ns, total_ns = sample.at_ns - last.at_ns, sample.total_ns - last.total_ns

@@ -161,9 +161,9 @@ class ServerChannel:
         sums.origins.add(last.baseline.origin)
 
     def _unknown_nj(self, first: ServerBucket, last: ServerBucket, begin: Given, end: Given, weight: int) -> int:
-        """Of a stretch's energy above idle, what was given while activity was known, but the server's part was not.
+        """Of a stretch's energy above idle, what was given while the server's part of the activity was not known.
 
-        A server is not known until it is found, or for as long as its user hides it.
+        It is not until the server is found, while its user hides it, or while who samples gives way to another.
         """
         unknown_nj = 0
         bucket: ServerBucket | None = first

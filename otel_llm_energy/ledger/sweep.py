@@ -117,7 +117,8 @@ class Sweep:
             self.idle.learn_power(bucket, _length(everyone), parts.total_ns if parts.known else None)
             self.idle.learn_cost_of_load(bucket, activity)
             self._note_resting(bucket, steps, parts)
-            shared = self._share(bucket, steps, everyone, parts)
+            unsampled = activity.ever_sampled and not parts.known
+            shared = self._share(bucket, steps, everyone, parts, unsampled=unsampled)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             steps, shared = {}, NOTHING_SHARED
@@ -155,7 +156,13 @@ class Sweep:
         return self._resting.throughout(server, start_ns, end_ns)
 
     def _share(
-        self, bucket: Bucket, steps: Mapping[str, Sequence[Step]], everyone: Sequence[Step], parts: Parts
+        self,
+        bucket: Bucket,
+        steps: Mapping[str, Sequence[Step]],
+        everyone: Sequence[Step],
+        parts: Parts,
+        *,
+        unsampled: bool,
     ) -> Shared:
         """Give each server's calls their shares, and bounds of these."""
         baseline = self.idle.baseline()
@@ -166,7 +173,7 @@ class Sweep:
         self._bound(bucket, baseline, idle_nj, everyone, shares)
         busy = Busy(parts.total_ns, parts.resolution_ns, parts.total_resolution_ns)
         even = not everyone or everyone[0][:2] == (bucket.start_ns, bucket.end_ns)
-        return Shared(baseline, dyn_nj, shares, busy, even)
+        return Shared(baseline, dyn_nj, shares, busy, unsampled, even)
 
     def _share_idle(
         self,

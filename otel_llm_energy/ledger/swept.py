@@ -37,6 +37,7 @@ class Shared(NamedTuple):
         dyn_nj: the energy above it.
         parts: the servers' parts of that.
         busy: how long the resource was busy in the bucket.
+        unsampled: its activity is sampled, but not in all of the bucket: who sampled it has ended, say.
         even: the same calls were at work throughout.
     """
 
@@ -44,10 +45,11 @@ class Shared(NamedTuple):
     dyn_nj: int
     parts: Mapping[str, ServerPart]
     busy: Busy
+    unsampled: bool
     even: bool
 
 
-NOTHING_SHARED: Final = Shared(Baseline(None, 0.0, None, "unknown"), 0, {}, Busy(0, 0, 0), even=True)
+NOTHING_SHARED: Final = Shared(Baseline(None, 0.0, None, "unknown"), 0, {}, Busy(0, 0, 0), unsampled=False, even=True)
 
 
 class Swept:
@@ -83,7 +85,7 @@ class ServerBucket:
         baseline: of the channel.
         has_baseline: its idle power is known.
         known: the server's part of the activity is known, or it had none.
-        hides_server: activity is known, but the server's part of it is not.
+        hides_server: activity is known, here or at other times, but the server's part of it is not.
         portion: the server's part of the energy above idle, 0 to 1.
     """
 
@@ -123,7 +125,7 @@ class ServerBucket:
 
     def __init__(self, swept: Swept, server: str, clocks: ServerClocks) -> None:
         bucket = swept.bucket
-        baseline, dyn_nj, parts, busy, even = swept.shared
+        baseline, dyn_nj, parts, busy, unsampled, even = swept.shared
         part = parts.get(server, NO_PART)
         self.start_ns, self.end_ns = bucket.start_ns, bucket.end_ns
         self.start_error_ns, self.end_error_ns = bucket.start_error_ns, bucket.end_error_ns
@@ -131,7 +133,7 @@ class ServerBucket:
         self.after = swept.after.get(server) or clocks.at(bucket.end_ns)
         self.baseline = baseline
         self.known = part.known
-        self.hides_server = not part.known and busy.busy_ns > 0
+        self.hides_server = not part.known and (busy.busy_ns > 0 or unsampled)
         self.portion = part.dyn_nj / dyn_nj if dyn_nj else 0.0
         self._at_start = bucket.start_ns, self.before.idle_nj, self.before.dyn_nj
         self._at_end = bucket.end_ns, self.after.idle_nj, self.after.dyn_nj

@@ -1,4 +1,4 @@
-"""The first call to a server: whose process it is gets known only while it is at work."""
+"""A server whose part of the activity gets known only while it is at work, or is not known for some of it."""
 
 from __future__ import annotations
 
@@ -59,3 +59,42 @@ def test_bill_is_measured_when_little_of_the_work_was_before_the_server_was_foun
     assert bill.lower_nj is not None
     truth_joules = 20 * (IDLE_WATTS + WATTS_PER_CPU)
     assert bill.lower_nj / NJ_PER_JOULE < truth_joules < bill.energy_nj / NJ_PER_JOULE < 1.05 * truth_joules
+
+
+def bill_when_samplers_change(last_sample_ms: int, first_ms: int) -> Bill:
+    """Of a call from 1 s to 2 s that keeps one CPU busy, beside a program that always does; read every 50 ms.
+
+    One sampler ends at ``last_sample_ms``, and the next begins at ``first_ms``.
+    """
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm")
+    entry = ledger.open("llm", 1000 * MS)
+    for now_ms in range(0, 4001, 50):
+        server_ms = min(max(now_ms - 1000, 0), 1000)
+        energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
+        ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
+        if now_ms == first_ms:
+            ledger.interrupt_activity()
+        if now_ms % 250 == 0 and not last_sample_ms < now_ms < first_ms:
+            sample = ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, {"llm": server_ms * MS}, 2, 0, 0)
+            ledger.sample(sample)
+    ledger.close(entry, (Window(1000 * MS, 2000 * MS),), reported=True)
+    ledger.settle(4000 * MS + 1)
+    assert entry.bill is not None
+    return entry.bill
+
+
+def test_part_is_unknown_when_nobody_sampled_activity_during_the_call() -> None:
+    """Who read the meters has ended amid the call, and the next one's samples begin after it."""
+    bill = bill_when_samplers_change(last_sample_ms=750, first_ms=2500)
+    assert (bill.scope, bill.quality, bill.reason) == ("host", Quality.DEGRADED, "part-unknown")
+    assert bill.lower_nj is not None
+    assert bill.energy_nj is not None
+    truth_joules = IDLE_WATTS + WATTS_PER_CPU
+    assert bill.lower_nj / NJ_PER_JOULE <= truth_joules <= bill.energy_nj / NJ_PER_JOULE
+
+
+def test_bill_is_measured_when_samplers_change_before_the_call() -> None:
+    """What was known of others does not matter to it."""
+    assert bill_when_samplers_change(last_sample_ms=250, first_ms=750).quality is Quality.MEASURED
