@@ -23,7 +23,7 @@ from otel_llm_energy.tracing.claims import Claim, ClaimListener, Whole
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
-from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, while_alive
+from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, soon_in_child, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
 from otel_llm_energy.tracing.idle_measurement import measure_idle
@@ -74,6 +74,8 @@ class Runtime:
         self.watch: SpanWatch | None = None
         self._hooked_exit = False
         self._stopped = False
+        self._to_start_afresh = False
+        self._start_lock = threading.RLock()  # a collection anywhere may end a stream, and so run the app's code
         self._build()
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
@@ -101,9 +103,10 @@ class Runtime:
 
     def stop(self) -> None:
         """Hand on what is held, stand aside, stop reading. A repeat does nothing."""
-        if self._stopped:
-            return
-        self._stopped = True
+        with self._start_lock:
+            if self._stopped:
+                return
+            self._stopped = True
         atexit.unregister(self._at_exit)
         self._joiner.stop()
         self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "uninstrument")
@@ -147,6 +150,8 @@ class Runtime:
 
         Registered so late, it runs before the meter provider's own hook, which exports for the last time.
         """
+        if self._to_start_afresh:
+            self._start_in_child()
         if not self._hooked_exit:
             self._hooked_exit = True
             atexit.register(self._at_exit)
@@ -194,6 +199,7 @@ class Runtime:
 
     def measure_idle(self, seconds: float) -> dict[str, float]:
         """See `otel_llm_energy.measure_idle`."""
+        self._start_in_child()
         local, *named = self.desk.stations
         try:
             return measure_idle(local, self.desk.wake, seconds)
@@ -293,7 +299,20 @@ class Runtime:
         for station in self.desk.stations:
             if station.seat is not None:
                 station.seat.forget_in_child()
+        self._start_lock = threading.RLock()
         self._build()
         self.joining.start_afresh(self.desk)
-        self.desk.start()
-        self._joiner.start()
+        self._to_start_afresh = True
+        soon_in_child(self._start_in_child)
+
+    def _start_in_child(self) -> None:
+        """The other half, at the first call or soon, whichever comes first."""
+        with self._start_lock:
+            if self._stopped or not self._to_start_afresh:
+                return
+            self._to_start_afresh = False
+            try:
+                self.desk.start()
+                self._joiner.start()
+            except RuntimeError:
+                _logger.warning("LLM calls of this forked process are not measured: no thread can be started.")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
+
+_UNTIL_EXEC_SECONDS = 0.05
 
 
 def after_fork_in_child(method: weakref.WeakMethod[Callable[[], object]]) -> None:
@@ -23,6 +27,21 @@ def while_alive(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[]
             bound()
 
     return call
+
+
+def soon_in_child(work: Callable[[], None]) -> None:
+    """Have a thread do it a moment later, for a hook in a forked child, which must not wait.
+
+    Many children become another program at once: those of ``subprocess.Popen(preexec_fn=...)``, all of gevent's. And
+    where gevent plays threads, whoever waits in the hook, even for a thread to start, lets the parent's green threads
+    run on in the child, so that what they do is done twice.
+    """
+    _thread.start_new_thread(_do_later, (work,))
+
+
+def _do_later(work: Callable[[], None]) -> None:
+    time.sleep(_UNTIL_EXEC_SECONDS)
+    work()
 
 
 def at_exit_of_worker(hook: Callable[[], None]) -> None:

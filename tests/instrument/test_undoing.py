@@ -354,3 +354,41 @@ def test_child_can_instrument_when_another_thread_was_at_it_at_the_fork() -> Non
         os._exit(0 if _registry_lock.acquire(timeout=5) else 1)
     other.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_forked_child_starts_no_threads_before_its_first_call(
+    powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may become another program at once; and under gevent to wait for them would run the parent's green threads."""
+    monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 600)
+    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
+    child = os.fork()
+    if not child:
+        before = names_of_our_threads()
+        with otel_llm_energy.measure("work"):
+            os._exit(0 if not before and names_of_our_threads() else 1)
+    energy.uninstrument()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_forked_child_starts_to_read_when_it_makes_no_call(
+    powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle power is to be known by its first one."""
+    monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 0)
+    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
+    child = os.fork()
+    if not child:
+        try:
+            until(lambda: bool(names_of_our_threads()))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    energy.uninstrument()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def names_of_our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("otel-llm-energy")]
