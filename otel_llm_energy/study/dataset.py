@@ -44,7 +44,7 @@ def _scan_one(folder: Path) -> pl.LazyFrame:
     parts = []
     if written:
         try:
-            parts.append(_with_all_columns(pl.scan_parquet(table), columns))
+            parts.append(_with_all_columns(pl.scan_parquet(table, glob=False), columns))
         except pl.exceptions.PolarsError as error:
             raise StudyError(f"{table}: not a table of a study: {str(error).partition(chr(10))[0]}") from error
     if noted:

@@ -205,3 +205,13 @@ def test_error_names_the_table_when_it_is_none(tmp_path: Path) -> None:
     (tmp_path / TABLE).write_text("not Parquet")
     with pytest.raises(StudyError, match=r"calls\.parquet: not a table of a study"):
         scan([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*"])
+def test_rows_are_those_of_the_folder_when_its_name_is_a_pattern(tmp_path: Path, name: str) -> None:
+    """``run[1]`` was read as ``run1``, and ``run*`` as both."""
+    for number, folder in enumerate([name, "run1"]):
+        with Journal(tmp_path / folder) as journal:
+            journal.append(_row(number))
+            compact(tmp_path / folder, journal)
+    assert _ids(tmp_path / name) == ["call-0"]
