@@ -36,6 +36,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / ROWS
         self._append_lock = threading.Lock()
+        if not _is_text(folder):
+            raise StudyError(f"{str(folder)!r}: its name is no UTF-8, which tables need. Choose another with --out.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = (folder / _LOCK).open("w")
@@ -107,6 +109,15 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_text(path: Path) -> bool:
+    """Linux takes any bytes for a name; polars takes only UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def rows_in(path: Path) -> Iterator[dict[str, Any]]:

@@ -215,3 +215,11 @@ def test_rows_are_those_of_the_folder_when_its_name_is_a_pattern(tmp_path: Path,
             journal.append(_row(number))
             compact(tmp_path / folder, journal)
     assert _ids(tmp_path / name) == ["call-0"]
+
+
+def test_folder_is_refused_before_any_call_when_its_name_is_no_text(tmp_path: Path) -> None:
+    """The table could not be written at the end."""
+    folder = tmp_path / b"out\xff".decode("utf-8", "surrogateescape")
+    with pytest.raises(StudyError, match="no UTF-8"):
+        Journal(folder)
+    assert not folder.exists()
