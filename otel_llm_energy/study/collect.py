@@ -20,7 +20,7 @@ from otel_llm_energy.settings import SettingError
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.askers import Asker, Message, Request, make_asker
 from otel_llm_energy.study.call_columns import CallColumns, error_words
-from otel_llm_energy.study.dataset import SESSIONS, compact, scan
+from otel_llm_energy.study.dataset import SESSIONS, compact, holds_rows, scan
 from otel_llm_energy.study.journal import Journal
 from otel_llm_energy.study.manifest import check_same_study, write_manifest
 from otel_llm_energy.study.plan import Job, Plan, PlannedCall, ServerPlan, calls_of, jobs
@@ -156,11 +156,9 @@ class _Work:
 
 
 def _earlier_rows(folder: Path) -> dict[str, _Earlier]:
-    try:
-        table = scan([folder])
-    except StudyError:
+    if not holds_rows(folder):
         return {}  # a new study
-    rows = table.select("call_id", "error_type", "attempt", "response", "conversation").collect()
+    rows = scan([folder]).select("call_id", "error_type", "attempt", "response", "conversation").collect()
     return {
         call_id: _Earlier(error_type is not None, attempt or 1, response if conversation else None)
         for call_id, error_type, attempt, response, conversation in rows.iter_rows()
@@ -239,6 +237,7 @@ class _Run:
 
     def until_done(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Make all calls; the last state. Raises `StudyError` if they cannot be."""
+
         workers = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self._plan.concurrency)]
         answer_seconds, row_seconds = self._plan.timeout_seconds, LAST_READING_SECONDS
         try:

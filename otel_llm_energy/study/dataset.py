@@ -32,14 +32,22 @@ def scan(folders: Sequence[Path]) -> pl.LazyFrame:
     return pl.concat([_scan_one(folder) for folder in folders], how="vertical")
 
 
+def holds_rows(folder: Path) -> bool:
+    """Something was collected into the folder, whether it can be read or not."""
+    return (folder / TABLE).exists() or _has_content(folder / ROWS)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
 def _scan_one(folder: Path) -> pl.LazyFrame:
     import polars as pl
 
+    if not holds_rows(folder):
+        raise StudyError(f"{folder}: no study in it. Collect one: otel-llm-energy study collect PROMPTS --out {folder}")
     table, journal = folder / TABLE, folder / ROWS
     written = table.exists()
-    noted = journal.exists() and journal.stat().st_size > 0
-    if not written and not noted:
-        raise StudyError(f"{folder}: no study in it. Collect one: otel-llm-energy study collect PROMPTS --out {folder}")
     columns = schema()
     parts = []
     if written:
@@ -47,7 +55,7 @@ def _scan_one(folder: Path) -> pl.LazyFrame:
             parts.append(_with_all_columns(pl.scan_parquet(table, glob=False), columns))
         except pl.exceptions.PolarsError as error:
             raise StudyError(f"{table}: not a table of a study: {str(error).partition(chr(10))[0]}") from error
-    if noted:
+    if _has_content(journal):
         parts.append(_frame(rows_in(journal)).lazy())
     if len(parts) == 1 and written:
         return parts[0]  # a table holds each call once

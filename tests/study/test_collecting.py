@@ -142,6 +142,20 @@ def test_calls_are_failed_rows_when_what_answers_is_no_model_server(tmp_path: Pa
     assert "no model server" in _table(tmp_path / "out")["error"].item()
 
 
+@pytest.mark.parametrize(("broken", "words"), [("calls.parquet", "not a table"), ("rows.jsonl", "not a row")])
+def test_nothing_is_asked_again_when_the_rows_cannot_be_read(tmp_path: Path, broken: str, words: str) -> None:
+    """A disk's fault, or somebody's editor: all calls were made anew, and could not be kept beside what was there."""
+    posted: list[bytes] = []
+    with answering(_ANSWER, "application/json", posted=posted) as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "Hello."}], stream=False)
+        collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+        (tmp_path / "out" / broken).write_bytes(b"What is that?\n")
+        posted.clear()
+        with pytest.raises(StudyError, match=words):
+            collect(plan, tmp_path / "out", Options(energy=_NO_METER))
+    assert not _texts_asked(posted)
+
+
 def test_texts_are_not_kept_when_content_is_unwanted(
     tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
