@@ -237,8 +237,8 @@ class _Run:
 
     def until_done(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Make all calls; the last state. Raises `StudyError` if they cannot be."""
-
-        workers = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self._plan.concurrency)]
+        at_a_time = min(self._plan.concurrency, len(self._work.jobs))
+        workers = [threading.Thread(target=self._work_off, daemon=True) for _ in range(at_a_time)]
         answer_seconds, row_seconds = self._plan.timeout_seconds, LAST_READING_SECONDS
         try:
             self._warm_up()

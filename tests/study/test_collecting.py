@@ -156,6 +156,14 @@ def test_nothing_is_asked_again_when_the_rows_cannot_be_read(tmp_path: Path, bro
     assert not _texts_asked(posted)
 
 
+@pytest.mark.timeout(60)
+def test_no_more_threads_ask_than_there_are_calls_when_the_number_is_huge(tmp_path: Path) -> None:
+    """A few zeros too many made threads until the memory was full."""
+    with answering(_ANSWER, "application/json") as base_url:
+        plan = _plan(tmp_path, base_url, [{"prompt": "Hello."}], stream=False, concurrency=10**9)
+        assert collect(plan, tmp_path / "out", Options(energy=_NO_METER)).done == 1
+
+
 def test_texts_are_not_kept_when_content_is_unwanted(
     tmp_path: Path, llama_server: LlamaServerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
