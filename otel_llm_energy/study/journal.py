@@ -141,7 +141,7 @@ def rows_in(path: Path) -> Iterator[dict[str, Any]]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the place of a new file, which then takes that of an old one: never half of either. Raises `OSError`."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.parent / f"{path.name}.partial"  # of "." and "/", too, which cannot be replaced
     try:
         yield partial
         _sync(partial)

@@ -18,7 +18,7 @@ from opentelemetry.trace import set_span_in_context
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.study import StudyError
 from otel_llm_energy.study.dataset import TABLE, compact, scan
-from otel_llm_energy.study.journal import ROWS, Journal, rows_in
+from otel_llm_energy.study.journal import ROWS, Journal, replace_file, rows_in
 from otel_llm_energy.study.power import PowerLog
 from otel_llm_energy.study.sink import RowSink
 
@@ -223,3 +223,15 @@ def test_folder_is_refused_before_any_call_when_its_name_is_no_text(tmp_path: Pa
     with pytest.raises(StudyError, match="no UTF-8"):
         Journal(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("folder", [".", "..", "there"])
+def test_file_cannot_be_replaced_when_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """An error of the disk, of which the commands make a sentence, and nothing is left behind."""
+    (tmp_path / "here" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OSError, match=r"irectory|busy"):
+        replace_file(Path(folder), b"content")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "there"]
