@@ -72,7 +72,7 @@ def _rows(path: Path, machine: str) -> pl.DataFrame:
         wanted = ", ".join(missing or [_TOTAL[0]])
         raise StudyError(f"{path}: not a csv file of MELODI: {wanted} missing. There are: {', '.join(table.columns)}.")
     table = table.with_columns(
-        _number(table, name) if name in table.columns else pl.lit(None, pl.Float64).alias(name) for name in _NUMBERS
+        _number(name) if name in table.columns else pl.lit(None, pl.Float64).alias(name) for name in _NUMBERS
     ).with_row_index("line")
     table = pl.concat([table, _prompt_columns(table["prompt"].fill_null("").to_list())], how="horizontal")
     columns = _columns(table, machine, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
@@ -126,8 +126,10 @@ def _read(path: Path) -> pl.DataFrame:
         raise StudyError(f"{path}: not a csv file in UTF-8: {str(error).partition(chr(10))[0]}") from error
 
 
-def _number(table: pl.DataFrame, name: str) -> pl.Expr:
-    return pl.col(name).cast(pl.Float64, strict=False).alias(name)
+def _number(name: str) -> pl.Expr:
+    """Null where there is none: one ``nan``, which pandas may write, would make every mean and forecast none."""
+    read = pl.col(name).cast(pl.Float64, strict=False)
+    return pl.when(read.is_finite() & (read >= 0)).then(read).alias(name)
 
 
 def _joules() -> pl.Expr:

@@ -333,6 +333,20 @@ def test_published_rows_are_read_when_they_come_from_melodi(tmp_path: Path) -> N
     assert "cannot be compared fairly" in report([out])
 
 
+@pytest.mark.parametrize("odd", ["nan", "inf", "-1", "1e999"])
+def test_published_energy_is_unknown_when_it_is_no_amount(tmp_path: Path, odd: str) -> None:
+    """One of them made every mean, and every forecast that was learned from it, no number either."""
+    (tmp_path / "melodi.csv").write_text(_MELODI + f"gemma:2b,,,,,,7,,Odd.,,,,{odd},question,3\n")
+    out = tmp_path / "published"
+    assert main(["study", "import", str(tmp_path / "melodi.csv"), "--out", str(out)]) == 0
+    row = pl.read_parquet(out / "calls.parquet").sort("position").to_dicts()[-1]
+    assert (row["gen_ai.usage.output_tokens"], row["llm.energy.joules"], row["llm.energy.quality"]) == (
+        7,
+        None,
+        "unavailable",
+    )
+
+
 def test_import_is_refused_when_a_file_is_not_melodis_or_the_folder_is_taken(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
