@@ -296,9 +296,8 @@ class Runtime:
             return
         atexit.unregister(self._at_exit)
         self._hooked_exit = False
-        for station in self.desk.stations:
-            if station.seat is not None:
-                station.seat.forget_in_child()
+        self.desk.forget_in_child()
+        self._joiner.forget_in_child()
         self._start_lock = threading.RLock()
         self._build()
         self.joining.start_afresh(self.desk)

@@ -85,6 +85,12 @@ class SettlingDesk:
             station.stop()
         self._poller.stop()
 
+    def forget_in_child(self) -> None:
+        """In a forked child, which has a desk of its own: what runs here is the parent's."""
+        for station in self.stations:
+            station.forget_in_child()
+        self._poller.forget_in_child()
+
     def wake(self) -> None:
         """There are new readings."""
         self._poller.wake()

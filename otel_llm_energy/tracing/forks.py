@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -42,6 +43,14 @@ def soon_in_child(work: Callable[[], None]) -> None:
 def _do_later(work: Callable[[], None]) -> None:
     time.sleep(_UNTIL_EXEC_SECONDS)
     work()
+
+
+def rest_for_ever() -> None:
+    """For a thread of the parent's that lives on in a forked child, as gevent's do, where it is to do nothing.
+
+    Were it to end there, gevent would write a traceback: `threading` knows it no more.
+    """
+    threading.Event().wait()
 
 
 def at_exit_of_worker(hook: Callable[[], None]) -> None:

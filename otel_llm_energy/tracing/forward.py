@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, Span, SpanProcessor
 
+from otel_llm_energy.tracing.forks import rest_for_ever
+
 _Item = TypeVar("_Item")
 _MOST_BETWEEN_LOOKS = 32  # at the clock, which would cost as much as sending an item does
 
@@ -170,6 +172,9 @@ class Forwarder(Generic[_Item]):
                 item = items.get(timeout=wait_seconds)
             except queue.Empty:
                 continue
+            finally:
+                if items is not self._queue:  # in a forked child, while the parent sends them
+                    rest_for_ever()
             if item is None:
                 return
             before_look -= 1

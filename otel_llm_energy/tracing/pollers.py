@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_llm_energy.tracing.forks import rest_for_ever
 from otel_llm_energy.troubles import Troubles
 
 _AFTER_ERROR_SECONDS = 5.0
@@ -27,7 +28,7 @@ class Poller:
         self._name = name
         self._work = work
         self._wakes = _new_queue()
-        self._stopped = False
+        self._stopped = self._is_parents = False
         self._thread: threading.Thread | None = None
         self._troubles = Troubles(_logger)
 
@@ -54,11 +55,17 @@ class Poller:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_seconds)
 
+    def forget_in_child(self) -> None:
+        """In a forked child, where gevent's threads live on: this one does its thing in the parent."""
+        self._is_parents = True
+
     def _run(self) -> None:
         with suppress_instrumentation():
             while not self._stopped:
                 with suppress(queue.Empty):
                     self._wakes.get(timeout=max(self._step(), 0.0))
+                if self._is_parents:
+                    rest_for_ever()
 
     def _step(self) -> float:
         try:

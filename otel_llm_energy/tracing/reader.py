@@ -91,6 +91,10 @@ class MeterReader:
         self._poller.stop()
         self.open_meter.meter.close()
 
+    def forget_in_child(self) -> None:
+        """In a forked child: the parent reads."""
+        self._poller.forget_in_child()
+
     def read_edge(self) -> None:
         """A reading in the caller's thread, unless there was one just now."""
         if self._edges is None or self.problem is not None:

@@ -29,6 +29,7 @@ from otel_llm_energy.host.wire import Message
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
+from otel_llm_energy.tracing.forks import rest_for_ever
 from otel_llm_energy.tracing.handover import LedgerHandover, close_journal, remote
 from otel_llm_energy.tracing.holding import Holding
 from otel_llm_energy.tracing.membership import Membership
@@ -109,7 +110,7 @@ class Seat:
         self._membership: Membership | None = None
         self._error: BoardError | None = None  # why this process works alone
         self._told: set[str] = set()
-        self._leading = False
+        self._leading = self._is_parents = False
         self._pause_ns = 0
         self._searching_since_ns = monotonic_ns()
         self._stopping = threading.Event()
@@ -148,6 +149,7 @@ class Seat:
 
     def forget_in_child(self) -> None:
         """In a forked child: the parent alone sits here. Nothing is said, only our copies of descriptors are closed."""
+        self._is_parents = True
         self._stopping = threading.Event()
         self._stopping.set()
         for place in (self._holding, self._membership):
@@ -202,8 +204,12 @@ class Seat:
                 except BoardError as error:
                     self._work_alone(error)
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
+                    if self._is_parents:  # what it waited at was closed
+                        rest_for_ever()
                     self._warn_of_failure()
                     self._stopping.wait(PATIENCE_SECONDS)
+        if self._is_parents:
+            rest_for_ever()
         self._hand_over()
 
     def _warn_of_failure(self) -> None:

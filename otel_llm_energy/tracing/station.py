@@ -111,6 +111,12 @@ class Station:
         self._halt()
         self._servers.close()
 
+    def forget_in_child(self) -> None:
+        """In a forked child, which has a station of its own: what runs here is the parent's."""
+        for each in (self._discovery, self._look_up, *self.meters, self.seat):
+            if each is not None:
+                each.forget_in_child()
+
     def expect(self, host: str, port: int) -> None:
         """Watch the server at this address, which is there for certain, before its first call."""
         self._servers.key(host, port)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import queue
+import threading
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 
+from otel_llm_energy.tracing.forks import rest_for_ever
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
 
 
@@ -28,6 +30,21 @@ def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkey
     assert forwarder.stop(timeout_seconds=10)
     assert sent == ["first", "second"]
     assert len(made) == 1
+
+
+def test_forwarder_of_the_parent_sends_nothing_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gevent plays threads it lives on there, and would send a second time what the parent sends."""
+    sent: list[str] = []
+    rests = threading.Event()
+    monkeypatch.setattr("otel_llm_energy.tracing.forward.rest_for_ever", lambda: (rests.set(), rest_for_ever()))
+    forwarder: Forwarder[str] = Forwarder(sent.append, lambda: 60.0, capacity=8)
+    forwarder.put("before")
+    assert forwarder.flush(10)
+    queued = forwarder._queue
+    forwarder.renew()
+    queued.put("the parent's")
+    assert rests.wait(10)
+    assert sent == ["before"]
 
 
 @pytest.mark.parametrize(("answer", "flushed"), [(True, True), (None, True), (False, False)])

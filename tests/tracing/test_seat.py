@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -415,3 +416,20 @@ def test_board_is_held_when_a_line_of_the_journal_is_nested_deeper_than_can_be_r
     with seated(rules, meters) as seat:
         assert seat.status.role == "holder"
         assert meters.leads
+
+
+def test_nothing_is_said_when_what_the_thread_waits_at_is_closed_in_a_forked_child(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gevent plays threads it lives on there, and what the parent's holds is closed under it."""
+    seat = Seat(rules_in(tmp_path), Meters(Books(Ledger(0))), Ledger, settle=lambda: None, records=lambda: True)
+
+    def closed_under_it() -> None:
+        seat.forget_in_child()
+        raise TypeError("the selector is closed")
+
+    monkeypatch.setattr(seat, "_serve_in_place", closed_under_it)
+    monkeypatch.setattr("otel_llm_energy.tracing.seat.rest_for_ever", lambda: sys.exit("rests"))
+    with pytest.raises(SystemExit, match="rests"):
+        seat._run()
+    assert caplog.text == ""
