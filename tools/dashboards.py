@@ -72,10 +72,11 @@ def _rate(metric: str, labels: str = "", by: str = "", of: str = "rate") -> str:
 
 def _total(metric: str, by: str) -> str:
     """What a counter has come to in the range shown. `increase` leaves a process's first sample out, which holds all
-    that it had counted by then: everything, where the process was over before the second."""
+    that it had counted by then: everything, where the process was over before the second. Nor may samples be missing
+    where the range begins, as while a Collector is away: all that the process ever counted would be in the range."""
     chosen = f"{metric}{{{_SERVICE_OF_METRICS}}}"
-    last = f"last_over_time({chosen}[$__range])"
-    return f"sum by ({by}) ({last} - ({chosen} offset $__range <= {last} or 0 * {last}))"
+    last, before = f"last_over_time({chosen}[$__range])", f"last_over_time({chosen}[1h] offset $__range)"
+    return f"sum by ({by}) ({last} - ({before} <= {last} or 0 * {last}))"
 
 
 def _spans(key: str, then: str, more: str = "") -> str:

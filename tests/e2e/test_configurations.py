@@ -14,6 +14,7 @@ import yaml
 
 from tests.support.backends import CONFIG
 from tools.backends import binary, promtool
+from tools.dashboards import FLEET
 
 pytestmark = pytest.mark.e2e
 
@@ -84,6 +85,34 @@ def test_tempo_3_takes_the_variables_of_tempo_2_and_nothing_that_was_removed_whe
 def test_prometheus_accepts_its_files_when_promtool_checks_them(words: list[str]) -> None:
     """Configuration and rules are read, and each rule and alert does on made-up series what it is to do."""
     _check([promtool(), *words[:-1], CONFIG / words[-1]])
+
+
+_CONSUMED = "llm_energy_consumption_joules_total"
+
+
+def test_last_hours_joules_are_right_when_an_outage_lies_where_the_hour_begins(tmp_path: Path) -> None:
+    """All that a process had counted in eight hours was in the last one. Of others, one begins and one ends amid it."""
+    page = (CONFIG.parent / "docs" / "backends" / "prometheus.md").read_text()
+    (documented,) = re.findall(r"^\| joules of the last hour, by model \| `(.+?)`", page, re.MULTILINE)
+    (panel,) = [panel for panel in FLEET.panels if panel.title.startswith("Energy in this range of time")]
+    drawn = panel.queries[0].text.replace("$__range", "1h").replace("$service", ".+")
+    by_model = {
+        "outage": ("0+60x474 _x12 29220+60x60", 3960),  # what was counted in the outage cannot be told apart
+        "whole": ("0+60x560", 3600),
+        "ended": ("0+60x520 _x60", 2400),
+        "begun": ("_x520 60+60x60", 1260),
+    }
+    series = [
+        {"series": f'{_CONSUMED}{{gen_ai_request_model="{model}", job="app"}}', "values": counted}
+        for model, (counted, _) in by_model.items()
+    ]
+    right = [
+        {"labels": f'{{gen_ai_request_model="{model}"}}', "value": value} for model, (_, value) in by_model.items()
+    ]
+    asked = [{"expr": query, "eval_time": "9h", "exp_samples": right} for query in (documented, drawn)]
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(yaml.safe_dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": asked}]}))
+    _check([promtool(), "test", "rules", tests])
 
 
 def test_every_alert_is_tried_when_rules_are_tested() -> None:
