@@ -260,28 +260,30 @@ class ServerWatch:
         found = self._found.get(key)
         if found is not None and found.server == server:
             return
-        known = next((name for name, other in self._found.items() if other.server.id == server.id), None)
-        if known is not None and known != key:
-            self._keys[host, port] = known
+        other_key = next((name for name, other in self._found.items() if other.server.id == server.id), key)
+        if other_key != key:  # another name of a server that is watched
+            self._keys[host, port] = other_key
             if caution:
-                self._books.set_server(known, slots=None, caution=caution)
+                self._books.set_server(other_key, slots=None, caution=caution)
             return
-        if found is None:
-            self._found[key] = _Found(server)
-        else:
-            old, found.server = found.server, server
-            if old.id != server.id:
-                self._activity.forget(old.id)
-                self._gpus.forget(old.id)
-        self._activity.watch(server)
-        self._gpus.watch(server)
+        self._watch(key, server)
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.pid is not None and not is_process(host) and not is_unix_socket(host):
             self._to_name.append((key, host, port, server))
-        if server.reason is not None and server.is_named:  # it may be misspelt
-            _logger.warning("The server named for %s: %s", key, server.message)
-        elif server.reason is not None:
-            _logger.info("%s", server.message)
+        _say_what_is_wrong(key, server)
+
+    def _watch(self, key: str, server: Server) -> None:
+        """Have its activity sampled, under this name, and no more that of whoever answered there before."""
+        found = self._found.get(key)
+        if found is None:
+            self._found[key] = _Found(server)
+        else:
+            former, found.server = found.server, server
+            if former.id != server.id:
+                self._activity.forget(former.id)
+                self._gpus.forget(former.id)
+        self._activity.watch(server)
+        self._gpus.watch(server)
 
     def _note_idle(self, sample: ActivitySample) -> None:
         """Count for how long each server has done nothing though calls are open."""
@@ -304,6 +306,13 @@ class ServerWatch:
             if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
                 self._waiting.append(address)
+
+
+def _say_what_is_wrong(key: str, server: Server) -> None:
+    if server.reason is not None and server.is_named:  # it may be misspelt
+        _logger.warning("The server named for %s: %s", key, server.message)
+    elif server.reason is not None:
+        _logger.info("%s", server.message)
 
 
 def _with_keys(sample: ActivitySample, keys: Mapping[str, str], carried_ns: Mapping[str, int]) -> ActivitySample:
