@@ -292,6 +292,10 @@ def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> in
 
     They were busy evenly, as far as the servers at work left them CPUs. If that was too few for it, they were the more
     busy where servers left more: on a machine that is always full, with just what servers left.
+
+    Between these two lies a mean of both: of n CPUs that they used evenly, and of the part u that they used of what was
+    left. Its weight w is the least with which they fit beside all servers at work, who leave m CPUs: with
+    (1 - w) n + w u m = m, so w = (n - m) / (n - u m).
     """
     cell_ns, others_ns = cell.end_ns - cell.start_ns, cell.others_ns
     evenly_ns = others_ns * length_ns // cell_ns
@@ -302,7 +306,7 @@ def _others_inside(cell: Cell, servers: Sequence[_Inside], length_ns: int) -> in
     left_ns = cell.capacity * cell_ns - sum([server.cell_busy_ns for server in servers])
     if left_ns <= 0:
         return evenly_ns
-    used = others_ns / left_ns  # of the CPU time that the servers left
-    weight = min((cpus - cpus_left) / (cpus - cpus_left * used), 1.0) if used < 1 else 1.0
-    part_left_ns = cell.capacity * length_ns - sum([server.busy_ns for server in servers])
-    return int((1 - weight) * evenly_ns + weight * used * max(part_left_ns, 0))
+    used_part = others_ns / left_ns
+    weight = min((cpus - cpus_left) / (cpus - cpus_left * used_part), 1.0) if used_part < 1 else 1.0
+    left_here_ns = max(cell.capacity * length_ns - sum([server.busy_ns for server in servers]), 0)
+    return int((1 - weight) * evenly_ns + weight * used_part * left_here_ns)
