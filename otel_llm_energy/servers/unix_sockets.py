@@ -7,7 +7,7 @@ container's file system, the client's path to the same file may be another one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from otel_llm_energy.servers.containers import runs_models
@@ -52,16 +52,21 @@ def unix_listeners(procfs: Procfs, pid: int | None = None) -> Iterator[UnixListe
 
 def listeners_at(path: str, procfs: Procfs) -> list[UnixListener]:
     """The sockets of this network namespace that a client reaches at a path."""
-    if path.startswith("@"):
+    if path.startswith("@"):  # an abstract one: a name, and no file
         return [one for one in unix_listeners(procfs) if one.path == path]
     if "\0" in path:  # no path at all
         return []
     target = _file(path)
     named_alike = [one for one in unix_listeners(procfs) if _is_named_like(one, path)]
     found = [one for one in named_alike if one.path == path or (_is_plain(one.path) and _is(one.path, target))]
-    if found or target is None:
+    if found or target is None or not named_alike:
         return found
-    holders = [(pid, inode) for pid in procfs.pids() for inode in procfs.sockets(pid)] if named_alike else []
+    return _listening_elsewhere(named_alike, target, procfs)
+
+
+def _listening_elsewhere(named_alike: Sequence[UnixListener], target: _File, procfs: Procfs) -> list[UnixListener]:
+    """Those whose path leads to the file as a process sees it that holds the socket: in its own folder or container."""
+    holders = [(pid, inode) for pid in procfs.pids() for inode in procfs.sockets(pid)]
     return [
         one
         for one in named_alike
