@@ -74,6 +74,23 @@ class Biller:
         coverage = channels.covered_ns(stretches) / work_ns
         if coverage < _LEAST_COVERAGE:
             return unavailable(reason or _why_not_covered(entry, channels)), {}
+        return self._bill(entry, stretches, channels, reason, coverage, is_whole=not missing.each)
+
+    def _bill(
+        self,
+        entry: Entry,
+        stretches: Sequence[Stretch],
+        channels: _Channels,
+        reason: str | None,
+        coverage: float,
+        *,
+        is_whole: bool,
+    ) -> tuple[Bill, dict[str, int]]:
+        """The bill of an entry whose stretches lie in readings of these channels.
+
+        ``reason`` is why it is degraded, as far as that is known; ``is_whole``: no channel's energy is missing.
+        """
+        work_ns = entry.work_ns
         sums = Sums(parted=_parted(entry.windows, channels.each))
         by_channel = {channel.id: channel.add(sums, stretches) for channel in channels.each}
         # Work by hand has no route, and may wait.
@@ -94,7 +111,7 @@ class Biller:
             reason=reason,
             above_idle_nj=sums.dyn_nj if sums.baseline else None,
             lower_nj=lower_nj,
-            upper_nj=None if missing.each or passed_on else upper_nj,
+            upper_nj=upper_nj if is_whole and not passed_on else None,
             phases_nj=sums.phases_nj,
             components_nj=sums.components_nj,
             meter=channels.meter,
