@@ -94,14 +94,17 @@ class _Stations:
         return stations
 
     def _elsewhere(self, board: str, meters: Mapping[Address, Meter]) -> Station:
-        """The station of a host whose servers have these addresses, and meters that read one and the same source."""
-        processes = {address: getattr(meter, "process", None) for address, meter in meters.items()}
-        # One meter is read for all of them: one that takes in the figures of processes, if any is wanted.
-        meter = next((each for each in meters.values() if getattr(each, "process", None)), next(iter(meters.values())))
+        """The station of a host whose servers have these addresses, and meters that read one and the same source.
+
+        One meter is read for all of them: one that takes in the figures of processes, if any of them does.
+        """
+        processes = {address: _process_of(meter) for address, meter in meters.items()}
+        meter = max(meters.values(), key=lambda each: _process_of(each) is not None)
         activity: FigureActivity | NoActivity = NoActivity()
         if isinstance(meter, ProcessMeter) and meter.process is not None:
             activity = FigureActivity(meter.host_powers, meter.cpus)
-        host = getattr(meter, "host", "") or str(next(iter(meters)))
+        first_address = next(iter(meters))
+        host = getattr(meter, "host", "") or str(first_address)
         find = partial(_discover_at, host, meter, self._options.idle_watts)
         station = self._station(board, MachineAccess(find, activity, partial(_resolve_elsewhere, processes)))
         for address in meters:
@@ -256,6 +259,11 @@ def _with_idle(channels: Sequence[Channel], idle_watts: Mapping[str, float]) -> 
         return channel.idle_watts if whole is None else whole
 
     return tuple(replace(channel, idle_watts=known(channel)) for channel in channels)
+
+
+def _process_of(meter: Meter) -> str | None:
+    """Which process of its host the server is that it is named for; ``None`` where it does not say."""
+    return getattr(meter, "process", None) or None
 
 
 def _names_process(spec: str | Meter) -> TypeGuard[str]:
