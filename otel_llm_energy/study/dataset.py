@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm_energy.study import StudyError
-from otel_llm_energy.study.journal import ROWS, Journal, replacing, rows_in
+from otel_llm_energy.study.journal import ROWS, Journal, insist_on_text, replacing, rows_in
 from otel_llm_energy.study.rows import schema
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _has_content(path: Path) -> bool:
 def _scan_one(folder: Path) -> pl.LazyFrame:
     import polars as pl
 
+    insist_on_text(folder)
     if not holds_rows(folder):
         raise StudyError(f"{folder}: no study in it. Collect one: otel-llm-energy study collect PROMPTS --out {folder}")
     table, journal = folder / TABLE, folder / ROWS

@@ -36,8 +36,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / ROWS
         self._append_lock = threading.Lock()
-        if not _is_text(folder):
-            raise StudyError(f"{str(folder)!r}: its name is no UTF-8, which tables need. Choose another with --out.")
+        insist_on_text(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = (folder / _LOCK).open("w")
@@ -111,13 +110,12 @@ class Journal:
         self.close()
 
 
-def _is_text(path: Path) -> bool:
-    """Linux takes any bytes for a name; polars takes only UTF-8."""
+def insist_on_text(folder: Path) -> None:
+    """Linux takes any bytes for a name; polars takes only UTF-8. Raises `StudyError`."""
     try:
-        str(path).encode()
+        str(folder).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise StudyError(f"{str(folder)!r}: its name is no UTF-8, which tables need. Choose another folder.") from None
 
 
 def rows_in(path: Path) -> Iterator[dict[str, Any]]:

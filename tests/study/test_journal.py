@@ -225,6 +225,16 @@ def test_folder_is_refused_before_any_call_when_its_name_is_no_text(tmp_path: Pa
     assert not folder.exists()
 
 
+def test_folder_is_refused_when_it_was_given_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """A report of it ended in a traceback."""
+    with Journal(tmp_path / "out") as journal:
+        journal.append(_row(0))
+        compact(tmp_path / "out", journal)
+    renamed = (tmp_path / "out").rename(tmp_path / b"out\xff".decode("utf-8", "surrogateescape"))
+    with pytest.raises(StudyError, match="no UTF-8"):
+        _ids(renamed)
+
+
 @pytest.mark.parametrize("folder", [".", "..", "there"])
 def test_file_cannot_be_replaced_when_it_is_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
