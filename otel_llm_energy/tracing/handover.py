@@ -104,12 +104,13 @@ class LedgerHandover:
         now_ns = monotonic_ns()
         register = Register(self._make_ledger, self._make_ledger(now_ns), now_ns)
         try:
+            if not 0 <= now_ns - _last_settled_ns(entered) < _CONTINUED_WITHIN_NS:
+                return None
             bills = _enter_all(entered, register)
         except Exception:  # noqa: BLE001 - a journal that is broken may be wrong in any way
             self._troubles.warn("journal", "The journal of the shared metering makes no sense.", exc_info=True)
             return None
-        is_recent = bool(entered) and 0 <= now_ns - register.until_ns < _CONTINUED_WITHIN_NS
-        return _Earlier(register, bills, journal) if is_recent else None
+        return _Earlier(register, bills, journal)
 
     def _fresh(self, ledger: RemoteLedger, now_ns: int) -> Register:
         start_ns = min([now_ns, *(entry.opened_ns for entry in ledger.calls.values())])
@@ -117,6 +118,11 @@ class LedgerHandover:
 
     def _shared(self, register: Register) -> SharedLedger:
         return SharedLedger(register, self._member, Rounds(), self._say, monotonic_ns, lambda: self._books.reason)
+
+
+def _last_settled_ns(entered: Sequence[Entered]) -> int:
+    """Up to when the holder had settled; to enter all of a long journal, which tells that too, takes a second."""
+    return max((each[1] for each in entered if each[0] == "settle"), default=0)
 
 
 def _enter_all(entered: Sequence[Entered], register: Register) -> dict[Call, Bill]:

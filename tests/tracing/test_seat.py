@@ -28,7 +28,7 @@ from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing import holding, membership
+from otel_llm_energy.tracing import handover, holding, membership
 from otel_llm_energy.tracing import seat as seats
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
@@ -389,8 +389,16 @@ def test_nothing_of_earlier_holders_is_left_when_the_board_is_held(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("age_seconds", "continued"), [(1, True), (3600, False), (-3600, False)])
-def test_journal_is_continued_only_when_it_is_of_just_now(tmp_path: Path, age_seconds: int, continued: bool) -> None:
-    """What an app left an hour ago has the idle power and the calls of then; a time to come is another clock's."""
+def test_journal_is_continued_only_when_it_is_of_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_seconds: int, continued: bool
+) -> None:
+    """What an app left an hour ago has the idle power and the calls of then; a time to come is another clock's.
+
+    It is not even entered: of two megabytes that held the app up for a second, as it called `instrument`.
+    """
+    entered: list[int] = []
+    enter_all = handover._enter_all
+    monkeypatch.setattr(handover, "_enter_all", lambda all_of_it, into: entered.append(1) or enter_all(all_of_it, into))
     rules = rules_in(tmp_path)
     settled_ns = monotonic_ns() - age_seconds * NS_PER_SECOND
     folder = Folder(rules.folder)
@@ -402,6 +410,7 @@ def test_journal_is_continued_only_when_it_is_of_just_now(tmp_path: Path, age_se
     meters = Meters(Books(Ledger(0)))
     with seated(rules, meters):
         assert isinstance(meters.books.ledger, SharedLedger) is continued
+    assert bool(entered) is continued
 
 
 def test_board_is_held_when_a_line_of_the_journal_is_nested_deeper_than_can_be_read(tmp_path: Path) -> None:
