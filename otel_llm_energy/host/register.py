@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from otel_llm_energy.host.journal import Entered
@@ -11,6 +11,8 @@ from otel_llm_energy.host.wire import (
     Read,
     channel_from_json,
     channel_to_json,
+    learning_from_json,
+    learning_to_json,
     reading_from_wire,
     reading_to_wire,
     sample_from_json,
@@ -75,9 +77,11 @@ class Register:
         yield ("holder", self.holder)
         for member in self.members:
             yield ("member", member)
-        learned = self.ledger.learned_idle(0.0)
         for channel in self.ledger.channels:
-            yield ("channel", channel_to_json(channel), [asdict(idle) for idle in learned.get(channel.id, ())])
+            yield ("channel", channel_to_json(channel), [])
+        for channel_id, by_state in self.ledger.idle_learning().items():
+            for state, learning in by_state.items():
+                yield ("learned", channel_id, state, learning_to_json(learning))
         for reading in self.ledger.last_readings:
             yield ("read", *reading_to_wire(reading))
         for sample in self.ledger.last_samples:
@@ -120,6 +124,9 @@ class Register:
 
     def _channel(self, channel: Mapping[str, Any], remembered: Sequence[Mapping[str, Any]]) -> None:
         self.ledger.add_channel(channel_from_json(channel), [IdlePower(**idle) for idle in remembered])
+
+    def _learned(self, channel_id: str, state: str, learning: Mapping[str, Any]) -> None:
+        self.ledger.go_on_learning(channel_id, state, learning_from_json(learning))
 
     def _read(self, *values: Any) -> None:
         reading = reading_from_wire(Read(*values))
@@ -181,6 +188,7 @@ _ENTER: Mapping[str, Callable[..., None]] = {
     "member": Register._member,
     "gone": Register._gone,
     "channel": Register._channel,
+    "learned": Register._learned,
     "read": Register._read,
     "sample": Register._sample,
     "server": Register._server,

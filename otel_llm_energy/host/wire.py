@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any, NamedTuple, TypedDict
 
 from otel_llm_energy.ledger.bill import Bill, Quality, Window
-from otel_llm_energy.ledger.idle import Origin
-from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+from otel_llm_energy.ledger.idle import Learning, Origin
+from otel_llm_energy.ledger.samples import Sample
+from otel_llm_energy.quantities import ActivitySample, Channel, IdlePower, Reading
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Another number where processes say anything otherwise than before, how they name a server among it."""
 
 LONGEST_LINE = 1 << 22
@@ -232,6 +233,22 @@ def channel_from_json(values: Mapping[str, Any]) -> Channel:
         return Channel(**values)
     except TypeError as error:
         raise WireError(f"{values!r} is no channel.") from error
+
+
+def learning_to_json(learning: Learning) -> dict[str, Any]:
+    idle, all_, work = ([astuple(each) for each in some] for some in (learning.idle, learning.all, learning.work))
+    remembered = None if learning.remembered is None else asdict(learning.remembered)
+    return {"remembered": remembered, "idle": idle, "all": all_, "work": work}
+
+
+def learning_from_json(values: Mapping[str, Any]) -> Learning:
+    """Raises `WireError`."""
+    try:
+        remembered = None if values["remembered"] is None else IdlePower(**values["remembered"])
+        idle, all_, work = ([Sample(*each) for each in values[kind]] for kind in ("idle", "all", "work"))
+    except (TypeError, KeyError) as error:
+        raise WireError(f"{values!r} tells of nothing learned.") from error
+    return Learning(remembered, idle, all_, work)
 
 
 def sample_to_json(sample: ActivitySample) -> dict[str, Any]:

@@ -53,6 +53,23 @@ class Baseline:
     drift: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """All that an `IdleModel` goes by, for another one to go on from; samples are in the order of time.
+
+    Attributes:
+        remembered: what an earlier run learned, while it is of use.
+        idle: samples without calls.
+        all: samples of any kind whose busy time is known.
+        work: samples with calls at work all the time.
+    """
+
+    remembered: IdlePower | None
+    idle: Sequence[Sample]
+    all: Sequence[Sample]
+    work: Sequence[Sample]
+
+
 class IdleModel:
     """Learns P0 of one channel: the lower of the 10 % quantile and a fit of power against busy time.
 
@@ -81,6 +98,19 @@ class IdleModel:
     def remember(self, idle: IdlePower) -> None:
         """What an earlier run learned: used until this one knows better, or sees less power than that."""
         self._remembered = idle
+        self._baseline = None
+
+    def learning(self) -> Learning:
+        """What this one goes by."""
+        return Learning(self._remembered, tuple(self._idle), tuple(self._all), self._work.samples)
+
+    def go_on(self, learning: Learning) -> None:
+        """Go on, as a new one, from what another went by."""
+        self._remembered = learning.remembered
+        self._idle.extend(learning.idle)
+        self._all.extend(learning.all)
+        self._work.go_on(learning.work)
+        self._unfitted = len(self._all)
         self._baseline = None
 
     def forget(self) -> None:

@@ -5,12 +5,12 @@ A GPU idles differently in each performance state, and with a model in its memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from otel_llm_energy.ledger.activity import ActivityLog
 from otel_llm_energy.ledger.counter import Bucket
-from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline, IdleModel
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline, IdleModel, Learning
 from otel_llm_energy.ledger.tracks import Track
 from otel_llm_energy.quantities import Channel, IdlePower
 
@@ -103,6 +103,14 @@ class IdleStates:
         """What this run has learned of each state, from so much time."""
         found = [(state, model.learned(least_seconds)) for state, model in self._models.items()]
         return [replace(figure, state=state) for state, figure in found if figure is not None]
+
+    def learning(self) -> Mapping[str, Learning]:
+        """What is gone by, by state: for other ones to `go_on` from."""
+        return {state: model.learning() for state, model in self._models.items()}
+
+    def go_on(self, state: str, learning: Learning) -> None:
+        """Go on, as new ones, from what others went by."""
+        self._of(state).go_on(learning)
 
     def forget(self) -> None:
         """Learn anew, from now on."""

@@ -16,7 +16,7 @@ from otel_llm_energy.ledger.billing import Biller, Sharing, charge_nj
 from otel_llm_energy.ledger.closed_calls import ClosedCalls
 from otel_llm_energy.ledger.counter import Bucket, Counter
 from otel_llm_energy.ledger.entry import Charged, Entry
-from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline
+from otel_llm_energy.ledger.idle import ENOUGH_SECONDS, Baseline, Learning
 from otel_llm_energy.ledger.slots import admit
 from otel_llm_energy.ledger.sweep import BatchSharing, IdleSharing, Sweep
 from otel_llm_energy.ledger.timeline import Timeline
@@ -175,6 +175,14 @@ class Ledger:
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity; ``final``: however short the time since the last one."""
         self._activity.setdefault(sample.resource, ActivityLog()).add(sample, final=final)
+
+    def idle_learning(self) -> dict[str, Mapping[str, Learning]]:
+        """What each channel's idle power is learned from, by state: for another ledger to `go_on_learning` from."""
+        return {name: account.sweep.idle.learning() for name, account in self._accounts.items()}
+
+    def go_on_learning(self, channel_id: str, state: str, learning: Learning) -> None:
+        """Go on from what another ledger has learned of a channel's idle power; it must be new."""
+        self._accounts[channel_id].sweep.idle.go_on(state, learning)
 
     def forget_idle(self) -> None:
         """Learn idle power anew, from now on."""

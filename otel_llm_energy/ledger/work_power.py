@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 
 from otel_llm_energy.ledger.samples import REMEMBERED, Gathering, Sample, quantile
 from otel_llm_energy.quantities import NS_PER_SECOND
@@ -30,8 +31,20 @@ class WorkPower:
             if oldest is not None:
                 del self._ranked_watts[bisect_left(self._ranked_watts, oldest.watts)]
             insort(self._ranked_watts, self._samples[-1].watts)
-            self._most_watts = _MARGIN * quantile(self._ranked_watts, 0.99)
+            self._see_most()
         return completed
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Those that count, in the order of time."""
+        return tuple(self._samples)
+
+    def go_on(self, samples: Sequence[Sample]) -> None:
+        """Go on, as a new one, from what another has seen."""
+        self._samples.extend(samples)
+        self._ranked_watts = sorted(sample.watts for sample in self._samples)
+        if samples:
+            self._see_most()
 
     def interrupt(self) -> None:
         """What comes next adjoins nothing."""
@@ -48,3 +61,6 @@ class WorkPower:
     def most_watts(self) -> float | None:
         """A tenth more than the highest that was seen, W; ``None`` as long as nothing was."""
         return self._most_watts
+
+    def _see_most(self) -> None:
+        self._most_watts = _MARGIN * quantile(self._ranked_watts, 0.99)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Entered, Journal, entered_in, read_journal
@@ -13,7 +16,7 @@ from otel_llm_energy.host.shared import SharedLedger
 from otel_llm_energy.host.wire import Billed, Closed, Message, Opened, Until, bill_from_json, channel_to_json
 from otel_llm_energy.ledger.bill import Bill, Window
 from otel_llm_energy.ledger.ledger import Ledger
-from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, Reading
+from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 
 MS = NS_PER_SECOND // 1000
 SERVER = "127.0.0.1:8080"
@@ -185,6 +188,7 @@ def test_next_holder_knows_the_same_when_the_first_member_came_amid_a_bucket() -
     assert bill.energy_nj is not None
 
 
+LEARNS = Channel("package-1", "cpu", "rapl")
 MEMORY = Channel("package-0/dram", "memory", "rapl", idle_watts=2.0)
 LATER_NS = 10 * NS_PER_SECOND
 
@@ -234,6 +238,28 @@ def test_next_holder_knows_all_that_the_one_before_knew_when_that_dies_before_an
     assert second.closed == {("b", 7): ("close", "b", 7, [[110 * MS, 200 * MS, "decode"]], True)}
     assert first.last_read_ns == second.last_read_ns == 100 * MS
     assert list(second.snapshot()) == list(first.snapshot())
+
+
+@pytest.mark.parametrize("remembered", [[], [IdlePower(19.0, 18.5, 60.0)]])
+def test_next_holder_knows_what_the_one_before_knew_of_idle_power_when_that_had_learned_little(
+    remembered: list[IdlePower],
+) -> None:
+    """Nobody may learn it soon: calls may be at work from now on, and other programs may be busy all the time."""
+    first = Register(Ledger, Ledger(0), 0)
+    first.ledger.add_channel(LEARNS, remembered)
+    for at_ms in range(0, 2001, 500):
+        first.enter(("read", LEARNS.id, at_ms * 50_000, at_ms * MS, at_ms * MS))
+        sample = {**SAMPLE, "at_ns": at_ms * MS, "total_ns": at_ms * MS // 2, "by_server_ns": {}}
+        first.enter(("sample", sample, True))
+    first.enter(("settle", 2000 * MS))
+    second = entering(*json.loads(json.dumps(list(first.snapshot()))))
+    known = first.ledger.baselines()[LEARNS.id]
+    assert known.origin == ("cached" if remembered else "under-load")
+    for register in (first, second):
+        register.enter(("read", LEARNS.id, 2500 * 50_000, 2500 * MS, 2500 * MS))
+        register.enter(("sample", {**SAMPLE, "at_ns": 2500 * MS, "total_ns": 1250 * MS, "by_server_ns": {}}, True))
+        register.enter(("settle", 2500 * MS))
+    assert second.ledger.baselines() == first.ledger.baselines()
 
 
 def test_next_holder_begins_where_the_one_before_has_settled() -> None:

@@ -13,7 +13,7 @@ _PACKAGE = Path(otel_llm_energy.__file__).parent
 _CHANGES = {
     "version.py": [(f'"{otel_llm_energy.__version__}"', '"99.0"')],
     "host/wire.py": [
-        ("PROTOCOL = 3\n", "PROTOCOL = 4\n"),
+        ("PROTOCOL = 4\n", "PROTOCOL = 5\n"),
         ("    calls_servers: bool = True\n", "    calls_servers: bool = True\n    mood: str = 'fine'\n"),
         ("    message: str\n", "    message: str\n    since: str = 'now'\n"),
     ],

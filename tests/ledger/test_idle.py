@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from otel_llm_energy.ledger.idle import IdleModel
 from otel_llm_energy.ledger.samples import quantile
@@ -283,6 +285,30 @@ def test_idle_is_learned_anew_when_it_is_forgotten() -> None:
     free(model, 30)
     free(model, 30)
     assert model.baseline().watts == 30.0
+
+
+@given(
+    earlier=st.sampled_from([None, EARLIER]),
+    stretches=st.lists(st.tuples(st.booleans(), st.floats(1, 200), st.floats(0, 4) | st.none()), max_size=12),
+    before=st.integers(0, 12),
+)
+def test_another_model_goes_on_as_if_it_had_learned_all_itself(
+    earlier: IdlePower | None, stretches: list[tuple[bool, float, float | None]], before: int
+) -> None:
+    """Whatever it was: figures of an earlier run, idle power in doubt, the highest power at work, the cost of load."""
+    first, second = IdleModel(), IdleModel()
+    first.cpus = second.cpus = 4
+    if earlier is not None:
+        first.remember(earlier)
+    for is_free, watts, busy_cpus in stretches[:before]:
+        (free if is_free else working)(first, watts, busy_cpus=busy_cpus)
+    second.go_on(first.learning())
+    assert second.baseline() == first.baseline()
+    for is_free, watts, busy_cpus in stretches[before:]:
+        for model in (first, second):
+            (free if is_free else working)(model, watts, busy_cpus=busy_cpus)
+    assert second.baseline() == first.baseline()
+    assert second.learning() == first.learning()
 
 
 @pytest.mark.parametrize(("busy_cpus", "part"), [(2.0, 0.1), (1.0, 0.55), (0.02, 1.0)])
