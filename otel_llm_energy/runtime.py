@@ -23,7 +23,7 @@ from otel_llm_energy.tracing.claims import Claim, ClaimListener, Whole
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
-from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, soon_in_child, while_alive
+from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, start_in_child, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
 from otel_llm_energy.tracing.idle_measurement import measure_idle
@@ -74,7 +74,7 @@ class Runtime:
         self.watch: SpanWatch | None = None
         self._hooked_exit = False
         self._stopped = False
-        self._to_start_afresh = False
+        self._to_start_afresh = self._is_starting = False
         self._start_lock = threading.RLock()  # a collection anywhere may end a stream, and so run the app's code
         self._build()
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
@@ -301,17 +301,19 @@ class Runtime:
         self._start_lock = threading.RLock()
         self._build()
         self.joining.start_afresh(self.desk)
-        self._to_start_afresh = True
-        soon_in_child(self._start_in_child)
+        self._to_start_afresh, self._is_starting = True, False
+        start_in_child(self._start_in_child)
 
     def _start_in_child(self) -> None:
-        """The other half, at the first call or soon, whichever comes first."""
+        """The other half, at the first call at the latest, which waits for it."""
         with self._start_lock:
-            if self._stopped or not self._to_start_afresh:
+            if self._stopped or self._is_starting or not self._to_start_afresh:
                 return
-            self._to_start_afresh = False
+            self._is_starting = True  # a collection meanwhile may have this very thread come here again
             try:
                 self.desk.start()
                 self._joiner.start()
             except RuntimeError:
                 _logger.warning("LLM calls of this forked process are not measured: no thread can be started.")
+            finally:
+                self._to_start_afresh = self._is_starting = False

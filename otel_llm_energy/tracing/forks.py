@@ -30,14 +30,20 @@ def while_alive(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[]
     return call
 
 
-def soon_in_child(work: Callable[[], None]) -> None:
-    """Have a thread do it a moment later, for a hook in a forked child, which must not wait.
+def start_in_child(work: Callable[[], None]) -> None:
+    """For a hook in a forked child: start threads at once, or a moment later where the hook must not wait for them.
 
-    Many children become another program at once: those of ``subprocess.Popen(preexec_fn=...)``, all of gevent's. And
-    where gevent plays threads, whoever waits in the hook, even for a thread to start, lets the parent's green threads
-    run on in the child, so that what they do is done twice.
+    Where gevent plays threads, whoever waits in the hook, even for a thread to start, lets the parent's green threads
+    run on in the child, so that what they do is done twice. And all that its ``subprocess`` starts are such children.
     """
-    _thread.start_new_thread(_do_later, (work,))
+    if _threads_are_green():
+        _thread.start_new_thread(_do_later, (work,))
+    else:
+        work()
+
+
+def _threads_are_green() -> bool:
+    return _thread.start_new_thread.__module__ != "_thread"
 
 
 def _do_later(work: Callable[[], None]) -> None:

@@ -357,10 +357,11 @@ def test_child_can_instrument_when_another_thread_was_at_it_at_the_fork() -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_forked_child_starts_no_threads_before_its_first_call(
+def test_forked_child_starts_no_green_threads_before_its_first_call(
     powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may become another program at once; and under gevent to wait for them would run the parent's green threads."""
+    """Under gevent to wait for them in the hook would run the parent's."""
+    monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: True)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 600)
     energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
     child = os.fork()
@@ -373,10 +374,12 @@ def test_forked_child_starts_no_threads_before_its_first_call(
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("green", [True, False])
 def test_forked_child_starts_to_read_when_it_makes_no_call(
-    powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
+    powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch, green: bool
 ) -> None:
     """Idle power is to be known by its first one."""
+    monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: green)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 0)
     energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
     child = os.fork()
@@ -392,3 +395,14 @@ def test_forked_child_starts_to_read_when_it_makes_no_call(
 
 def names_of_our_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("otel-llm-energy")]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_forked_child_reads_at_once_when_threads_are_the_systems(powercap: PowercapTree) -> None:
+    """Who reads the meters for others is to know of it before its first call, which would be late else."""
+    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
+    child = os.fork()
+    if not child:
+        os._exit(0 if names_of_our_threads() else 1)
+    energy.uninstrument()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
