@@ -20,7 +20,7 @@ from tools.backends import scaphandre_environment
 
 ROOT: Final = Path(__file__).parents[2]
 _SECONDS: Final = 200
-_SETTINGS_OF_THE_OUTSIDE: Final = ("OTEL_", "OPENAI_", "OLLAMA_", "MAKE", "MFLAGS")
+_SETTINGS_OF_THE_OUTSIDE: Final = ("OTEL_", "OPENAI_", "OLLAMA_", "MAKE", "MFLAGS", "ARGS")
 _LOOPBACK_UP: Final = ("sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 _OWN_NETWORKS: Final = (("unshare", "--net"), ("unshare", "--map-root-user", "--net"))
 
