@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
@@ -51,7 +53,7 @@ def _examined() -> Status:
 @contextmanager
 def _log_without(told: Sequence[str]) -> Iterator[None]:
     """Have what is logged within come at its end, but for what says a sentence that is ``told`` by then."""
-    logger, keeper = logging.getLogger("otel_llm_energy"), _Keeper()
+    logger, keeper = logging.getLogger("otel_llm_energy"), BufferingHandler(sys.maxsize)
     logger.addHandler(keeper)
     propagates, logger.propagate = logger.propagate, False
     try:
@@ -59,18 +61,9 @@ def _log_without(told: Sequence[str]) -> Iterator[None]:
     finally:
         logger.propagate = propagates
         logger.removeHandler(keeper)
-        for record in keeper.records:
+        for record in keeper.buffer:
             if not any(sentence in record.getMessage() for sentence in told):
                 logging.getLogger(record.name).handle(record)
-
-
-class _Keeper(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
 
 
 def works(status: Status) -> bool:
