@@ -204,10 +204,9 @@ class Seat:
                 except BoardError as error:
                     self._work_alone(error)
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
-                    if self._is_parents:  # what it waited at was closed
-                        rest_for_ever()
-                    self._warn_of_failure()
-                    self._stopping.wait(PATIENCE_SECONDS)
+                    if not self._is_parents:  # else what it waited at was closed
+                        self._warn_of_failure()
+                        self._stopping.wait(PATIENCE_SECONDS)
         if self._is_parents:
             rest_for_ever()
         self._hand_over()
@@ -399,4 +398,4 @@ class Seat:
         trouble = re.sub(r"\d+", "", str(error))
         if trouble not in self._told:
             self._told.add(trouble)
-            self._troubles.warn(trouble, "%s", error)
+            _logger.warning("%s", error)
