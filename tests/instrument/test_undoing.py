@@ -356,6 +356,24 @@ def test_child_can_instrument_when_another_thread_was_at_it_at_the_fork() -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def holds_in_a_forked_child(powercap: PowercapTree, claim: Callable[[], bool]) -> bool:
+    """Whether it holds in a child of a process that measures; it does not if it raises there."""
+    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if claim() else 1)
+        finally:
+            os._exit(2)
+    energy.uninstrument()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def reads() -> bool:
+    """Our threads run."""
+    return any(thread.name.startswith("otel-llm-energy") for thread in threading.enumerate())
+
+
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_forked_child_starts_no_green_threads_before_its_first_call(
     powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
@@ -363,14 +381,13 @@ def test_forked_child_starts_no_green_threads_before_its_first_call(
     """Under gevent to wait for them in the hook would run the parent's."""
     monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: True)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 600)
-    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
-    child = os.fork()
-    if not child:
-        before = names_of_our_threads()
+
+    def only_from_the_first_call_on() -> bool:
+        before = reads()
         with otel_llm_energy.measure("work"):
-            os._exit(0 if not before and names_of_our_threads() else 1)
-    energy.uninstrument()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return not before and reads()
+
+    assert holds_in_a_forked_child(powercap, only_from_the_first_call_on)
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -381,28 +398,15 @@ def test_forked_child_starts_to_read_when_it_makes_no_call(
     """Idle power is to be known by its first one."""
     monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: green)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 0)
-    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
-    child = os.fork()
-    if not child:
-        try:
-            until(lambda: bool(names_of_our_threads()))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    energy.uninstrument()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
+    def in_the_end() -> bool:
+        until(reads)
+        return True
 
-def names_of_our_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("otel-llm-energy")]
+    assert holds_in_a_forked_child(powercap, in_the_end)
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_forked_child_reads_at_once_when_threads_are_the_systems(powercap: PowercapTree) -> None:
     """Who reads the meters for others is to know of it before its first call, which would be late else."""
-    energy = otel_llm_energy.instrument(tracer_provider=TracerProvider(), meters="rapl", powercap_root=powercap.root)
-    child = os.fork()
-    if not child:
-        os._exit(0 if names_of_our_threads() else 1)
-    energy.uninstrument()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert holds_in_a_forked_child(powercap, reads)
