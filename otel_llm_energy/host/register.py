@@ -75,7 +75,7 @@ class Register:
         """What is so now: what has to be entered into a new ledger so that it can go on from here."""
         yield ("start", self.until_ns or self.start_ns)
         yield ("holder", self.holder)
-        for member in self.members:
+        for member in sorted(self.members):
             yield ("member", member)
         for channel in self.ledger.channels:
             yield ("channel", channel_to_json(channel), [])
