@@ -335,7 +335,10 @@ class Ledger:
         return Balance(sweep.metered_nj, billed_nj, sweep.charged_nj - billed_nj - late_nj, unattributed)
 
     def _frozen_ns(self) -> int:
-        return min((server.timeline.frozen_ns for server in self._servers.values()), default=self._start_ns)
+        """Before then no call can be entered any more: without servers, where buckets are swept."""
+        swept_ns = max((account.sweep.swept_ns for account in self._accounts.values()), default=0)
+        without_servers_ns = max(self._start_ns, swept_ns)
+        return min((server.timeline.frozen_ns for server in self._servers.values()), default=without_servers_ns)
 
     # The steps of settling
 
