@@ -34,6 +34,9 @@ from otel_llm_energy.tracing.sharing import Metering, Rules
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_energy.version import __version__
 
+# Whoever reads the meters hears of a process that starts within some 20 ms; on a busy machine it may take longer.
+_NEWCOMERS_NS = NS_PER_SECOND // 2
+
 _logger = logging.getLogger(__name__)
 
 
@@ -118,7 +121,13 @@ class _Stations:
         max_wait_ns = int(hold_seconds * NS_PER_SECOND)
 
         def ledger(start_ns: int) -> Ledger:
-            return Ledger(start_ns, idle=options.idle, share=options.share, max_wait_ns=max_wait_ns)
+            return Ledger(
+                start_ns,
+                idle=options.idle,
+                share=options.share,
+                max_wait_ns=max_wait_ns,
+                newcomers_ns=0 if options.board == "off" else _NEWCOMERS_NS,
+            )
 
         def seat(station: Metering) -> Seat:
             return Seat(_rules(options, board), station, ledger, self._settle, self._records)

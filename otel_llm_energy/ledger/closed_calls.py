@@ -22,6 +22,9 @@ class ClosedCalls:
         self._new: list[_ByEnd] = []
         self._count = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._in_order or self._new)
+
     def __iter__(self) -> Iterator[Entry]:
         """All of them, in order."""
         return iter([entry for _, _, entry in sorted([*self._in_order, *self._new])])

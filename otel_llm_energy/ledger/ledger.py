@@ -100,6 +100,8 @@ class Ledger:
         share: how calls at work at the same instant share the rest: ``"equal-time"``, or by ``"phase-tokens"``, the
             weight of their windows, where that is known of all of them.
         max_wait_ns: how long the sweep waits for a window that is not known yet.
+        newcomers_ns: so much is left unswept while there are no calls: the first of a process that has just started
+            may have begun before this ledger hears of it.
 
     Attributes:
         caution: why all bills are degraded, whatever their server; ``None`` if they are not.
@@ -115,12 +117,14 @@ class Ledger:
         idle: IdleSharing = "time",
         share: BatchSharing = "equal-time",
         max_wait_ns: int = 30 * NS_PER_SECOND,
+        newcomers_ns: int = 0,
     ) -> None:
         self.caution: str | None = None
         self._start_ns = start_ns
         self._idle = idle
         self._share = share
         self._max_wait_ns = max_wait_ns
+        self._newcomers_ns = newcomers_ns
         self._servers: dict[str, _Server] = {}
         self._accounts: dict[str, _Account] = {}
         self._activity: dict[str, ActivityLog] = {}
@@ -258,11 +262,12 @@ class Ledger:
 
         ``breathe`` is called between two pieces of work of some 50 us, or of a few bills.
         """
-        self._freeze(now_ns)
+        until_ns = now_ns if self._has_calls else now_ns - self._newcomers_ns
+        self._freeze(until_ns)
         self._find_silent()
         for account in self._accounts.values():
             # What a silent channel has left waits for no activity, and bills wait for it.
-            for _ in self._sweep(account, now_ns if account.silent else now_ns - self._max_wait_ns):
+            for _ in self._sweep(account, until_ns, now_ns if account.silent else now_ns - self._max_wait_ns):
                 breathe()
         settled: list[Entry] = []
         for entry in self._due():
@@ -334,6 +339,11 @@ class Ledger:
             unattributed["late"] = late_nj
         return Balance(sweep.metered_nj, billed_nj, sweep.charged_nj - billed_nj - late_nj, unattributed)
 
+    @property
+    def _has_calls(self) -> bool:
+        """There are calls that are open or have no bill."""
+        return bool(self._closed) or any(server.open for server in self._servers.values())
+
     def _frozen_ns(self) -> int:
         """Before then no call can be entered any more: without servers, where buckets are swept."""
         swept_ns = max((account.sweep.swept_ns for account in self._accounts.values()), default=0)
@@ -365,16 +375,16 @@ class Ledger:
         waiting = [entry for entry in opened if server.may_report(entry)]
         admit(server.timeline, waiting, server.slot_limit(), until_ns)
 
-    def _sweep(self, account: _Account, overdue_ns: int) -> Iterator[Bucket]:
+    def _sweep(self, account: _Account, until_ns: int, overdue_ns: int) -> Iterator[Bucket]:
         """Sweep the buckets that are complete; those older than ``overdue_ns`` wait for no activity any more."""
         activity = self._activity[account.sweep.channel.resource]
-        frozen_ns = min((server.timeline.frozen_ns for server in self._servers.values()), default=None)
+        frozen_ns = min((server.timeline.frozen_ns for server in self._servers.values()), default=until_ns)
         timelines = {name: server.timeline for name, server in self._servers.items()}
         while account.pending:
             needed_ns = activity.needed_until(account.pending[0].end_ns)
             if needed_ns is None and account.pending[0].end_ns < overdue_ns:
                 needed_ns = account.pending[0].end_ns
-            if needed_ns is None or (frozen_ns is not None and needed_ns > frozen_ns):
+            if needed_ns is None or needed_ns > frozen_ns:
                 return
             bucket = account.pending.popleft()
             account.sweep.sweep(bucket, timelines, activity, account.pending)
