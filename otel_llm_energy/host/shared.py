@@ -105,10 +105,9 @@ class SharedLedger:
     # What members do, as the thread that serves them tells
 
     def joined(self, member: str, calls: Sequence[int]) -> None:
-        """A process is a member now, and these are its calls without a bill."""
-        now_ns = self._clock_ns()
+        """A process is a member now, and these are its calls without a bill: they began before we heard of it."""
         with self._rounds_lock:
-            self._rounds.expect(member, now_ns if member not in self._rounds else self.register.until_ns, now_ns)
+            self._rounds.expect(member, self.register.until_ns, self._clock_ns())
         self._inbox.append((member, _Joined(tuple(calls))))
 
     def left(self, member: str) -> None:

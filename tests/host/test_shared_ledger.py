@@ -59,10 +59,14 @@ class Board:
         for message in (*messages, Until(until_ms * MS)):
             self.ledger.said(member, message)
 
-    def settle(self, now_ms: int) -> None:
+    def read(self, now_ms: int) -> None:
         """There is a reading of this instant, of a package that draws 100 W."""
         self.now_ns = now_ms * MS
         self.ledger.read(Reading("package-0", now_ms * 100_000, self.now_ns, self.now_ns))
+
+    def settle(self, now_ms: int) -> None:
+        """The same, and it is settled."""
+        self.read(now_ms)
         self.ledger.settle(self.now_ns)
 
 
@@ -89,6 +93,19 @@ def test_calls_are_waited_for_when_a_later_one_of_another_process_was_entered_fi
     for now_ms in (290, 400):
         board.settle(now_ms)
     assert board.told == {("a", 1): None, ("b", 1): None}
+
+
+def test_new_members_are_waited_for_as_their_calls_began_before_they_were_heard_of() -> None:
+    board = Board("")
+    for now_ms in (0, 100):
+        board.settle(now_ms)
+    board.read(250)
+    board.now_ns = 300 * MS
+    board.ledger.joined("a", [1])
+    board.settle(400)  # before it has said anything
+    board.says("a", 500, opened(1, 200), closed(1, 200, 500))
+    board.settle(500)
+    assert board.told == {("a", 1): None}
 
 
 def test_first_bill_stands_when_a_call_is_said_again_just_as_it_is_billed() -> None:
