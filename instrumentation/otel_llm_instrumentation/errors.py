@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-# Of httpx and httpcore, requests and urllib3. Told by name, since none of these libraries may be imported for it.
+# Of httpx and httpcore, requests and urllib3, with what is derived from them. Told by name, since none of these
+# libraries may be imported for it.
 _NO_CONNECTION: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectTimeoutError", "NewConnectionError"})
 # Of the kernel; the last two where a Unix socket's file is not there or not for this user.
 _NO_CONNECTION_ERRORS: Final = (ConnectionRefusedError, FileNotFoundError, PermissionError)
@@ -21,7 +22,9 @@ def is_no_connection(error: BaseException | None, outer: BaseException | None = 
     for _ in range(_LONGEST_CHAIN):
         if error is None or error is outer:
             return False
-        if isinstance(error, _NO_CONNECTION_ERRORS) or type(error).__name__ in _NO_CONNECTION:
+        if isinstance(error, _NO_CONNECTION_ERRORS):
+            return True
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -58,6 +58,26 @@ def test_call_reached_no_server_when_nobody_listens(ask: Callable[[str], object]
 
 
 @pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+def test_call_reached_no_server_when_its_name_is_nobodys(
+    ask: Callable[[str], object], watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that cannot be looked up leads nowhere, whatever the library calls that."""
+
+    def look_up(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    HTTPInstrumentor().instrument(tracer_provider=watched.provider)
+    try:
+        with pytest.raises(Exception, match=r"."):
+            ask("http://nobody.example")
+    finally:
+        HTTPInstrumentor().uninstrument()
+    watched.only_span()
+    assert not watched.ended[0].reached_server
+
+
+@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
 def test_call_reached_its_server_when_that_hangs_up(
     ask: Callable[[str], object], server: ReplayServer, watched: Watched
 ) -> None:
