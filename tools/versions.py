@@ -25,7 +25,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; ([^\\]+))?", re.MULTILINE)
 # What the tests of the wrappers import, beside the client libraries.
 _NEEDED: Final = (
-    *("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "requests", "httpx", "psutil", "wrapt"),
+    *("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "requests", "httpx", "aiohttp", "psutil", "wrapt"),
     *("opentelemetry-sdk", "opentelemetry-exporter-otlp", "opentelemetry-instrumentation", "xllamacpp"),
 )
 _ROWS_AT_A_TIME: Final = 2
@@ -55,6 +55,7 @@ ROWS: Final = (
             "openai": "1.26.0",
             "ollama": "0.3.0",
             "httpx": "0.27.2",
+            "aiohttp": "3.9.0",
             "requests": "2.31.0",
             "urllib3": "1.26.20",
             "wrapt": "1.16.0",
@@ -63,7 +64,7 @@ ROWS: Final = (
             "opentelemetry-exporter-otlp": "1.37.0",
             "opentelemetry-instrumentation": "0.58b0",
         },
-        ("opentelemetry-*", "protobuf", "types-*"),
+        ("opentelemetry-*", "protobuf", "types-*", "async-timeout", "multidict"),
     ),
     Row("openai1", "3.13", {"openai": "1.109.1", "ollama": "0.4.9"}),
     Row("openai2", "3.10", {"openai": "2.54.0", "ollama": "0.5.4"}),

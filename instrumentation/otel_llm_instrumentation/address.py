@@ -18,7 +18,7 @@ def server_of(url: str, base_url: object, http_client: object = None) -> Server:
     """Where a request goes: to ``url``, or to ``base_url`` (a string or a URL object) where ``url`` is relative.
 
     Args:
-        http_client: of httpx or httpx2. Its transport may lead to a Unix socket, whatever the URL says.
+        http_client: of httpx or httpx2, or a session of aiohttp. It may lead to a Unix socket, whatever the URL says.
     """
     path = _socket_of(http_client, base_url) if http_client is not None else None
     if path is not None:
@@ -43,10 +43,10 @@ def socket_path(path: object) -> str | None:
 
 
 def _socket_of(http_client: Any, url: object) -> str | None:
-    """The Unix socket through which a client of httpx reaches ``url``; ``None`` if it goes by TCP."""
+    """The Unix socket through which a client reaches ``url``; ``None`` if it goes by TCP."""
     transport_for = getattr(http_client, "_transport_for_url", None)
     if transport_for is None:
-        return None
+        return socket_path(getattr(getattr(http_client, "connector", None), "path", None))
     return socket_path(_uds(transport_for(url), _MOST_WRAPPERS))
 
 

@@ -1,10 +1,15 @@
-"""An answer, looked at as the app reads it: not a byte ahead, and not a byte changed."""
+"""An answer, looked at as the app reads it: not a byte ahead, and not a byte changed.
+
+aiohttp reads ahead by itself, up to a bound: its answers are looked at as they arrive. That is nearer to what the
+server did, and the answer says all that it has to say though the app may leave before its end.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.call import Call
@@ -12,6 +17,8 @@ from otel_llm_instrumentation.facts import fields
 from otel_llm_instrumentation.tail import Tail
 
 _IDENTITY: Final = "identity"
+# With which aiohttp refuses a read once the app has let go of the response; what fails has names of its own.
+_RELEASED: Final = "ClientConnectionError"
 
 
 def tail_of(call: Call, headers: Mapping[str, str]) -> Tail:
@@ -32,7 +39,7 @@ def see_payloads(call: Call, payloads: list[object]) -> None:
 class Answer:
     """Ends its call at the last byte, at a close, at a failure or when it is collected, whichever is first.
 
-    Held by the body that the app reads, and by nothing else.
+    Held by the body that the app reads, or in its stead by its class, and by nothing else.
     """
 
     __slots__ = ("_call", "_decode", "_ended", "_reading", "_released", "_tail", "_waiting")
@@ -144,10 +151,11 @@ def _nothing(_data: bytes) -> bytes:
 
 
 if TYPE_CHECKING:
+    from aiohttp import StreamReader
     from httpx import AsyncByteStream, SyncByteStream
     from urllib3 import HTTPResponse
 else:  # the classes of bodies are those of objects that are there
-    AsyncByteStream = SyncByteStream = HTTPResponse = object
+    AsyncByteStream = SyncByteStream = HTTPResponse = StreamReader = object
 
 
 class WatchedRaw(HTTPResponse):
@@ -221,6 +229,58 @@ class WatchedAsyncStream(AsyncByteStream):
             self._otel_llm_answer.close()
 
 
+class WatchedReader(StreamReader):
+    """The ``content`` of an answer of aiohttp, which receives whether the app reads or not: seen as it arrives."""
+
+    __slots__ = ()
+    _otel_llm_answers: ClassVar[dict[int, Answer]]  # by the reader's id: its slots have no room
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._otel_llm_answers = {}
+
+    @property
+    def _otel_llm_answer(self) -> Answer:
+        return self._otel_llm_answers[id(self)]
+
+    @_otel_llm_answer.setter
+    def _otel_llm_answer(self, answer: Answer) -> None:
+        self._otel_llm_answers[id(self)] = answer
+
+    def feed_data(self, data: bytes, *args: Any, **kwargs: Any) -> bool:
+        self._otel_llm_answer.see(data, decoded=True)
+        return super().feed_data(data, *args, **kwargs)
+
+    def feed_eof(self) -> None:
+        self._otel_llm_answer.end()
+        super().feed_eof()
+
+    def set_exception(self, exc: BaseException, *args: Any, **kwargs: Any) -> None:
+        _end_by(exc, self._otel_llm_answer)
+        super().set_exception(exc, *args, **kwargs)
+
+    async def _wait(self, func_name: str) -> None:
+        try:
+            await super()._wait(func_name)
+        except asyncio.TimeoutError as error:  # of the whole request; the app's own is a cancellation here
+            self._otel_llm_answer.end(error)
+            raise
+
+    def __del__(self) -> None:
+        self._otel_llm_answers.pop(id(self), None)
+
+
+class _HasDict:
+    """Comes first where readers have a ``__dict__``, as in the older aiohttp, for the layout to be theirs."""
+
+
+def _end_by(error: BaseException, answer: Answer) -> None:
+    if type(error).__name__ == _RELEASED:
+        answer.close()
+    else:
+        answer.end(error)
+
+
 class Bodies:
     """Makes a body watched: it stays the object that it is, of a subclass of the class that it had.
 
@@ -235,13 +295,29 @@ class Bodies:
         own = type(body)
         if own not in self._watched:
             self._watched[own] = _watched_class(own)
-        body._otel_llm_answer = answer
         body.__class__ = self._watched[own]
+        body._otel_llm_answer = answer
+
+    def watch_arrival(self, reader: Any, answer: Answer) -> None:
+        """The same for a reader of aiohttp, of which some, or all, may have arrived along with the headers."""
+        for data in getattr(reader, "_buffer", ()):  # what is empty has none
+            answer.see(data, decoded=True)
+        if reader.is_eof():
+            answer.end()
+        elif reader.exception() is not None:
+            _end_by(reader.exception(), answer)
+        else:
+            self.watch(reader, answer)
 
 
 def _watched_class(own: type) -> type:
     if hasattr(own, "read_chunked"):
         mixins: tuple[type, ...] = (WatchedRead1, WatchedRaw) if hasattr(own, "read1") else (WatchedRaw,)
+    elif hasattr(own, "feed_eof"):
+        mixins = (_HasDict, WatchedReader) if own.__dictoffset__ else (WatchedReader,)
     else:
         mixins = (WatchedAsyncStream,) if hasattr(own, "__aiter__") else (WatchedStream,)
-    return type(own.__name__, (*mixins, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})
+    names: dict[str, object] = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    if not own.__dictoffset__:
+        names["__slots__"] = ()  # no object's class can be changed to one of another layout
+    return type(own.__name__, (*mixins, own), names)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-# Of httpx and httpcore, requests and urllib3, with what is derived from them. Told by name, since none of these
-# libraries may be imported for it.
-_NO_CONNECTION: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectTimeoutError", "NewConnectionError"})
+# Of httpx and httpcore, requests and urllib3, and aiohttp, with what is derived from them. Told by name, since none of
+# these libraries may be imported for it.
+_NO_CONNECTION: Final = frozenset(
+    {
+        *("ConnectError", "ConnectTimeout", "ConnectTimeoutError", "NewConnectionError"),
+        *("ClientConnectorError", "ConnectionTimeoutError"),
+    }
+)
 # Of the kernel; the last two where a Unix socket's file is not there or not for this user.
 _NO_CONNECTION_ERRORS: Final = (ConnectionRefusedError, FileNotFoundError, PermissionError)
 _LONGEST_CHAIN: Final = 16

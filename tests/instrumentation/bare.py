@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -74,6 +76,103 @@ def sync_clients() -> list[Any]:
     return [*found, *(pytest.param(HTTPX(library), id="httpx2") for library in _httpx2())]
 
 
+class AsyncBare(Protocol):
+    """The same, awaited. Its client lives as long as it is entered."""
+
+    async def __aenter__(self) -> AsyncBare: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    async def post(self, url: str, body: object) -> Any:
+        """The JSON of the whole answer."""
+
+    def stream(self, url: str, body: object) -> AbstractAsyncContextManager[Any]:
+        """The response, its body yet to read, closed at the exit."""
+
+    async def open(self, url: str, body: object) -> Any:
+        """The response, its body yet to read; nobody but the app closes it."""
+
+    def lines(self, response: Any) -> AsyncIterator[str]:
+        """The lines of a streamed response, as the library gives them."""
+
+    async def read(self, response: Any) -> bytes:
+        """The rest of a streamed response."""
+
+    async def close(self, response: Any) -> None:
+        """Let go of it."""
+
+
+class AsyncHTTPX:
+    def __init__(self, library: Any) -> None:
+        self.client = library.AsyncClient(timeout=30)
+
+    async def __aenter__(self) -> AsyncHTTPX:
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.client.__aexit__(*error)
+
+    async def post(self, url: str, body: object) -> Any:
+        return (await self.client.post(url, json=body)).json()
+
+    def stream(self, url: str, body: object) -> AbstractAsyncContextManager[Any]:
+        manager: AbstractAsyncContextManager[Any] = self.client.stream("POST", url, json=body)
+        return manager
+
+    async def open(self, url: str, body: object) -> Any:
+        return await self.client.send(self.client.build_request("POST", url, json=body), stream=True)
+
+    def lines(self, response: Any) -> AsyncIterator[str]:
+        lines: AsyncIterator[str] = response.aiter_lines()
+        return lines
+
+    async def read(self, response: Any) -> bytes:
+        body: bytes = await response.aread()
+        return body
+
+    async def close(self, response: Any) -> None:
+        await response.aclose()
+
+
+class Aiohttp:
+    session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Aiohttp:
+        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.session.close()
+
+    async def post(self, url: str, body: object) -> Any:
+        async with self.session.post(url, json=body) as response:
+            return await response.json()
+
+    def stream(self, url: str, body: object) -> AbstractAsyncContextManager[Any]:
+        return self.session.post(url, json=body)
+
+    async def open(self, url: str, body: object) -> Any:
+        return await self.session.post(url, json=body)
+
+    async def lines(self, response: Any) -> AsyncIterator[str]:
+        async for line in response.content:
+            yield line.decode().rstrip("\n")
+
+    async def read(self, response: Any) -> bytes:
+        body: bytes = await response.read()
+        return body
+
+    async def close(self, response: Any) -> None:
+        response.close()
+
+
+def async_clients() -> list[Any]:
+    """Makers of every asynchronous one that is installed, for parametrize."""
+    found = [pytest.param(functools.partial(AsyncHTTPX, *each.values), id=each.id) for each in async_libraries()]
+    return [*found, pytest.param(Aiohttp, id="aiohttp")]
+
+
 def async_libraries() -> list[Any]:
     """The libraries that have an ``AsyncClient``."""
     return [pytest.param(httpx, id="httpx"), *(pytest.param(library, id="httpx2") for library in _httpx2())]
@@ -86,18 +185,6 @@ def _httpx2() -> list[Any]:
     except ImportError:
         return []
     return [httpx2]
-
-
-def stream_async(client: Any, url: str, body: object) -> AbstractAsyncContextManager[Any]:
-    """``client.stream``, typed."""
-    manager: AbstractAsyncContextManager[Any] = client.stream("POST", url, json=body)
-    return manager
-
-
-async def lines_async(response: Any) -> AsyncIterator[str]:
-    """``response.aiter_lines``, typed."""
-    async for line in response.aiter_lines():
-        yield line
 
 
 @pytest.fixture

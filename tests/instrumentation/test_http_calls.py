@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import httpx
 import ollama
 import openai
@@ -24,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from otel_llm_instrumentation import ServerTimings
 from otel_llm_instrumentation.http import HTTPInstrumentor
 from tests.instrumentation import payloads
-from tests.instrumentation.bare import ASK, HTTPX, Bare, Requests, async_libraries, bare, sync_clients
+from tests.instrumentation.bare import ASK, HTTPX, AsyncBare, Bare, Requests, async_clients, bare, sync_clients
 from tests.instrumentation.conftest import Watched
 from tests.instrumentation.replay import ReplayServer, Reply, json_reply, ndjson_reply, sse_reply
 
@@ -86,17 +87,43 @@ def test_stream_is_seen_when_the_app_reads_its_lines(
     assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
 
 
-@pytest.mark.parametrize("library", async_libraries())
-async def test_stream_is_seen_when_the_app_awaits_its_lines(library: Any, server: ReplayServer, bare: Watched) -> None:
-    """The same, awaited, and a whole answer."""
-    server.reply = sse_reply(payloads.chunks())
-    async with library.AsyncClient() as client:
-        url = f"{server.url}/v1/chat/completions"
-        async with client.stream("POST", url, json={**ASK, "stream": True}) as response:
-            assert len([line async for line in response.aiter_lines() if line]) == 5
-        server.reply = json_reply(payloads.chat())
-        assert (await client.post(url, json=ASK)).json() == payloads.CHAT
-    assert [(call.output_tokens, call.timings) for call in bare.ended] == [(8, _OPENAI_TIMINGS)] * 2
+@pytest.mark.parametrize("make_client", async_clients())
+@pytest.mark.parametrize(("path", "body", "reply", "timings"), _STREAMS, ids=["openai", "prefixed", "ollama"])
+async def test_stream_is_seen_when_the_app_awaits_its_lines(
+    make_client: Callable[[], AsyncBare],
+    path: str,
+    body: Any,
+    reply: Any,
+    timings: ServerTimings,
+    server: ReplayServer,
+    bare: Watched,
+) -> None:
+    """The same, awaited."""
+    server.reply = reply
+    async with make_client() as client, client.stream(server.url + path, body) as response:
+        lines = [line async for line in client.lines(response) if line]
+        assert len(bare.ended) == 1
+    assert lines == [line for line in b"".join(reply.body).decode().splitlines() if line]
+    [call] = bare.ended
+    assert (call.input_tokens, call.output_tokens, call.timings) == (38, 8, timings)
+    assert len(bare.first_chunks) == 1
+    assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
+
+
+@pytest.mark.parametrize("make_client", async_clients())
+async def test_span_says_what_was_asked_and_answered_when_a_bare_chat_is_awaited(
+    make_client: Callable[[], AsyncBare], server: ReplayServer, bare: Watched
+) -> None:
+    """Of both, and where it went to."""
+    server.reply = json_reply(payloads.chat())
+    async with make_client() as client:
+        assert await client.post(f"{server.url}/v1/chat/completions", {**ASK, "temperature": 0}) == payloads.CHAT
+    span = bare.only_span()
+    attributes = span.attributes or {}
+    assert (span.name, attributes["gen_ai.request.temperature"]) == ("chat m", 0.0)
+    assert (attributes["server.address"], attributes["server.port"]) == ("127.0.0.1", server.port)
+    assert (bare.ended[0].output_tokens, bare.ended[0].timings) == (8, _OPENAI_TIMINGS)
+    assert not bare.first_chunks
 
 
 _READS: dict[str, Callable[[Any], object]] = {
@@ -345,7 +372,12 @@ def test_nothing_is_observed_when_http_is_suppressed_above_the_instrumentation_o
 
 def test_libraries_are_as_before_when_bare_http_is_uninstrumented() -> None:
     """Own methods are the same objects again."""
-    methods = [(requests.Session, "send"), (httpx.Client, "send"), (httpx.AsyncClient, "send")]
+    methods = [
+        (requests.Session, "send"),
+        (httpx.Client, "send"),
+        (httpx.AsyncClient, "send"),
+        (aiohttp.ClientSession, "_request"),
+    ]
     before = [vars(owner)[name] for owner, name in methods]
     HTTPInstrumentor().instrument()
     assert all(vars(owner)[name] is not old for (owner, name), old in zip(methods, before, strict=True))

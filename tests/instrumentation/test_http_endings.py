@@ -18,9 +18,9 @@ from opentelemetry.trace import StatusCode
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
 from otel_llm_instrumentation.http import HTTPInstrumentor
 from tests.instrumentation import payloads
-from tests.instrumentation.bare import ASK, HTTPX, Bare, Requests, async_libraries, bare, stream_async, sync_clients
+from tests.instrumentation.bare import ASK, HTTPX, Aiohttp, AsyncBare, Bare, Requests, async_clients, bare, sync_clients
 from tests.instrumentation.conftest import Watched
-from tests.instrumentation.replay import ReplayServer, ndjson_reply, sse_reply
+from tests.instrumentation.replay import ReplayServer, Reply, ndjson_reply, sse_reply
 
 __all__ = ["bare"]
 
@@ -121,16 +121,19 @@ def _assert_ended(watched: Watched, error_type: str | None, whole: bool) -> None
     assert call.output_tokens == (8 if whole else None)
 
 
+_FAILURES = [
+    pytest.param(sse_reply(payloads.chunks()[:1], done=False, breaks_off=True), id="reset"),
+    pytest.param(
+        sse_reply([*payloads.chunks()[:1], {"error": {"message": "out of memory"}}]), id="an error among the events"
+    ),
+    pytest.param(
+        ndjson_reply([payloads.ollama_chunks()[0], {"error": "out of memory"}]), id="an error among the lines"
+    ),
+]
+
+
 @pytest.mark.parametrize("client", sync_clients())
-@pytest.mark.parametrize(
-    "reply",
-    [
-        sse_reply(payloads.chunks()[:1], done=False, breaks_off=True),
-        sse_reply([*payloads.chunks()[:1], {"error": {"message": "out of memory"}}]),
-        ndjson_reply([payloads.ollama_chunks()[0], {"error": "out of memory"}]),
-    ],
-    ids=["reset", "an error among the events", "an error among the lines"],
-)
+@pytest.mark.parametrize("reply", _FAILURES)
 def test_bare_stream_ends_as_an_error_when_it_fails(
     client: Bare, reply: Any, server: ReplayServer, bare: Watched
 ) -> None:
@@ -141,68 +144,73 @@ def test_bare_stream_ends_as_an_error_when_it_fails(
         _drained(client, f"{server.url}/v1/chat/completions")
     except Exception as error:  # noqa: BLE001 - each library has its own
         raised = error
+    _assert_failed(bare, raised, reply)
+
+
+def _assert_failed(watched: Watched, raised: Exception | None, reply: Reply) -> None:
     assert (raised is not None) is reply.breaks_off
-    span = bare.only_span()
+    span = watched.only_span()
     assert span.status.status_code is StatusCode.ERROR
     assert ((span.attributes or {})["error.type"] == "_OTHER") is (raised is None)
 
 
-AsyncUse = Callable[[Any, str], Awaitable[None]]
+AsyncUse = Callable[[AsyncBare, str], Awaitable[None]]
 
 
-async def _drained_async(client: Any, url: str) -> None:
-    async with stream_async(client, url, _ASK) as response:
-        async for _ in response.aiter_lines():
+async def _drained_async(client: AsyncBare, url: str) -> None:
+    async with client.stream(url, _ASK) as response:
+        async for _ in client.lines(response):
             pass
 
 
-async def _read_async(client: Any, url: str) -> None:
-    async with stream_async(client, url, _ASK) as response:
-        await response.aread()
+async def _read_async(client: AsyncBare, url: str) -> None:
+    async with client.stream(url, _ASK) as response:
+        await client.read(response)
 
 
-async def _broken_off_async(client: Any, url: str) -> None:
-    response = await client.send(client.build_request("POST", url, json=_ASK), stream=True)
-    async for _ in response.aiter_bytes():
+async def _broken_off_async(client: AsyncBare, url: str) -> None:
+    response = await client.open(url, _ASK)
+    async for _ in client.lines(response):
         break
+    del response
     await _collected()
 
 
-async def _never_read_async(client: Any, url: str) -> None:
-    await client.send(client.build_request("POST", url, json=_ASK), stream=True)
+async def _never_read_async(client: AsyncBare, url: str) -> None:
+    await client.open(url, _ASK)
     await _collected()
 
 
 async def _collected() -> None:
-    for _ in range(6):  # what one collection frees, the loop closes, and that frees the next
+    for _ in range(12):  # what one collection frees, the loop closes, and that frees the next
         gc.collect()
         await asyncio.sleep(0)
 
 
-async def _left_early_async(client: Any, url: str) -> None:
-    async with stream_async(client, url, _ASK):
+async def _left_early_async(client: AsyncBare, url: str) -> None:
+    async with client.stream(url, _ASK):
         pass
 
 
-async def _closed_async(client: Any, url: str) -> None:
-    request = client.build_request("POST", url, json=_ASK)
-    response = await client.send(request, stream=True)
-    await response.aclose()
+async def _closed_async(client: AsyncBare, url: str) -> None:
+    response = await client.open(url, _ASK)
+    await client.close(response)
+    await client.close(response)
 
 
-async def _left_by_user_error_async(client: Any, url: str) -> None:
+async def _left_by_user_error_async(client: AsyncBare, url: str) -> None:
     with contextlib.suppress(_UserError):
-        async with stream_async(client, url, _ASK) as response:
-            await response.aiter_bytes().__anext__()
+        async with client.stream(url, _ASK) as response:
+            await client.lines(response).__anext__()
             raise _UserError
 
 
-async def _cancelled(client: Any, url: str) -> None:
+async def _cancelled(client: AsyncBare, url: str) -> None:
     arrived = asyncio.Event()
 
     async def read() -> None:
-        async with stream_async(client, url, _ASK) as response:
-            async for _ in response.aiter_bytes():
+        async with client.stream(url, _ASK) as response:
+            async for _ in client.lines(response):
                 arrived.set()
 
     task = asyncio.create_task(read())
@@ -212,7 +220,7 @@ async def _cancelled(client: Any, url: str) -> None:
         await task
 
 
-@pytest.mark.parametrize("library", async_libraries())
+@pytest.mark.parametrize("make_client", async_clients())
 @pytest.mark.parametrize(
     ("use", "error_type", "whole"),
     [
@@ -228,13 +236,37 @@ async def _cancelled(client: Any, url: str) -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 async def test_bare_stream_ends_its_call_once_when_used_asynchronously(
-    library: Any, use: AsyncUse, error_type: str | None, whole: bool, server: ReplayServer, bare: Watched
+    make_client: Callable[[], AsyncBare],
+    use: AsyncUse,
+    error_type: str | None,
+    whole: bool,
+    server: ReplayServer,
+    bare: Watched,
 ) -> None:
     """The same, awaited, and when the task is cancelled."""
     server.reply = _WHOLE if whole else sse_reply(payloads.chunks()[:2], done=False, hangs=True)
-    async with library.AsyncClient(timeout=30) as client:
+    async with make_client() as client:
         await use(client, f"{server.url}/v1/chat/completions")
+        assert len(bare.ended) == 1 or isinstance(client, Aiohttp)
+    if not bare.ended:  # aiohttp's connections hold what they receive for as long as they are open
+        await _collected()
     _assert_ended(bare, error_type, whole)
+
+
+@pytest.mark.parametrize("make_client", async_clients())
+@pytest.mark.parametrize("reply", _FAILURES)
+async def test_bare_stream_ends_as_an_error_when_it_fails_while_it_is_awaited(
+    make_client: Callable[[], AsyncBare], reply: Any, server: ReplayServer, bare: Watched
+) -> None:
+    """The same failures."""
+    server.reply = reply
+    raised = None
+    async with make_client() as client:
+        try:
+            await _drained_async(client, f"{server.url}/v1/chat/completions")
+        except Exception as error:  # noqa: BLE001 - each library has its own
+            raised = error
+    _assert_failed(bare, raised, reply)
 
 
 @pytest.mark.parametrize("client", [Requests(), HTTPX()], ids=["requests", "httpx"])

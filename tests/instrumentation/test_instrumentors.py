@@ -109,6 +109,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from otel_llm_instrumentation.openai import OpenAIInstrumentor
 from otel_llm_instrumentation.ollama import OllamaInstrumentor
+from otel_llm_instrumentation.http import HTTPInstrumentor
 exporter = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -127,6 +128,14 @@ provider.add_span_processor(SimpleSpanProcessor(exporter))
         assert len(exporter.get_finished_spans()) == 1
         OpenAIInstrumentor().uninstrument()
         assert "request" not in vars(openai.OpenAI)
+        """,
+        """
+        HTTPInstrumentor().instrument(tracer_provider=provider)
+        assert not {"requests", "httpx", "httpx2", "aiohttp"} & set(sys.modules)
+        import aiohttp
+        assert hasattr(aiohttp.ClientSession._request, "__wrapped__")
+        HTTPInstrumentor().uninstrument()
+        assert not hasattr(aiohttp.ClientSession._request, "__wrapped__")
         """,
         """
         OpenAIInstrumentor().instrument(tracer_provider=provider)
@@ -178,7 +187,10 @@ provider.add_span_processor(SimpleSpanProcessor(exporter))
         assert len(exporter.get_finished_spans()) == 1
         """,
     ],
-    ids=["before the import", "undone before the import", "before the provider", "SDK disabled", "amid an import"],
+    ids=[
+        *("before the import", "before the import of aiohttp", "undone before the import", "before the provider"),
+        *("SDK disabled", "amid an import"),
+    ],
 )
 def test_instrument_works_in_a_fresh_process_when_called(script: str, server: ReplayServer) -> None:
     """Whatever the app has imported or set by then; the wrappers import no client library themselves."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
 
+import aiohttp
 import httpx
 import ollama
 import openai
@@ -44,7 +46,18 @@ def by_httpx(url: str) -> object:
     return httpx.post(f"{url}/v1/chat/completions", json=_CHAT)
 
 
-@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+def by_aiohttp(url: str) -> object:
+    async def ask() -> bytes:
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=_CHAT) as answer:
+            return await answer.read()
+
+    return asyncio.run(ask())
+
+
+_CLIENTS = [by_openai, by_ollama, by_requests, by_httpx, by_aiohttp]
+
+
+@pytest.mark.parametrize("ask", _CLIENTS)
 def test_call_reached_no_server_when_nobody_listens(ask: Callable[[str], object], watched: Watched) -> None:
     """So nobody worked on it, whatever its span's length."""
     HTTPInstrumentor().instrument(tracer_provider=watched.provider)
@@ -57,7 +70,7 @@ def test_call_reached_no_server_when_nobody_listens(ask: Callable[[str], object]
     assert not watched.ended[0].reached_server
 
 
-@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+@pytest.mark.parametrize("ask", _CLIENTS)
 def test_call_reached_no_server_when_its_name_is_nobodys(
     ask: Callable[[str], object], watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +90,7 @@ def test_call_reached_no_server_when_its_name_is_nobodys(
     assert not watched.ended[0].reached_server
 
 
-@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+@pytest.mark.parametrize("ask", _CLIENTS)
 def test_call_reached_its_server_when_that_hangs_up(
     ask: Callable[[str], object], server: ReplayServer, watched: Watched
 ) -> None:
@@ -97,11 +110,11 @@ def test_call_reached_its_server_when_that_hangs_up(
 def _with_fallback(ask: Callable[[str], object], url: str, other_url: str) -> object:
     try:
         return ask(url)
-    except (OSError, openai.APIError, httpx.HTTPError):
+    except (OSError, openai.APIError, httpx.HTTPError):  # aiohttp's are the first
         return ask(other_url)
 
 
-@pytest.mark.parametrize("ask", [by_openai, by_ollama, by_requests, by_httpx])
+@pytest.mark.parametrize("ask", _CLIENTS)
 def test_call_reached_its_server_when_it_stands_in_for_one_that_did_not(
     ask: Callable[[str], object], server: ReplayServer, watched: Watched
 ) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import httpx
 import ollama
 import openai
@@ -103,8 +104,54 @@ def _httpx_async(url: str, stream: bool) -> Iterator[object]:
         yield b"".join(map(bytes, read))  # type: ignore[arg-type]
 
 
-_SSE_CLIENTS = {"openai": _openai, "openai raw": _openai_raw, "requests": _requests, "httpx": _httpx}
-_NDJSON_CLIENTS = {"ollama": _ollama, "requests lines": _requests_lines, "httpx async": _httpx_async}
+def _aiohttp(url: str, stream: bool) -> Iterator[object]:
+    read: list[object] = []
+
+    async def ask() -> None:
+        body = {**ASK, "stream": stream}
+        address = f"{url}/v1/chat/completions"
+        async with aiohttp.ClientSession() as session, session.post(address, json=body) as response:
+            read.append((response.status, dict(response.headers)))
+            if stream:
+                pieces = [piece async for piece in response.content.iter_any()]
+                read.append(b"".join(pieces))  # where they are cut depends on when they come
+            else:
+                read.extend([await response.read(), await response.text(), await response.json()])
+
+    try:
+        asyncio.run(ask())
+    finally:
+        yield from read
+
+
+def _aiohttp_lines(url: str, stream: bool) -> Iterator[object]:
+    read: list[object] = []
+
+    async def ask() -> None:
+        body = {**ASK, "stream": stream}
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/api/chat", json=body) as response:
+            async for line in response.content:
+                read.append(line)
+
+    try:
+        asyncio.run(ask())
+    finally:
+        yield from read
+
+
+_SSE_CLIENTS = {
+    "openai": _openai,
+    "openai raw": _openai_raw,
+    "requests": _requests,
+    "httpx": _httpx,
+    "aiohttp": _aiohttp,
+}
+_NDJSON_CLIENTS = {
+    "ollama": _ollama,
+    "requests lines": _requests_lines,
+    "httpx async": _httpx_async,
+    "aiohttp lines": _aiohttp_lines,
+}
 _Ask = Callable[[str, bool], Iterator[object]]
 
 

@@ -48,7 +48,7 @@ class Endpoint:
         """Whether a body has what this route needs. Messages are a list; a model is a name."""
         return (
             all(name in body for name in self.needs)
-            and isinstance(body.get("messages", []), list)
+            and isinstance(body.get("messages", []), (list, tuple))
             and isinstance(body.get("model", ""), str)
         )
 

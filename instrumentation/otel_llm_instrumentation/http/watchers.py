@@ -1,11 +1,11 @@
-"""Bare calls of ``requests``, ``httpx`` and ``httpx2``: where they begin, and what ends them."""
+"""Bare calls of ``requests``, ``httpx``, ``httpx2`` and ``aiohttp``: where they begin, and what ends them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_value
@@ -24,6 +24,7 @@ from otel_llm_instrumentation.watcher import Watcher, watch, watch_async
 _FIRST_ERROR_STATUS: Final = 400
 _REQUESTS_MARK: Final = "opentelemetry_instrumentation_requests_applied"
 _REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
+_AIOHTTP_PARAMETERS: Final = ("method", "str_or_url")
 
 
 class HTTPWatcher(Watcher):
@@ -34,13 +35,13 @@ class HTTPWatcher(Watcher):
         self._bodies = Bodies()
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
-        request: Any = kwargs["request"] if "request" in kwargs else args[0]
+        request = self._request(args, kwargs)
         if request.method != "POST" or not is_observed():  # most are below a call of a client library
             return None
-        endpoint = endpoint_of(self._path(request))
+        endpoint = endpoint_of(self._path(client, request))
         if endpoint is None or self._is_suppressed():
             return None
-        body = json_object(self._sent(request))
+        body = self._sent(request)
         if body is None or not endpoint.fits(body):
             return None
         address, port = self._server(client, request)
@@ -60,8 +61,9 @@ class HTTPWatcher(Watcher):
 
     def _deliver(self, call: Call, result: object) -> object:
         response: Any = result
-        if response.status_code >= _FIRST_ERROR_STATUS:
-            call.error_type = str(response.status_code)
+        status = self._status(response)
+        if status >= _FIRST_ERROR_STATUS:
+            call.error_type = str(status)
         call.evident_provider = provider_in_headers(response.headers)
         body = self._arrived(response)
         if body is not None:
@@ -70,7 +72,7 @@ class HTTPWatcher(Watcher):
             see_payloads(call, tail.payloads())
             call.end()
         elif (pending := self._pending(response)) is not None:
-            self._bodies.watch(pending, Answer(call, response.headers))
+            self._watch(pending, Answer(call, response.headers))
         else:
             call.end()
         return result
@@ -79,8 +81,19 @@ class HTTPWatcher(Watcher):
         """Whether the user, or a library, wants no HTTP request to be observed here."""
         return bool(get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY))
 
+    def _request(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
+        """The request that the method is called with."""
+        return kwargs["request"] if "request" in kwargs else args[0]
+
+    def _status(self, response: Any) -> int:
+        status: int = response.status_code
+        return status
+
+    def _watch(self, pending: object, answer: Answer) -> None:
+        self._bodies.watch(pending, answer)
+
     @abstractmethod
-    def _path(self, request: Any) -> str:
+    def _path(self, client: object, request: Any) -> str:
         """The path that a request goes to."""
 
     @abstractmethod
@@ -88,8 +101,8 @@ class HTTPWatcher(Watcher):
         """Where a request goes to."""
 
     @abstractmethod
-    def _sent(self, request: Any) -> object:
-        """The body of a request, as far as it does not come from a generator."""
+    def _sent(self, request: Any) -> Mapping[str, Any] | None:
+        """The JSON object that a request carries, as far as it does not come from a generator."""
 
     @abstractmethod
     def _arrived(self, response: Any) -> bytes | None:
@@ -121,15 +134,15 @@ class RequestsWatcher(HTTPWatcher):
         stands_around = hasattr(self._session.send, _REQUESTS_MARK) and not self._marked_beneath
         return super()._is_suppressed() and not (stands_around and _may_be_of_requests(get_current_span()))
 
-    def _path(self, request: Any) -> str:
+    def _path(self, client: object, request: Any) -> str:
         url: str = request.url
         return urlsplit(url).path
 
     def _server(self, client: object, request: Any) -> Server:
         return server_of(request.url, None)
 
-    def _sent(self, request: Any) -> object:
-        return request.body
+    def _sent(self, request: Any) -> Mapping[str, Any] | None:
+        return json_object(request.body)
 
     def _arrived(self, response: Any) -> bytes | None:
         # `content` would read what has not been read.
@@ -150,15 +163,15 @@ class HTTPXWatcher(HTTPWatcher):
             Patch(module.AsyncClient, "send", lambda original: watch_async(original, self)),
         )
 
-    def _path(self, request: Any) -> str:
+    def _path(self, client: object, request: Any) -> str:
         path: str = request.url.path
         return path
 
     def _server(self, client: object, request: Any) -> Server:
         return server_of("", request.url, client)
 
-    def _sent(self, request: Any) -> object:
-        return getattr(request, "_content", None)  # `content` raises where a generator gives it
+    def _sent(self, request: Any) -> Mapping[str, Any] | None:
+        return json_object(getattr(request, "_content", None))  # `content` raises where a generator gives it
 
     def _arrived(self, response: Any) -> bytes | None:
         body: bytes | None = getattr(response, "_content", None)
@@ -167,3 +180,51 @@ class HTTPXWatcher(HTTPWatcher):
     def _pending(self, response: Any) -> object | None:
         stream: object = response.stream
         return stream
+
+
+class _Given(NamedTuple):
+    """A request as a session of aiohttp is given it."""
+
+    method: str
+    url: object
+    data: object
+    json: object
+
+
+class AiohttpWatcher(HTTPWatcher):
+    """Observes ``ClientSession._request``, to which all of its requests come; redirects and retries happen within."""
+
+    def patches(self, module: ModuleType) -> tuple[Patch, ...]:
+        self._reader = module.StreamReader
+        return (Patch(module.ClientSession, "_request", lambda original: watch_async(original, self)),)
+
+    def _request(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
+        method, url = (*args, *(kwargs[name] for name in _AIOHTTP_PARAMETERS[len(args) :]))
+        return _Given(str(method).upper(), url, kwargs.get("data"), kwargs.get("json"))
+
+    def _path(self, client: Any, request: Any) -> str:
+        try:
+            path: str = client._build_url(request.url).path
+        except (AssertionError, TypeError, ValueError):
+            return ""  # the app hears of it from aiohttp
+        return path
+
+    def _server(self, client: Any, request: Any) -> Server:
+        return server_of("", client._build_url(request.url), client)
+
+    def _sent(self, request: Any) -> Mapping[str, Any] | None:
+        return request.json if isinstance(request.json, dict) else json_object(request.data)
+
+    def _status(self, response: Any) -> int:
+        status: int = response.status
+        return status
+
+    def _arrived(self, response: Any) -> bytes | None:
+        body: bytes | None = response._body  # a middleware has read it
+        return body
+
+    def _pending(self, response: Any) -> object | None:
+        return response.content if isinstance(response.content, self._reader) else None
+
+    def _watch(self, pending: object, answer: Answer) -> None:
+        self._bodies.watch_arrival(pending, answer)
