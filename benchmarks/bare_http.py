@@ -1,4 +1,4 @@
-"""What does a bare call of requests or httpx cost more when it is watched, and a POST that is no call of an LLM?
+"""What does a bare call of requests, httpx or aiohttp cost more when watched, and a POST that is no call of an LLM?
 
 The transport answers at once, within this process. With and without take turns; CPU time, of which the medians count.
 """
@@ -6,6 +6,8 @@ The transport answers at once, within this process. With and without take turns;
 from __future__ import annotations
 
 import argparse
+import asyncio
+import atexit
 import io
 import json
 import statistics
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import httpx
 import requests
 import urllib3
@@ -71,6 +74,44 @@ class _Stream(httpx.SyncByteStream):
         return iter([_PIECE] * self._count)
 
 
+class _Wire(asyncio.Transport):
+    """A connection that answers a request of aiohttp with so many chunks, each in a turn of its own of the loop."""
+
+    def __init__(self, protocol: asyncio.Protocol, count: int) -> None:
+        super().__init__()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self._protocol = protocol
+        self._answer = [head, *[b"%x\r\n%s\r\n" % (len(_PIECE), _PIECE)] * count, b"0\r\n\r\n"]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if bytes(data[:4]) == b"POST":
+            asyncio.get_running_loop().call_soon(self._send, 0)
+
+    def _send(self, number: int) -> None:
+        self._protocol.data_received(self._answer[number])
+        if number + 1 < len(self._answer):
+            asyncio.get_running_loop().call_soon(self._send, number + 1)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._protocol.connection_lost(None)
+
+
+class _Connector(aiohttp.BaseConnector):
+    """Connects to nothing but that."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    async def _create_connection(self, *_: object, **__: object) -> Any:
+        protocol = self._factory()
+        protocol.connection_made(_Wire(protocol, self._count))
+        return protocol
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks bare_http", description=__doc__)
     parser.add_argument("--turns", type=int, default=9)
@@ -78,7 +119,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     print(f"{'µs of CPU, medians':24} {'plain':>8} {'watched':>8} {'added':>8}")
     added = {name: _compare(name, call, options) for name, call in _calls().items()}
-    for library in ("requests", "httpx"):
+    for library in ("requests", "httpx", "aiohttp"):
         per_chunk = (added[f"{library}, {_CHUNKS} chunks"] - added[f"{library}, 1 chunk"]) / (_CHUNKS - 1)
         print(f"{library}: {per_chunk:.2f} µs more for each further chunk")
     return 0
@@ -93,6 +134,9 @@ def _calls() -> dict[str, Callable[[], None]]:
         "httpx, 1 chunk": _httpx(1, "/v1/chat/completions"),
         f"httpx, {_CHUNKS} chunks": _httpx(_CHUNKS, "/v1/chat/completions"),
         "httpx, no LLM": _httpx(1, "/form"),
+        "aiohttp, 1 chunk": _aiohttp(1, "/v1/chat/completions"),
+        f"aiohttp, {_CHUNKS} chunks": _aiohttp(_CHUNKS, "/v1/chat/completions"),
+        "aiohttp, no LLM": _aiohttp(1, "/form"),
     }
 
 
@@ -119,6 +163,23 @@ def _httpx(count: int, path: str) -> Callable[[], None]:
                 pass
 
     return call
+
+
+def _aiohttp(count: int, path: str) -> Callable[[], None]:
+    loop = asyncio.new_event_loop()
+
+    async def open_session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=_Connector(count))
+
+    session = loop.run_until_complete(open_session())
+    atexit.register(lambda: loop.run_until_complete(session.close()))
+
+    async def ask() -> None:
+        async with session.post(f"http://h{path}", json=_ASK) as response:
+            async for _ in response.content.iter_any():
+                pass
+
+    return lambda: loop.run_until_complete(ask())
 
 
 def _compare(name: str, call: Callable[[], None], options: argparse.Namespace) -> float:
