@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import httpx
 import ollama as client_library
 import openai
@@ -220,7 +221,12 @@ _BARE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("library", ["requests", "httpx"])
+async def _lines_of_aiohttp(url: str, body: object) -> list[bytes]:
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
+        return [line async for line in response.content]
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx", "aiohttp"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("route", _BARE)
 def test_bare_call_of_ollama_says_its_work(
@@ -235,6 +241,8 @@ def test_bare_call_of_ollama_says_its_work(
     if library == "httpx":
         with httpx.stream("POST", url, json=body, timeout=60) as response:
             assert len(list(response.iter_lines())) > (2 if stream else 0)
+    elif library == "aiohttp":
+        assert len(asyncio.run(_lines_of_aiohttp(url, body))) > (2 if stream else 0)
     else:
         with requests.post(url, json=body, stream=stream, timeout=60) as answer:
             assert len(list(answer.iter_lines())) > (2 if stream else 0)

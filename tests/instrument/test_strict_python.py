@@ -20,6 +20,7 @@ import asyncio
 import logging
 import os
 
+import aiohttp
 import httpx
 import ollama
 import openai
@@ -62,6 +63,15 @@ async def asynchronous() -> None:
             print((await left.__anext__()).id)
 
 
+async def bare_asynchronous() -> None:
+    body = {"model": "m", "messages": [question], "stream": True}
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+            print([line async for line in response.content])
+        async with session.post(f"{url}/v1/chat/completions", json=body) as left:
+            print(await left.content.readline(), type(left), type(left.content))
+
+
 def refused() -> None:
     client = ollama.Client(host=url)
     try:
@@ -79,6 +89,7 @@ logging.getLogger("asyncio").setLevel(logging.ERROR)  # in this mode it tells of
 synchronous()
 bare()
 asyncio.run(asynchronous())
+asyncio.run(bare_asynchronous())
 refused()
 """
 
