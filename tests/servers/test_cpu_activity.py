@@ -173,6 +173,7 @@ def test_descriptors_are_given_back_when_servers_are_forgotten() -> None:
         taken(activity)
         assert len(list(Path("/proc/self/fd").iterdir())) == own
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+    activity.watch(Server("app", "app", "local", pid=os.getpid()))
     activity.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == at_first
 
@@ -186,7 +187,7 @@ def test_children_are_looked_for_only_when_something_was_started(monkeypatch: py
         looked.append(pid)
         return children(self, pid)
 
-    newest = [b"100"]
+    newest: list[bytes | None] = [b"100"]
     monkeypatch.setattr(Procfs, "children", spy)
     monkeypatch.setattr(Procfs, "newest_pid", lambda self: newest[0])
     activity = CpuActivity()
@@ -199,6 +200,10 @@ def test_children_are_looked_for_only_when_something_was_started(monkeypatch: py
         newest[0] = b"101"
         taken(activity)
         assert looked == [running.pid]
+        newest[0] = None
+        taken(activity)
+        taken(activity)
+        assert looked == [running.pid] * 3, "what is not told may have happened"
     activity.close()
 
 
