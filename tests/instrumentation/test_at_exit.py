@@ -36,10 +36,13 @@ _REQUESTS = """
 lines = requests.post(url + "/chat/completions", json=ask, stream=True).iter_lines()
 next(lines)
 """
+_UNREAD = """
+response = requests.post(url + "/chat/completions", json=ask, stream=True)
+"""
 _FORKED = """
 child = os.fork()
 if not child:
-    del stream
+    del {kept}
     sys.exit()  # with all hooks of the exit
 os.waitpid(child, 0)
 """
@@ -57,6 +60,11 @@ def test_open_stream_has_its_span_when_the_process_ends(program: str, server: Re
     assert _said(program, server) == "chat m\n"
 
 
-def test_open_stream_has_one_span_when_a_forked_child_lets_go_of_it(server: ReplayServer) -> None:
+@pytest.mark.parametrize(
+    ("program", "kept"), [(_OPENAI, "stream"), (_RAW, "raw"), (_REQUESTS, "lines"), (_UNREAD, "response")]
+)
+def test_open_stream_has_one_span_when_a_forked_child_lets_go_of_it(
+    program: str, kept: str, server: ReplayServer
+) -> None:
     """The call is its parent's."""
-    assert _said(_OPENAI + _FORKED, server) == "chat m\n"
+    assert _said(program + _FORKED.format(kept=kept), server) == "chat m\n"

@@ -107,11 +107,12 @@ def _durations(reader: InMemoryMetricReader) -> int:
     return sum(found)
 
 
-def _abandon(server: ReplayServer) -> None:
-    """Leave a stream behind in a cycle, for a collection to find."""
+def _abandon(server: ReplayServer, *, is_raw: bool = False) -> None:
+    """Leave a stream, or a raw response, behind in a cycle, for a collection to find."""
     server.reply = sse_reply([{"choices": []}] * 3, hangs=True)
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k")
-    kept: list[object] = [client.chat.completions.create(model="m", messages=[], stream=True)]
+    completions = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k").chat.completions
+    create = completions.with_raw_response.create if is_raw else completions.create
+    kept: list[object] = [create(model="m", messages=[], stream=True)]
     kept.append(kept)
 
 
@@ -137,13 +138,14 @@ def instrumented() -> Iterator[tuple[Watched, InMemoryMetricReader]]:
 
 
 @pytest.mark.usefixtures("collected_by_hand")
+@pytest.mark.parametrize("is_raw", [False, True], ids=["stream", "raw response"])
 def test_nothing_waits_for_ever_when_an_abandoned_stream_is_collected_under_a_lock_of_the_sdk(
-    server: ReplayServer, instrumented: tuple[Watched, InMemoryMetricReader]
+    is_raw: bool, server: ReplayServer, instrumented: tuple[Watched, InMemoryMetricReader]
 ) -> None:
     """Its metrics and its span, which says when it ended, come with the next call."""
     watched, reader = instrumented
     _call(server)
-    _abandon(server)
+    _abandon(server, is_raw=is_raw)
     collecting = threading.Thread(target=reader.collect, daemon=True)
     collecting.start()
     collecting.join(_PATIENCE_SECONDS)
