@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import zlib
 from collections.abc import Callable
@@ -133,20 +134,27 @@ _READS: dict[str, Callable[[Any], object]] = {
     "content": lambda response: response.content,
     "json or text": lambda response: response.text,
     "raw.read": lambda response: response.raw.read(),
+    "raw.read of what there is": lambda response: response.raw.read(-1),
     "raw.read in pieces": lambda response: list(iter(lambda: response.raw.read(5), b"")),
+    "raw.read unpacked, in pieces": lambda response: list(iter(lambda: response.raw.read(5, decode_content=True), b"")),
+    # Before urllib3 2 there is none.
+    "raw.read1": lambda response: list(iter(lambda: getattr(response.raw, "read1", response.raw.read)(5), b"")),
     "raw.stream": lambda response: list(response.raw.stream(11)),
     "raw lines": lambda response: list(response.raw),
 }
 
 
 @pytest.mark.parametrize("read", _READS)
-@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "with a length"])
+@pytest.mark.parametrize("sent", ["chunked", "with a length", "packed"])
 def test_app_reads_the_same_when_it_reads_a_streamed_response_of_requests(
-    read: str, chunked: bool, server: ReplayServer, watched: Watched
+    read: str, sent: str, server: ReplayServer, watched: Watched
 ) -> None:
     """Every way to read, with and without us; the call ends with the last byte."""
     server.reply = sse_reply(payloads.chunks())
-    server.reply.chunked = chunked
+    server.reply.chunked = sent != "with a length"
+    if sent == "packed":
+        server.reply.body = [gzip.compress(b"".join(server.reply.body))]
+        server.reply.headers["content-encoding"] = "gzip"
 
     def ask() -> tuple[object, Any]:
         response = requests.post(f"{server.url}/v1/chat/completions", json={**ASK, "stream": True}, stream=True)
@@ -167,6 +175,29 @@ def bare_tokens(watched: Watched) -> tuple[int | None, int | None]:
     """Of the one call, which has ended."""
     [call] = watched.ended
     return call.input_tokens, call.output_tokens
+
+
+_JSON_IN_LINES = json.dumps(payloads.chat(), indent=1).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "reply"),
+    [
+        ("/v1/chat/completions", Reply([_JSON_IN_LINES])),
+        ("/v1/chat/completions", sse_reply(payloads.chunks())),
+        ("/api/embed", ndjson_reply([{**payloads.ollama_chat(), "embeddings": []}, payloads.ollama_chat()])),
+        ("/v1/chat/completions", Reply([], raw=b"HTTP/1.0 200 OK\r\n\r\n" + _JSON_IN_LINES)),
+    ],
+    ids=["several lines", "events", "lines of JSON", "of no known kind"],
+)
+@pytest.mark.parametrize("streamed", [True, False], ids=["read later", "read at once"])
+def test_answer_is_read_by_what_it_is_when_no_stream_was_asked_for(
+    path: str, reply: Reply, streamed: bool, server: ReplayServer, bare: Watched
+) -> None:
+    """Some servers write JSON over several lines, stream by their own choice, or say nothing of what they send."""
+    server.reply = reply
+    assert requests.post(server.url + path, json={**ASK, "input": "hi"}, stream=streamed).content
+    assert bare_tokens(bare) == (38, 8)
 
 
 @pytest.mark.parametrize(

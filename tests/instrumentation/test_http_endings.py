@@ -14,6 +14,7 @@ import httpx
 import pytest
 import requests
 from opentelemetry.trace import StatusCode
+from urllib3.exceptions import HTTPError
 
 from otel_llm_instrumentation import CallView, add_observer, remove_observer
 from otel_llm_instrumentation.http import HTTPInstrumentor
@@ -152,6 +153,16 @@ def _assert_failed(watched: Watched, raised: Exception | None, reply: Reply) -> 
     span = watched.only_span()
     assert span.status.status_code is StatusCode.ERROR
     assert ((span.attributes or {})["error.type"] == "_OTHER") is (raised is None)
+
+
+def test_bare_stream_ends_as_an_error_when_reading_what_is_below_it_fails(server: ReplayServer, bare: Watched) -> None:
+    """The app may read past requests, from its ``raw``."""
+    server.reply = sse_reply(payloads.chunks()[:1], done=False, breaks_off=True)
+    response = requests.post(f"{server.url}/v1/chat/completions", json=_ASK, stream=True)
+    with pytest.raises(HTTPError) as raised:
+        response.raw.read()
+    assert bare.only_span().status.status_code is StatusCode.ERROR
+    assert bare.ended[0].error_type == type(raised.value).__name__
 
 
 AsyncUse = Callable[[AsyncBare, str], Awaitable[None]]
