@@ -22,6 +22,7 @@ class _Used(NamedTuple):
     own: int
     waited: int = 0
     state: str = "S"
+    threads: int = 1
 
 
 _Processes = Mapping[int, _Used]
@@ -42,8 +43,10 @@ class _Proc:
 
     @staticmethod
     def _line(pid: int, parent: int, used: _Used) -> str:
-        times = f"{used.own} 0 {used.waited} 0"
-        return f"{pid} (a program) {used.state} {parent} 0 0 0 0 0 0 0 0 0 {times} 20 0 1 0 {100 + pid} 0 0\n"
+        user, waited_user = used.own // 3, used.waited // 3  # the rest in the kernel
+        times = f"{user} {used.own - user} {waited_user} {used.waited - waited_user}"
+        name = "a (program)"
+        return f"{pid} ({name}) {used.state} {parent} 0 0 0 0 0 0 0 0 0 {times} 20 0 {used.threads} 0 {100 + pid} 0 0\n"
 
 
 @pytest.fixture
@@ -83,6 +86,7 @@ _WITH_CHILD = {**_BEFORE, _CHILD: _Used(100)}
         [(_BEFORE, 5), ({**_BEFORE, _CHILD: _Used(100, 20)}, 125), ({_ROOT: _Used(5, 170)}, 125)],
         [(_WITH_CHILD, 105), ({**_BEFORE, _CHILD: _Used(110, state="Z")}, 115), ({_ROOT: _Used(5, 160)}, 115)],
         [(_WITH_CHILD, 105), ({_ROOT: _Used(5, 50, "Z"), _CHILD: _Used(110)}, None), (_WITH_CHILD, None)],
+        [({_ROOT: _Used(7, 50, "Z", 2)}, 7), ({_ROOT: _Used(8, 50, "Z", 2)}, 8)],
     ],
     ids=[
         "nothing",
@@ -96,6 +100,7 @@ _WITH_CHILD = {**_BEFORE, _CHILD: _Used(100)}
         "grandchild never seen",
         "not waited for yet",
         "root ends",
+        "root goes on without its main thread",
     ],
 )
 def test_all_that_a_tree_used_is_counted_once_when_children_end(
