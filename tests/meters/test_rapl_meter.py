@@ -78,6 +78,24 @@ def test_core_uncore_mmio_and_psys_are_left_out_when_there_are_packages(tmp_path
     assert channel_ids(tmp_path) == ["package-0", "package-1", "package-0/dram"]
 
 
+def test_memory_is_found_wherever_it_stands_among_the_parts(tmp_path: Path) -> None:
+    """Its number is the driver's choice; that of a package that is not there is nobody's."""
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    zone(tmp_path, "intel-rapl:0:1", "dram")
+    zone(tmp_path, "intel-rapl:1", "package-1")
+    zone(tmp_path, "intel-rapl:1:0", "dram")
+    zone(tmp_path, "intel-rapl:2:0", "dram")
+    assert channel_ids(tmp_path) == ["package-0", "package-1", "package-0/dram", "package-1/dram"]
+
+
+def test_what_is_no_zone_is_left_out_when_it_stands_in_the_tree(tmp_path: Path) -> None:
+    """A folder of another name, and one that does not say what it is."""
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    zone(tmp_path, "intel-rapl:0-subzone", "package-0")
+    zone(tmp_path, "intel-rapl:1", "package-1").joinpath("name").unlink()
+    assert channel_ids(tmp_path) == ["package-0"]
+
+
 def test_parts_are_found_when_they_lie_in_their_packages_folder(tmp_path: Path) -> None:
     """The device tree nests what /sys/class shows side by side; found in both places it counts once."""
     zone(tmp_path / "intel-rapl:0", "intel-rapl:0:0", "dram")
@@ -91,6 +109,8 @@ def test_parts_are_found_when_they_lie_in_their_packages_folder(tmp_path: Path) 
 def test_psys_is_the_host_when_there_is_no_package(tmp_path: Path) -> None:
     """Some laptops have nothing else."""
     zone(tmp_path, "intel-rapl:0", "psys")
+    zone(tmp_path, "intel-rapl:0:0", "core")
+    zone(tmp_path, "intel-rapl:1", "another")
     (channel,) = RaplMeter(tmp_path).open()
     assert (channel.id, channel.component) == ("psys", "host")
 
@@ -100,6 +120,14 @@ def test_channels_have_names_of_their_own_when_the_tree_repeats_one(tmp_path: Pa
     zone(tmp_path, "intel-rapl:0", "package-0")
     zone(tmp_path, "intel-rapl:1", "package-0")
     assert channel_ids(tmp_path) == ["package-0", "package-0#2"]
+
+
+@pytest.mark.parametrize("files", [{}, {"max_energy_range_uj": 0}, {"max_energy_range_uj": "unknown"}])
+def test_no_range_is_known_when_the_tree_tells_none(files: Mapping[str, int | str], tmp_path: Path) -> None:
+    """A wrap is a gap then, and no energy is made up for it."""
+    zone(tmp_path, "intel-rapl:0", "package-0", files=files)
+    (channel,) = RaplMeter(tmp_path).open()
+    assert channel.range_uj is None
 
 
 LONG, SHORT = "constraint_0", "constraint_1"
@@ -248,6 +276,25 @@ def test_a_counter_is_read_on_when_the_app_closed_its_descriptor(tmp_path: Path,
         assert [reading.energy_uj for reading in (*meter.read(), *meter.read())] == [7, 7]
         assert other is None or os.fstat(number)
         meter.close()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_no_descriptor_is_left_when_the_meter_is_closed_or_could_not_be_opened(is_whole: bool, tmp_path: Path) -> None:
+    """It is opened anew after each failure of a tree, for as long as the app runs."""
+    before = sorted(Path("/proc/self/fd").iterdir())
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    second = zone(tmp_path, "intel-rapl:1", "package-1")
+    meter = RaplMeter(tmp_path)
+    if is_whole:
+        meter.open()
+        assert len(meter.open()) == 2
+        meter.close()
+    else:
+        (second / "energy_uj").unlink()
+        with pytest.raises(MeterError) as caught:
+            meter.open()
+        assert caught.value.reason == "meter-unreadable"
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:
