@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from otel_llm_energy import (
     ScaphandreMeter,
     ScaphandreStream,
 )
+from tests.support.powercap import PowercapTree
 
 _METERS: tuple[Callable[..., object], ...] = (
     RaplMeter,
@@ -38,6 +42,18 @@ def test_meter_is_made_when_its_scale_error_is_a_part(meter: Callable[..., objec
     """None at all, and nearly all."""
     assert meter(scale_error=0)
     assert meter(scale_error=0.99)
+
+
+def test_channels_have_the_scale_error_that_was_given(tmp_path: Path, manual_powercap: PowercapTree) -> None:
+    """Bounds are made of it."""
+    record = {"host": {"consumption": 1.0, "timestamp": time.time()}}
+    (tmp_path / "stream.json").write_text(json.dumps([record]))
+    for meter in (
+        RaplMeter(manual_powercap.root, scale_error=0.05),
+        ScaphandreStream(tmp_path / "stream.json", scale_error=0.05),
+    ):
+        assert {channel.scale_error for channel in meter.open()} == {0.05}
+        meter.close()
 
 
 def test_error_names_the_keyword_when_it_is_that_of_power() -> None:
