@@ -164,6 +164,22 @@ def test_energy_is_a_gap_when_scaphandre_has_no_figure(writer: Writer) -> None:
     assert joules(readings) == pytest.approx(WATTS * (seconds(0, 2) + seconds(3, 5)), rel=0.03)
 
 
+@pytest.mark.parametrize("timestamp", [None, "soon", -1.0])
+def test_energy_is_a_gap_when_a_record_has_no_time(timestamp: object, writer: Writer) -> None:
+    """What it was drawn in is not known."""
+    clocks = Clocks()
+    records = [dict(record) for record in RECORDS[:6]]
+    records[3] = {**records[3], "host": {**records[3]["host"], "timestamp": timestamp}}
+    writer.up_to(1)
+    meter = clocks.meter(writer.path)
+    meter.open()
+    writer.path.write_text(json.dumps(records, separators=(",", ":")))
+    clocks.to_record(5)
+    readings = list(meter.read())
+    assert gaps(readings) == ["reset"]
+    assert joules(readings) == pytest.approx(WATTS * (seconds(0, 2) + seconds(4, 5)), rel=0.03)
+
+
 @pytest.mark.parametrize("how", ["replaced", "begun again"])
 def test_the_new_file_is_followed_with_a_gap_when_the_old_one_ends(how: str, writer: Writer) -> None:
     """logrotate puts a new file in its place, or Scaphandre is started again and begins the same file anew."""
@@ -233,25 +249,25 @@ def test_the_last_records_are_enough_when_the_file_is_large(tmp_path: Path) -> N
     file.close()
 
 
-def dated_later(seconds: int) -> list[dict[str, Any]]:
+def dated_later(seconds: float) -> list[dict[str, Any]]:
     """The records, as a wall clock has dated them that was set."""
     return [
         {**record, "host": {**record["host"], "timestamp": record["host"]["timestamp"] + seconds}} for record in RECORDS
     ]
 
 
-def test_the_wall_clock_may_step_without_any_energy_being_made_up(writer: Writer) -> None:
-    """An hour forward between two records: one gap, and times on our clock go on evenly."""
+@pytest.mark.parametrize("step_seconds", [3600, 0.1, -0.1, -3600])
+def test_the_wall_clock_may_step_without_any_energy_being_made_up(step_seconds: float, writer: Writer) -> None:
+    """Between two records, forward or back: one gap, and times on our clock go on evenly."""
     clocks = Clocks()
-    hour_ns = 3_600_000_000_000
-    stepped = dated_later(3600)
+    stepped = dated_later(step_seconds)
     clocks.to_record(3)
     writer.up_to(4)
     meter = clocks.meter(writer.path)
     meter.open()
     readings = list(meter.read())
     clocks.to_record(7)
-    clocks.unix_ns += hour_ns
+    clocks.unix_ns += round(step_seconds * 1e9)
     writer.path.write_text(json.dumps([*RECORDS[:4], *stepped[4:8]], separators=(",", ":")))
     readings += meter.read()
     assert gaps(readings) == ["reset"]
@@ -259,8 +275,12 @@ def test_the_wall_clock_may_step_without_any_energy_being_made_up(writer: Writer
     assert joules(readings) == pytest.approx(WATTS * seconds(4, 7), rel=0.03)
 
 
-def test_readings_go_on_when_the_wall_clock_is_set_back_before_a_record_was_read(writer: Writer) -> None:
-    """Its time is an hour to come by then: taken for that, it would keep out all others until the hour is over."""
+@pytest.mark.parametrize("step_seconds", [-3600, 3600])
+def test_readings_go_on_when_the_wall_clock_is_set_before_a_record_was_read(step_seconds: int, writer: Writer) -> None:
+    """Its time is an hour to come by then: taken for that, it would keep out all others until the hour is over.
+
+    Or it is an hour ago, before that of the last one.
+    """
     clocks = Clocks()
     clocks.to_record(3)
     writer.up_to(4)
@@ -268,10 +288,10 @@ def test_readings_go_on_when_the_wall_clock_is_set_back_before_a_record_was_read
     meter.open()
     readings = list(meter.read())
     clocks.to_record(4)
-    clocks.unix_ns -= 3_600_000_000_000
+    clocks.unix_ns += step_seconds * 1_000_000_000
     writer.up_to(5)
     readings += meter.read()
-    stepped = dated_later(-3600)
+    stepped = dated_later(step_seconds)
     clocks.advance(seconds(4, 8))
     writer.path.write_text(json.dumps([*RECORDS[:5], *stepped[5:9]], separators=(",", ":")))
     readings += meter.read()
