@@ -66,6 +66,7 @@ class Watch:
         self.driver.say(**answers)
         self.clock.advance(seconds)
         samples = self.activity.samples([GPU, "cpu"])
+        assert None not in samples
         return samples[0] if samples else None
 
     def cell(self, **answers: object) -> tuple[float, dict[str, float | None], frozenset[str]]:
@@ -93,6 +94,17 @@ def test_all_work_is_a_servers_when_it_alone_holds_a_context(watch: Watch) -> No
     one, two = watch.one.server.id, watch.two.server.id
     total_s, by_server, absent = watch.cell(gpu0_pids=watch.one.child, gpu0_busy=80)
     assert (total_s, by_server, absent) == (0.8, {one: 0.8, two: 0.0}, frozenset({two}))
+    sample = watch.sample()
+    assert sample is not None
+    assert (sample.capacity, sample.resolution_ns, sample.total_resolution_ns) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("answers", [{"gpu0_busy": 0}, {"gpu0_busy_error": NOT_SUPPORTED}])
+def test_a_server_may_have_worked_a_little_when_none_of_it_was_seen(watch: Watch, answers: dict[str, object]) -> None:
+    """The driver samples now and then: with no work at all, what the card draws above idle would be nobody's."""
+    one, two = watch.one.server.id, watch.two.server.id
+    total_s, by_server, _ = watch.cell(gpu0_pids=watch.one.child, **answers)
+    assert (total_s, by_server) == (0.01, {one: 0.01, two: 0.0})
 
 
 def test_servers_are_absent_when_nobody_holds_a_context(watch: Watch) -> None:
@@ -120,14 +132,15 @@ def test_work_is_shared_as_used_when_several_hold_contexts(watch: Watch) -> None
     assert after.total_ns - before.total_ns == 0.9 * NS_PER_SECOND
     assert after.by_server_ns[watch.one.server.id] - before.by_server_ns[watch.one.server.id] == 0.6 * NS_PER_SECOND
     assert after.by_server_ns[watch.two.server.id] - before.by_server_ns[watch.two.server.id] == 0.2 * NS_PER_SECOND
-    assert after.resolution_ns > 0
+    assert after.resolution_ns == 0.1 * NS_PER_SECOND
     assert not after.absent
 
 
 def test_sample_waits_when_the_driver_has_no_news_of_who_used_it(watch: Watch) -> None:
     """It samples processes about once a second: a quarter of a second without news says nothing."""
     one, two = watch.one.child, watch.two.child
-    assert watch.sample(gpu0_pids=f"{one} {two}", gpu0_used=f"{one}:60 {two}:20", gpu0_used_at=1) is not None
+    sample = watch.sample(gpu0_pids=f"{one} {two}", gpu0_used=f"{one}:60 {two}:20", gpu0_used_at=1)
+    assert sample is not None and sample.resolution_ns > 0
     assert watch.sample(0.25) is None
     assert watch.sample(0.25, gpu0_used_at=2) is not None
     assert watch.sample(1.0) is not None
@@ -139,7 +152,7 @@ def test_part_is_unknown_when_the_driver_does_not_say_who_used_it(watch: Watch, 
     pids = f"{watch.one.child} {watch.stranger.child}"
     total_s, by_server, absent = watch.cell(gpu0_pids=pids, gpu0_used_error=code)
     assert total_s == 1.0
-    assert by_server[watch.one.server.id] is None
+    assert by_server == {watch.one.server.id: None, watch.two.server.id: 0.0}
     assert absent == {watch.two.server.id}
 
 
