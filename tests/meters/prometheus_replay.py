@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Replay:
         clocks: how the store answered a query for the time.
         warnings: what it says beside each answer.
         broken: a body to answer with instead, and its status.
+        on_the_way: called before a request is answered, and after that.
     """
 
     def __init__(self, store: str | None = None) -> None:
@@ -51,6 +53,7 @@ class Replay:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.warnings: list[str] = []
         self.broken: tuple[int, bytes] | None = None
+        self.on_the_way: tuple[Callable[[], None], Callable[[], None]] | None = None
         self.url = ""
 
     def times(self, instance: str) -> list[float]:
@@ -85,8 +88,12 @@ class Replay:
 
     def document(self, query: str) -> Any:
         """The whole answer."""
+        there, back = self.on_the_way or (_at_once, _at_once)
         warnings = {"warnings": self.warnings} if self.warnings else {}
-        return {"status": "success", "data": self.answer(query), **warnings}
+        there()
+        answer = self.answer(query)
+        back()
+        return {"status": "success", "data": answer, **warnings}
 
     def answer(self, query: str) -> Any:
         """The ``data`` of an instant query."""
@@ -120,9 +127,16 @@ class Time:
         self.clock.advance(seconds)
         self._replay.now += seconds
 
+    def requests_take(self, there_seconds: float, back_seconds: float) -> None:
+        """From now on time passes until a request is answered, and until its answer is here."""
+        self._replay.on_the_way = partial(self.pass_by, there_seconds), partial(self.pass_by, back_seconds)
+
     def meter(self, **options: Any) -> PrometheusMeter:
         """A meter that goes by our clock."""
         return PrometheusMeter(self._replay.url, clock_ns=self.clock, **options)
+
+
+def _at_once() -> None: ...
 
 
 def _matches(labels: dict[str, str], name: str, how: str, value: str) -> bool:

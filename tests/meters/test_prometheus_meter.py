@@ -111,6 +111,28 @@ def test_readings_may_be_a_second_later_than_the_scrape_when_it_is_not_known_how
     assert all(reading.latest_ns - reading.earliest_ns >= 1_000_000_000 for reading in readings)
 
 
+@pytest.mark.parametrize(("there_seconds", "back_seconds"), [(0.5, 0.1), (0.1, 0.5), (0.0, 0.0)])
+def test_the_scrape_was_within_the_time_of_its_readings_when_the_prometheus_is_slow_to_answer(
+    there_seconds: float, back_seconds: float, replay: Replay
+) -> None:
+    """It is not known when in a request its clock was looked at; no more than that is allowed for."""
+    time = Time(replay)
+    time.requests_take(there_seconds, back_seconds)
+    meter = time.meter(instance="one:8080")
+    meter.open()
+    meter.read()
+    time.pass_by(6.0)
+    readings = meter.read()
+    ahead_seconds = replay.now - time.clock.now_ns / 1e9
+    scraped_ns = [round((at - ahead_seconds) * 1e9) for at in replay.times("one:8080")]
+    assert readings
+    for reading in readings:
+        (at_ns,) = [at for at in scraped_ns if abs(at - reading.latest_ns) < 1_500_000_000]
+        assert reading.earliest_ns <= at_ns + 1_000_000 <= reading.latest_ns + 2_000_000
+        length_seconds = (reading.latest_ns - reading.earliest_ns) / 1e9
+        assert length_seconds < there_seconds + back_seconds + 0.1, "the recorded scrape took 30 ms"
+
+
 @pytest.mark.parametrize("ahead_seconds", [-3600.0, 0.25, 7 * 86400.0])
 def test_times_are_ours_when_the_prometheus_has_another_clock(ahead_seconds: float, replay: Replay) -> None:
     """Its clock is asked for, so no host's clock needs to be right."""
@@ -219,6 +241,20 @@ def test_the_only_host_is_kept_when_another_one_is_scraped_later(replay: Replay)
     time.pass_by(3.0)
     (value,) = by_channel(meter.read())["package-0"]
     assert value < 700_000_000, "the other host's counter is above that"
+
+
+def test_a_host_must_be_chosen_when_another_one_with_the_same_labels_is_scraped_later(replay: Replay) -> None:
+    """Labels that were of one host alone when the meter was opened are of two now; which counters are whose?"""
+    both = replay.series
+    replay.keep("one:8080")
+    time = Time(replay)
+    meter = time.meter(labels={"job": both[0]["metric"]["job"]})
+    meter.open()
+    replay.series = both
+    time.pass_by(3.0)
+    with pytest.raises(MeterError, match="one:8080, two:8080") as caught:
+        meter.read()
+    assert caught.value.reason == "meter-ambiguous"
 
 
 def test_a_new_exporter_goes_on_when_the_host_was_chosen_by_another_label(replay: Replay) -> None:
