@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_llm_instrumentation import ServerTimings
 from otel_llm_instrumentation.address import server_of
 from otel_llm_instrumentation.facts import NS_PER_SECOND, Facts, as_seconds, request_attributes
 from otel_llm_instrumentation.http.routes import endpoint_of
@@ -63,13 +64,57 @@ def test_cached_and_reasoning_tokens_are_read_when_the_usage_tells_them() -> Non
     assert [(facts.cached_input_tokens, facts.reasoning_output_tokens) for facts in answers] == [(20, 3), (20, 3)]
 
 
-def test_finish_reasons_are_in_order_of_choices_when_a_stream_has_several() -> None:
+@pytest.mark.parametrize(
+    ("timings", "read", "tokens"),
+    [
+        ({"prompt_ms": 250.0, "prompt_n": 3}, ServerTimings(0.25, None), (3, None, None)),
+        ({"predicted_ms": 500.0, "predicted_n": 2}, ServerTimings(None, 0.5), (None, 2, None)),
+        ({"prompt_n": 3, "cache_n": 4}, None, (7, None, 4)),
+    ],
+)
+def test_timings_are_read_as_far_as_they_go_when_a_server_tells_a_part_of_them(
+    timings: dict[str, float], read: ServerTimings | None, tokens: tuple[int | None, ...]
+) -> None:
+    """A prompt may be all that there is to work on, or have been in the cache as a whole."""
+    facts = read_completion([payloads.chat(usage=..., timings=timings)])
+    assert facts.timings == read
+    assert (facts.input_tokens, facts.output_tokens, facts.cached_input_tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ({"prompt_eval_duration": 250_000_000}, ServerTimings(0.25, None, None)),
+        ({"eval_duration": 250_000_000}, ServerTimings(None, 0.25, None)),
+        ({"load_duration": 250_000_000}, ServerTimings(None, None, 0.25)),
+        ({"total_duration": 250_000_000}, None),
+    ],
+)
+def test_durations_are_read_as_far_as_they_go_when_ollama_tells_a_part_of_them(
+    said: dict[str, int], read: ServerTimings | None
+) -> None:
+    """Whether it had to load the model or to read a prompt differs by call and operation."""
+    assert read_answer([{"model": "m", **said}]).timings == read
+
+
+@pytest.mark.parametrize("ended", [((1, "length"), (0, "stop")), ((0, "stop"), (1, "length"))])
+def test_finish_reasons_are_in_order_of_choices_when_a_stream_has_several(
+    ended: tuple[tuple[int, str], ...],
+) -> None:
     """Each choice of a stream ends in a chunk of its own."""
-    ends = [
-        payloads.chunk(choices=[{"index": index, "finish_reason": reason, "delta": {}}])
-        for index, reason in ((1, "length"), (0, "stop"))
-    ]
+    ends = [payloads.chunk(choices=[{"index": index, "finish_reason": reason, "delta": {}}]) for index, reason in ended]
     assert read_completion(ends).finish_reasons == ["stop", "length"]
+
+
+def test_reason_to_stop_is_llama_cpps_own_when_its_own_route_says_it() -> None:
+    """In the last chunk of a stream; the ones before it have none yet."""
+    endpoint = endpoint_of("/completion")
+    assert endpoint is not None
+    read = endpoint.route.read
+    chunks = [{"content": "Paris", "stop": False}, {"content": ".", "stop": True, "stop_type": "limit", "model": "m"}]
+    assert (read(chunks).finish_reasons, read(chunks).response_model) == (["limit"], "m")
+    assert read(chunks[:1]).finish_reasons is None
+    assert read([]).finish_reasons is None
 
 
 _SCHEMA = {"type": "json_schema", "name": "answer", "schema": {}}
@@ -89,6 +134,8 @@ _SCHEMA = {"type": "json_schema", "name": "answer", "schema": {}}
         ("/api/chat", {"format": "json", "think": "low"}, ("json", "low", None)),
         ("/api/generate", {"format": {"type": "object"}, "think": True, "options": None}, ("json", None, None)),
         ("/api/generate", {"format": "", "options": {"seed": 1}}, (None, None, None)),
+        ("/api/generate", {"format": {}, "think": ""}, (None, None, None)),
+        ("/api/generate", {"format": "yaml"}, (None, None, None)),
     ],
 )
 def test_request_says_what_it_asks_for_when_the_apis_have_other_words_for_it(
@@ -100,6 +147,33 @@ def test_request_says_what_it_asks_for_when_the_apis_have_other_words_for_it(
     attributes = request_attributes(endpoint.parameters(body), endpoint.route.parameters)
     keys = ("gen_ai.output.type", "gen_ai.request.reasoning.level", "gen_ai.request.previous_response.id")
     assert tuple(attributes.get(key) for key in keys) == said
+
+
+_LARGEST = 2**63 - 1  # that OTLP can carry
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            {"stop": ["a", "b"], "seed": 7, "temperature": 1},
+            {"stop_sequences": ["a", "b"], "seed": 7, "temperature": 1.0},
+        ),
+        ({"stop": ("a", 1), "seed": -7, "max_tokens": 0}, {"stop_sequences": ["a"], "seed": -7, "max_tokens": 0}),
+        ({"seed": -_LARGEST, "max_tokens": _LARGEST}, {"seed": -_LARGEST, "max_tokens": _LARGEST}),
+        ({"seed": _LARGEST, "n": 2}, {"seed": _LARGEST, "choice.count": 2}),
+        ({"seed": 2**63, "max_tokens": 2**63, "n": 1}, {}),
+        (
+            {"seed": True, "max_tokens": True, "n": True, "temperature": True, "stop": True, "reasoning_effort": True},
+            {},
+        ),
+        ({"seed": -(2**64), "max_tokens": -1, "n": 0, "temperature": "0", "stop": [1], "reasoning_effort": ""}, {}),
+    ],
+)
+def test_parameter_is_an_attribute_when_it_is_what_the_api_asks_for(body: dict[str, Any], said: dict[str, Any]) -> None:
+    """The server refuses what is not; half of it would be no truth."""
+    attributes = request_attributes(body, ROUTES["/chat/completions"].parameters)
+    assert attributes == {f"gen_ai.request.{name}": value for name, value in said.items()}
 
 
 @pytest.mark.parametrize(
