@@ -354,6 +354,24 @@ def test_observers_hear_of_the_first_chunk_once_when_a_stream_is_read(server: Re
     assert waited_seconds == (call.first_chunk_ns - call.started_ns) / 1e9
 
 
+@pytest.mark.parametrize("chunks", [[], [payloads.chunk(usage=payloads.USAGE)], payloads.chunks()], ids=len)
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_app_gets_every_chunk_and_observers_hear_of_the_first_when_a_stream_is_short(
+    awaited: bool, chunks: list[dict[str, Any]], server: ReplayServer, watched: Watched
+) -> None:
+    """The first may be the last, or there may be none at all."""
+    server.reply = sse_reply(chunks)
+    if awaited:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
+            got = [chunk async for chunk in await _stream_async(client)]
+    else:
+        got = list(_stream(openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)))
+    assert len(got) == len(chunks)
+    assert len(watched.first_chunks) == min(len(chunks), 1)
+    assert watched.only_span().status.is_unset
+    assert watched.ended[0].output_tokens == (8 if chunks else None)
+
+
 def test_cumulative_usage_counts_once_when_every_chunk_carries_it(server: ReplayServer, watched: Watched) -> None:
     """The last usage wins; nothing is summed."""
     usages = [{"prompt_tokens": 9, "completion_tokens": n, "total_tokens": 9 + n} for n in (1, 2, 3)]
