@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable
@@ -207,6 +208,7 @@ def test_answer_is_read_by_what_it_is_when_no_stream_was_asked_for(
         ("/api/embed", {"model": "m", "input": "hi"}, "embeddings m", "ollama"),
         ("/api/embeddings", {"model": "m", "prompt": "hi"}, "embeddings m", "ollama"),
         ("/v1/completions", {"prompt": "hi"}, "text_completion", "openai"),
+        ("/v1/completions/", {"prompt": "hi"}, "text_completion", "openai"),
         ("/v1/responses", {"model": "m", "input": "hi"}, "chat m", "openai"),
         ("/v1/embeddings", {"input": "hi"}, "embeddings", "openai"),
         ("/openai/deployments/x/embeddings", {"model": "m", "input": "hi"}, "embeddings m", "openai"),
@@ -282,12 +284,34 @@ def test_request_is_not_changed_when_it_is_watched_bare(server: ReplayServer, ba
 
 
 @pytest.mark.parametrize("client", [Requests(), HTTPX()], ids=["requests", "httpx"])
-def test_span_names_the_status_when_the_server_refuses(client: Bare, server: ReplayServer, bare: Watched) -> None:
+@pytest.mark.parametrize("status", [400, 404])
+def test_span_names_the_status_when_the_server_refuses(
+    status: int, client: Bare, server: ReplayServer, bare: Watched
+) -> None:
     """Bare libraries raise nothing; the conventions name the status."""
-    server.reply = json_reply({"error": {"message": "no such model"}}, 404)
-    assert client.post(f"{server.url}/v1/chat/completions", ASK).status_code == 404
-    assert bare.ended[0].error_type == "404"
+    server.reply = json_reply({"error": {"message": "no such model"}}, status)
+    assert client.post(f"{server.url}/v1/chat/completions", ASK).status_code == status
+    assert bare.ended[0].error_type == str(status)
     assert not bare.only_span().status.is_unset
+
+
+def test_call_ends_with_its_response_when_the_body_is_of_no_known_kind(bare: Watched) -> None:
+    """An adapter of the app's own gives any file, of which it does not show when it was read."""
+
+    class Canned(requests.adapters.BaseAdapter):
+        def send(self, *_args: object, **_options: object) -> requests.Response:
+            response = requests.Response()
+            response.status_code = 200
+            response.raw = io.BytesIO(b"{}")
+            return response
+
+        def close(self) -> None: ...
+
+    with requests.Session() as session:
+        session.mount("canned://", Canned())
+        response = session.post("canned://server/v1/chat/completions", json=ASK, stream=True)
+        assert bare.only_span().status.is_unset
+        assert response.json() == {}
 
 
 def test_span_names_the_error_when_nobody_answers(bare: Watched) -> None:

@@ -65,3 +65,11 @@ def test_long_line_says_nothing_when_its_end_looks_like_a_payload() -> None:
         tail.feed(b"x" * 50_000)
     tail.feed(b'{"usage": 1}')
     assert tail.payloads() == []
+
+
+@pytest.mark.parametrize("lines", [2, None])
+def test_what_is_nested_too_deep_says_nothing_and_raises_nothing(lines: int | None) -> None:
+    """It is read while the app reads, who may be content with the bytes."""
+    tail = Tail(lines)
+    tail.feed(b'{"usage": ' + b"[" * 200_000)
+    assert tail.payloads() == []
