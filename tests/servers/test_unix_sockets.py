@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from otel_llm_energy.servers import resolve
 from otel_llm_energy.servers.procfs import Procfs
-from otel_llm_energy.servers.unix_sockets import unix_listeners
+from otel_llm_energy.servers.unix_sockets import listeners_at, roots_elsewhere, unix_listeners
 from tests.servers.processes import working_server
 from tests.servers.test_resolve_servers import SERVICE, as_nobody, needs_root
 from tests.support.hosts import container, may_make_namespaces
@@ -95,6 +96,99 @@ def test_a_known_program_in_a_container_is_found_when_its_socket_is_shared(tmp_p
         until(path.exists)
         found = resolve(str(path), 0)
         assert (found.name, found.reason) == ("llama-server", None), found.message
+
+
+_HEAD = "Num       RefCount Protocol Flags    Type St Inode Path\n"
+_Rows = Sequence[tuple[int, str]]
+
+
+def _table(path: Path, rows: _Rows) -> None:
+    """Listening sockets by their inode, and the path that their server wrote."""
+    path.mkdir(parents=True, exist_ok=True)
+    lines = [f"0000000000000001: 00000002 00000000 00010000 0001 01 {inode} {at}\n" for inode, at in rows]
+    (path / "unix").write_text(_HEAD + "".join(lines))
+
+
+def _process(proc: Path, pid: int, folder: Path, inode: int) -> None:
+    """One that runs in a folder and holds a socket."""
+    (proc / str(pid) / "fd").mkdir(parents=True)
+    (proc / str(pid) / "fd" / "3").symlink_to(f"socket:[{inode}]")
+    (proc / str(pid) / "cwd").symlink_to(folder)
+    (proc / str(pid) / "root").symlink_to("/")
+    (proc / str(pid) / "stat").write_text(f"{pid} (llm) S 1 0 0 0 0 0 0 0 0 0 0 0 0 0 20 0 1 0 9 0 0\n")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """Two with a file of the same name, and a link to the first."""
+    found = {name: tmp_path / name for name in ("one", "other", "link")}
+    for name in ("one", "other"):
+        found[name].mkdir()
+        (found[name] / "llm.sock").touch()
+    found["link"].symlink_to(found["one"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("written", "holder", "asked", "is_found"),
+    [
+        ("{one}/llm.sock", None, "{one}/llm.sock", True),
+        ("{one}/llm.sock", None, "{link}/llm.sock", True),
+        ("{one}/gone.sock", None, "{one}/gone.sock", True),
+        ("{other}/llm.sock", None, "{one}/llm.sock", False),
+        ("{other}/llm.sock", "other", "{one}/llm.sock", False),
+        ("llm.sock", "one", "{link}/llm.sock", True),
+        ("llm.sock", "other", "{one}/llm.sock", False),
+        ("llm.sock", None, "{one}/llm.sock", False),
+        ("/proc/self/cwd/llm.sock", "one", "{one}/llm.sock", True),
+        ("/proc/self/cwd/llm.sock", "other", "{one}/llm.sock", False),
+        ("/proc/thread-self/cwd/llm.sock", None, "{one}/llm.sock", False),
+        ("@llm", None, "@llm", True),
+        ("@llm", None, "@another", False),
+        ("{one}/llm.sock", None, "{one}/\0", False),
+    ],
+)
+def test_a_socket_is_the_clients_when_its_path_leads_to_the_same_file_for_its_server(
+    written: str,
+    holder: str | None,
+    asked: str,
+    is_found: bool,
+    folders: Mapping[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the folder in which the server runs, not from ours; one whose holder is hidden is told by its path alone."""
+    monkeypatch.chdir(folders["one"])
+    proc = tmp_path / "proc"
+    _table(proc / "net", [(11, written.format(**folders)), (12, str(folders["other"] / "another.sock"))])
+    if holder is not None:
+        _process(proc, 10, folders[holder], 11)
+    found = listeners_at(asked.format(**folders), Procfs(proc))
+    assert [one.inode for one in found] == ([11] if is_found else [])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "program", "is_found"),
+    [
+        ([], [(11, "{one}/llm.sock")], "llama-server", True),
+        ([], [(11, "{one}/llm.sock")], "bash", False),
+        ([], [(11, "{other}/llm.sock")], "llama-server", False),
+        ([(11, "{one}/llm.sock")], [(11, "{one}/llm.sock")], "llama-server", False),
+        ([], [(12, "@llm"), (11, "llm.sock")], "llama-server", True),
+        ([], [(11, "@llm.sock")], "llama-server", False),
+    ],
+)
+def test_a_program_that_runs_models_is_found_elsewhere_when_it_listens_at_the_clients_file(
+    ours: _Rows, theirs: _Rows, program: str, is_found: bool, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """In another network namespace; what it has in ours was looked for before."""
+    proc = tmp_path / "proc"
+    (folders["one"] / "@llm.sock").touch()
+    _table(proc / "net", [(inode, path.format(**folders)) for inode, path in ours])
+    _process(proc, 10, folders["one"], 11)
+    _table(proc / "10" / "net", [(inode, path.format(**folders)) for inode, path in theirs])
+    (proc / "10" / "cmdline").write_text(f"/usr/bin/{program}\0")
+    assert roots_elsewhere(str(folders["one"] / "llm.sock"), Procfs(proc)) == ([10] if is_found else [])
 
 
 def test_a_table_may_hold_any_rows_when_sockets_are_looked_for(tmp_path: Path) -> None:
