@@ -64,6 +64,35 @@ def test_cached_and_reasoning_tokens_are_read_when_the_usage_tells_them() -> Non
     assert [(facts.cached_input_tokens, facts.reasoning_output_tokens) for facts in answers] == [(20, 3), (20, 3)]
 
 
+_AT_WORK = {**payloads.RESPONSE, "model": "alias", "usage": None}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [{**payloads.RESPONSE, "timings": payloads.TIMINGS}],
+        [
+            {"type": "response.created", "response": _AT_WORK},
+            {"type": "response.completed", "response": payloads.RESPONSE, "timings": payloads.TIMINGS},
+        ],
+    ],
+    ids=["whole", "streamed"],
+)
+def test_response_is_read_wherever_llama_cpp_puts_its_timings(answer: list[object]) -> None:
+    """Into the response, or beside it in the last event, which has the last word in a stream."""
+    facts = read_response(answer)
+    assert (facts.provider, facts.response_model, facts.response_id) == ("llama.cpp", "smollm2-135m", "resp_1")
+    assert facts.timings == ServerTimings(0.0755, 0.09225)
+    assert (facts.input_tokens, facts.output_tokens, facts.cached_input_tokens) == (38, 8, 20)
+
+
+@pytest.mark.parametrize("choices", [3, {"index": 0}, [None, {"finish_reason": "stop"}]])
+def test_tokens_are_read_when_the_choices_are_odd(choices: object) -> None:
+    """One odd field costs no other one."""
+    facts = read_completion([payloads.chat(choices=choices)])
+    assert (facts.output_tokens, facts.finish_reasons) == (8, ["stop"] if isinstance(choices, list) else None)
+
+
 @pytest.mark.parametrize(
     ("timings", "read", "tokens"),
     [
