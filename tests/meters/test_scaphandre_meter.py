@@ -573,3 +573,11 @@ def test_the_meter_starts_afresh_when_it_is_opened_again() -> None:
 def test_no_counters_are_found_when_the_page_is_empty() -> None:
     """An empty page is no host of zero joules."""
     assert counters([]) == Counters({}, None, None)
+
+
+def test_meters_have_the_same_source_when_they_ask_the_same_exporter() -> None:
+    """Of such only one may be read, as two would freeze it."""
+    url = "http://one:8080/metrics"
+    assert ScaphandreMeter(url).source == ScaphandreMeter(url, process="ollama").source
+    others = ["http://two:8080/metrics", "http://one:8081/metrics", "http://me:secret@one:8080/metrics"]
+    assert all(ScaphandreMeter(other).source != ScaphandreMeter(url).source for other in others)

@@ -183,7 +183,6 @@ def test_a_program_that_runs_models_is_found_elsewhere_when_it_listens_at_the_cl
 ) -> None:
     """In another network namespace; what it has in ours was looked for before."""
     proc = tmp_path / "proc"
-    (folders["one"] / "@llm.sock").touch()
     _table(proc / "net", [(inode, path.format(**folders)) for inode, path in ours])
     _process(proc, 10, folders["one"], 11)
     _table(proc / "10" / "net", [(inode, path.format(**folders)) for inode, path in theirs])
