@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import sys
 import weakref
@@ -134,9 +135,10 @@ def test_responses_stream_is_read_when_it_completes(server: ReplayServer, watche
 
 
 def test_call_passes_through_when_it_spends_no_tokens(server: ReplayServer, watched: Watched) -> None:
-    """Other operations make no span."""
+    """Other operations make no span, nor does asking for what was stored of earlier calls."""
     server.reply = json_reply({"id": "modr-1", "model": "m", "results": []})
     _client(server).moderations.create(input="hi")
+    _client(server).get("/chat/completions", cast_to=object)
     assert not watched.spans
     assert not watched.started
 
@@ -187,6 +189,20 @@ def test_raw_stream_is_read_when_the_app_iterates_over_the_http_response(
     assert list(raw.http_response.iter_lines())
     watched.only_span()
     assert watched.ended[0].output_tokens == 8
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip, gzip"])
+def test_raw_stream_is_read_when_the_app_has_it_parsed(encoding: str, server: ReplayServer, watched: Watched) -> None:
+    """What is parsed shows the facts in any encoding that the client knows, be it strange to us."""
+    server.reply = sse_reply(payloads.chunks())
+    if encoding != "identity":
+        server.reply.body = [gzip.compress(gzip.compress(b"".join(server.reply.body)))]
+        server.reply.headers["content-encoding"] = encoding
+    raw = _client(server).chat.completions.with_raw_response.create(**_ASK, stream=True)
+    assert len(list(raw.parse())) == 4
+    watched.only_span()
+    assert (watched.ended[0].output_tokens, len(watched.first_chunks)) == (8, 1)
+    assert "parse" not in vars(raw)
 
 
 async def test_streaming_response_is_read_when_the_app_awaits_it(server: ReplayServer, watched: Watched) -> None:
