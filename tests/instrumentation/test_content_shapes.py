@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm_instrumentation.content import Asked, Content
+from otel_llm_instrumentation.content import Asked, Content, as_structure
 from otel_llm_instrumentation.ollama import content as of_ollama
 from otel_llm_instrumentation.openai import content as of_openai
 
@@ -32,10 +32,12 @@ _IMAGE = {"modality": "image", "mime_type": None}
                         "role": "user",
                         "content": [
                             {"type": "image_url", "image_url": {"url": "https://host/a.png"}},
+                            {"type": "image_url", "image_url": {"url": "https://host/b;base64,c"}},
                             {"type": "input_image", "image_url": "data:;base64,aGk="},
                             {"type": "image_url", "image_url": {"url": "data:text/plain,hi"}},
                             {"type": "input_audio", "input_audio": {}},
                             {"type": "refusal", "refusal": "No."},
+                            {"type": "text", "text": 3},
                             {"text": "of no kind"},
                         ],
                     }
@@ -47,6 +49,7 @@ _IMAGE = {"modality": "image", "mime_type": None}
                         "role": "user",
                         "parts": [
                             {"type": "uri", **_IMAGE, "uri": "https://host/a.png"},
+                            {"type": "uri", **_IMAGE, "uri": "https://host/b;base64,c"},
                             {"type": "blob", **_IMAGE, "content": "aGk="},
                             {"type": "uri", **_IMAGE, "uri": "data:text/plain,hi"},
                             {"type": "input_audio"},
@@ -181,3 +184,19 @@ def test_response_that_broke_off_is_only_the_text_so_far() -> None:
     ]
     read = of_openai.RESPONSES.answered([{"type": kind, "delta": delta} for kind, delta in pieces])
     assert read == [{"role": "assistant", "parts": [_text("Par")]}]
+
+
+@pytest.mark.parametrize(
+    ("said", "carried"),
+    [
+        (2**63 - 1, 2**63 - 1),
+        (2**63, "9223372036854775808"),
+        (-(2**63), -(2**63)),
+        (-(2**63) - 1, "-9223372036854775809"),
+        (b"hi", "aGk="),
+        ({1.5: [None, True]}, {"1.5": [None, True]}),
+    ],
+)
+def test_an_event_carries_what_is_said_when_otlp_has_no_such_value(said: object, carried: object) -> None:
+    """As text, and bytes in base64."""
+    assert as_structure({"arguments": said}) == {"arguments": carried}
