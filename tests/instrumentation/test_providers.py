@@ -79,9 +79,13 @@ def test_host_shows_the_company_when_it_is_a_known_one(host: str | None, provide
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_header_wins_when_the_fields_show_a_relative(stream: bool, server: ReplayServer, bare: Watched) -> None:
+@pytest.mark.parametrize("timings", [True, False], ids=["a relative's", "none"])
+def test_header_wins_when_the_fields_show_a_relative_or_nobody(
+    timings: bool, stream: bool, server: ReplayServer, bare: Watched
+) -> None:
     """A llamafile answers in llama.cpp's fields: of a stream and of bare HTTP the header is known."""
-    server.reply = sse_reply(payloads.chunks()) if stream else json_reply(payloads.chat())
+    answer = payloads.chat() if timings else payloads.chat(timings=...)
+    server.reply = sse_reply(payloads.chunks(timings=timings)) if stream else json_reply(answer)
     server.reply.headers = {"Server": "llamafile/0.9.3"}
     requests.post(f"{server.url}/v1/chat/completions", json={**ASK, "stream": stream})
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k")
