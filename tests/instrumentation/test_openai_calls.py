@@ -341,6 +341,37 @@ def test_metrics_are_recorded_when_there_is_a_meter_provider(server: ReplayServe
     assert "gen_ai.client.operation.time_to_first_chunk" not in metrics
 
 
+def test_duration_names_the_error_when_a_call_fails(server: ReplayServer) -> None:
+    """Tokens that nobody has counted are not recorded."""
+    server.reply = json_reply({"error": {"message": "slow down"}}, 429)
+
+    def fail() -> None:
+        with pytest.raises(openai.RateLimitError):
+            _client(server).embeddings.create(model="m", input="hi")
+
+    metrics = _metrics_of(fail)
+    assert metrics.keys() == {"gen_ai.client.operation.duration"}
+    [duration] = metrics["gen_ai.client.operation.duration"]
+    assert dict(duration.attributes) == {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "m",
+        "server.address": "127.0.0.1",
+        "server.port": server.port,
+        "error.type": "RateLimitError",
+    }
+
+
+def test_span_says_how_many_tokens_were_thoughts_when_the_server_does(server: ReplayServer, watched: Watched) -> None:
+    """They are among the tokens of the output."""
+    usage = {**payloads.USAGE, "completion_tokens_details": {"reasoning_tokens": 3}}
+    server.reply = json_reply(payloads.chat(usage=usage))
+    _client(server).chat.completions.create(**_ASK)
+    attributes = watched.only_span().attributes or {}
+    assert attributes["gen_ai.usage.output_tokens"] == 8
+    assert attributes["gen_ai.usage.reasoning.output_tokens"] == 3
+
+
 def test_time_to_the_first_chunk_is_recorded_when_an_answer_is_streamed(server: ReplayServer) -> None:
     """Once for each stream, in seconds, with the attributes of its duration."""
     server.reply = sse_reply(payloads.chunks())
