@@ -21,7 +21,7 @@ from otel_llm_instrumentation.openai import OpenAIInstrumentor
 from otel_llm_instrumentation.standing import note_above, note_started, stands_for
 from tests.instrumentation import payloads
 from tests.instrumentation.conftest import Watched
-from tests.instrumentation.replay import ReplayServer, json_reply
+from tests.instrumentation.replay import ReplayServer, json_reply, sse_reply
 
 _ASK: dict[str, Any] = {"model": "m", "messages": payloads.MESSAGES}
 _CHAT = [
@@ -223,6 +223,37 @@ def test_span_stands_for_calls_below_spans_that_the_app_makes_within_it(
     span.end()
     assert [call.span for call in watched.ended[:2]] == [span, span]
     assert [each.name for each in watched.spans] == ["request", "first", "request", "second", "chat m", "theirs"]
+
+
+def test_noted_span_stands_for_no_call_below_a_span_of_another_trace(
+    ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    """A stream of another request of the app's may still be open."""
+    noted = tracer.start_span("theirs", attributes=_CHAT[0])
+    note_started(noted)  # type: ignore[arg-type]
+    token = otel_context.attach(otel_context.set_value("opentelemetry.genai.client.inference.context", object()))
+    try:
+        with tracer.start_as_current_span("attempt") as attempt:
+            ask()
+    finally:
+        otel_context.detach(token)
+    noted.end()
+    assert [call.span for call in watched.ended] == [attempt]
+
+
+def test_span_of_ours_stands_for_no_other_call_while_its_stream_is_open(
+    server: ReplayServer, ask: Callable[[], object], watched: Watched
+) -> None:
+    """An app may ask in between, of which that span says nothing."""
+    watched.provider.add_span_processor(_Sights())
+    server.reply = sse_reply(payloads.chunks())
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    stream = client.chat.completions.create(**_ASK, stream=True)
+    server.reply = json_reply(payloads.chat())
+    ask()
+    list(stream)
+    assert [call.owns_span for call in watched.ended] == [True, True]
+    assert len(watched.spans) == 2
 
 
 def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(tracer: trace.Tracer) -> None:
