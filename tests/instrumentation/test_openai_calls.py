@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import json
@@ -14,7 +15,7 @@ import openai
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 
 from otel_llm_instrumentation import ServerTimings
 from otel_llm_instrumentation.openai import OpenAIInstrumentor
@@ -65,7 +66,8 @@ def test_observers_get_the_facts_when_a_call_ends(server: ReplayServer, watched:
     _client(server).chat.completions.create(**_ASK)
     [call] = watched.ended
     assert (call.operation, call.provider, call.request_model) == ("chat", "llama.cpp", "m")
-    assert (call.response_model, call.server_address, call.server_port) == ("smollm2-135m", "127.0.0.1", server.port)
+    assert (call.response_model, call.response_id) == ("smollm2-135m", "chatcmpl-1")
+    assert (call.server_address, call.server_port) == ("127.0.0.1", server.port)
     assert (call.input_tokens, call.output_tokens, call.cached_input_tokens) == (38, 8, 20)
     assert call.timings == ServerTimings(prefill_seconds=0.0755, decode_seconds=0.09225)
     assert (call.owns_span, call.error_type, call.first_chunk_ns) == (True, None, None)
@@ -289,6 +291,24 @@ def test_span_names_the_error_when_a_call_fails(
     assert not span.status.is_unset
     assert span.status.description is None
     assert not span.events
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_next_call_has_its_own_span_when_one_has_failed(
+    awaited: bool, server: ReplayServer, watched: Watched
+) -> None:
+    """Nothing of a call is left in the app's context, where it would make the next one a part of it."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
+        for reply in (json_reply({"error": {"message": "slow down"}}, 429), json_reply(payloads.chat())):
+            server.reply = reply
+            with contextlib.suppress(openai.RateLimitError):
+                if awaited:
+                    await client.chat.completions.create(**_ASK)
+                else:
+                    _client(server).chat.completions.create(**_ASK)
+            assert not get_current_span().get_span_context().is_valid
+    assert [call.error_type for call in watched.ended] == ["RateLimitError", None]
+    assert [span.parent for span in watched.spans] == [None, None]
 
 
 def test_no_span_starts_when_the_arguments_are_wrong(server: ReplayServer, watched: Watched) -> None:
