@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -233,12 +234,48 @@ def test_route_is_found_when_the_path_is_longer(url: str, path: str | None) -> N
         ("/chat", None, (None, None)),
         ("/chat", "unix:/run/llm.sock", (None, None)),
         ("http+unix://%2Frun%2FLLM.sock/v1/chat", None, ("/run/LLM.sock", None)),
+        ("http+unix:///v1/chat", None, (None, None)),
         ("http+docker://localhost/v1/chat", None, (None, None)),
     ],
 )
 def test_server_is_known_when_the_address_names_it(url: str, base_url: object, server: tuple[object, object]) -> None:
     """Default ports are filled in, credentials left out."""
     assert server_of(url, base_url) == server
+
+
+class _Around:
+    """A transport around another one, or around itself."""
+
+    def __init__(self, inner: object, method: str) -> None:
+        self.inner = self if inner is None else inner
+        setattr(self, method, lambda _request: None)
+
+
+class _Client:
+    """Of httpx, as far as its transports go."""
+
+    def __init__(self, transport: object) -> None:
+        self._transport_for_url = lambda _url: transport
+
+
+@pytest.mark.parametrize("method", ["handle_request", "handle_async_request"])
+@pytest.mark.parametrize(
+    ("inner", "server"),
+    [
+        (SimpleNamespace(_pool=SimpleNamespace(_uds="/run/llm.sock"), handle_request=None), ("/run/llm.sock", None)),
+        (SimpleNamespace(_pool=SimpleNamespace(_uds=None), handle_request=None), ("host", 81)),
+        (SimpleNamespace(_pool=SimpleNamespace(_uds=""), handle_request=None), ("host", 81)),
+        (None, ("host", 81)),
+    ],
+    ids=["a socket", "TCP", "no path", "itself"],
+)
+def test_server_is_that_of_the_innermost_transport_when_others_are_around_it(
+    inner: object, server: tuple[object, object], method: str
+) -> None:
+    """For retries and the like, of either kind."""
+    client = _Client(_Around(_Around(inner, method), method))
+    assert server_of("/chat", "http://host:81/v1", client) == server
+    assert server_of("/chat", "http://host:81/v1", object()) == ("host", 81)
 
 
 @given(st.integers(0, 10**15), st.sampled_from([1.0, 1e3, 1e9]))
