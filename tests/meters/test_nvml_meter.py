@@ -13,7 +13,7 @@ import pytest
 
 from otel_llm_energy.ledger.counter import Counter
 from otel_llm_energy.meters import MeterError, NvmlMeter, discover
-from otel_llm_energy.meters.nvml import POWER_SCALE_ERROR, REFRESH_NS
+from otel_llm_energy.meters.nvml import POWER_SCALE_ERROR, REFRESH_NS, nvidia_driver_is_there
 from tests.meters.exporters import exporter
 from tests.support.fake_nvml import VARIABLE, FakeDriver
 from tests.support.powercap import PowercapTree
@@ -277,6 +277,13 @@ def test_gpus_stand_beside_the_cpu_when_there_is_a_driver(
         "gpu-0",
     ]
     assert found.left_out == ()
+
+
+@pytest.mark.parametrize(("device", "is_there"), [("nvidiactl", True), ("dxg", True), ("nvidia-caps", False)])
+def test_driver_is_there_when_its_device_is(device: str, is_there: bool, tmp_path: Path) -> None:
+    """Windows' GPUs have one of their own in WSL."""
+    (tmp_path / device).touch()
+    assert nvidia_driver_is_there(tmp_path) is is_there
 
 
 def test_gpus_are_not_looked_for_when_there_is_no_driver(
