@@ -36,7 +36,10 @@ _LM_STUDIO = {"id": "chatcmpl-0wosrfs0yzbm9jozf5gye", "model": "qwen2.5", "stats
         ({"system_fingerprint": "", "model": ""}, None),
         ({"system_fingerprint": None, "model": None}, None),
         ({"timings": "fast", "id": 7, "system_fingerprint": ["x"]}, None),
-        ({"timings": {"total": 3}}, None),
+        ({"timings": {"prompt_ms": 3}}, None),
+        ({"timings": {"predicted_ms": 3}}, None),
+        ({"prompt_logprobs": None}, None),
+        ({"kv_transfer_params": None}, None),
     ],
 )
 def test_answer_shows_its_provider_when_it_has_what_only_that_one_sends(
@@ -53,6 +56,7 @@ def test_answer_shows_its_provider_when_it_has_what_only_that_one_sends(
         ({"server": "llamafile/0.9.3"}, "llamafile"),
         ({"x-compute-type": "1-nvidia-a10g", "x-compute-characters": "40"}, "tgi"),
         ({"x-compute-type": "cpu"}, None),
+        ({"x-compute-characters": "40"}, None),
         ({"server": "uvicorn"}, None),
         ({}, None),
     ],
