@@ -80,7 +80,8 @@ class Gate:
     - ``queue-full``: twice ``max_held`` wait for the next processor, which is too slow. The thread that ends one more
       span hands it on itself, as it would without us: nothing is lost and memory stays bounded, at the price of the
       wait that the next processor causes;
-    - ``flush``, ``shutdown``.
+    - ``flush``, ``shutdown``. What ends after our exit hook, in hooks that run later, is not held: nobody may come to
+      let it go. It waits for readings in the thread that ends it, all of it together for one meter period.
 
     An ancestor waits for the calls below it whose spans ended before its own, never for open ones.
     ``on_end`` takes no lock, does no I/O (but see ``hold-limit`` and ``queue-full``) and raises nothing of ours.
@@ -128,6 +129,7 @@ class Gate:
         self._active = True
         self._shut = False
         self._exit_hook: Callable[[], None] | None = None
+        self._exit_patience_ns: int | None = None  # until when to wait for readings; None before the exit
         after_fork_in_child(weakref.WeakMethod(self._start_afresh))
 
     @property
@@ -246,10 +248,14 @@ class Gate:
     def deactivate(self, reason: str = "shutdown") -> bool:
         """From now on let everything pass, and hand on what is held; False if that took too long."""
         self._active = False
+        return self._hand_on_all(reason)
+
+    def _hand_on_all(self, reason: str) -> bool:
+        """Nothing is held from now on; False if that took too long."""
         deadline_ns = self._clock_ns() + int(_SHUTDOWN_SECONDS * NS_PER_SECOND)
         released = self._release_all(reason, deadline_ns)
         stopped = self._forwarder.stop(self._seconds_until(deadline_ns))
-        # A span that was on its way in when the flag fell has been held after all.
+        # A span that was on its way in when that was decided has been held after all.
         self._release_all(reason, deadline_ns)
         if len(self._forwarder):
             self._troubles.warn("late", "%d spans are not handed on yet: the next is too slow.", len(self._forwarder))
@@ -277,6 +283,9 @@ class Gate:
     def _admit(self, node: Node, span: ReadableSpan) -> ReadableSpan | None:
         if not self._max_hold_ns:
             return self._at_once(node, span, "not-held")
+        if self._exit_patience_ns is not None:
+            self._hasten(self._seconds_until(self._exit_patience_ns))
+            return self._at_once(node, span, "shutdown")
         if self._forwarder.is_full:
             self._troubles.warn("queue-full", "The next span processor is too slow; spans are handed on directly.")
             return self._at_once(node, span, "queue-full")
@@ -465,9 +474,13 @@ class Gate:
         if self._exit_hook is not None:
             return
         self._forwarder.start()
-        at_exit = self._exit_hook = while_alive(weakref.WeakMethod(self.deactivate))
+        at_exit = self._exit_hook = while_alive(weakref.WeakMethod(self._at_exit))
         atexit.register(at_exit)
         at_exit_of_worker(at_exit)
+
+    def _at_exit(self) -> None:
+        self._exit_patience_ns = self._clock_ns() + int(self.meter_period_seconds * NS_PER_SECOND)
+        self._hand_on_all("shutdown")
 
     def _unhook_exit(self) -> None:
         if self._exit_hook is not None:
@@ -477,6 +490,7 @@ class Gate:
     def _start_afresh(self) -> None:
         """In a forked child: the parent hands on what is held there, and its threads are not here."""
         self._unhook_exit()
+        self._exit_patience_ns = None
         self._mailbox.renew()
         self._forwarder.renew()
         self._held.clear()

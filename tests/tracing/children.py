@@ -110,6 +110,24 @@ def exit_before_the_thread_started() -> None:
     atexit.register(lambda: hold_one(provider, gate))
 
 
+def exit_with_a_late_call() -> None:
+    """The app's own exit hook makes a call; ours, which is younger, has run by then. Asked for, there is a reading."""
+    import atexit
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Printing()))
+    gate, desk = joined(provider)
+
+    def call_late() -> None:
+        with provider.get_tracer("app").start_as_current_span("late") as span:
+            claim = Claim(span.get_span_context())
+            gate.bind(span, claim)
+            desk.on_hasten = lambda: desk.settle(claim, 2.0)
+
+    atexit.register(call_late)
+    hold_one(provider, gate)
+
+
 def fork_while_held() -> None:
     """A fork with spans held: the parent exports them, the child its own, and neither hangs."""
     provider = TracerProvider()

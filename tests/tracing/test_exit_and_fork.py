@@ -26,6 +26,12 @@ def test_call_in_an_exit_hook_is_exported_when_no_thread_can_start() -> None:
     assert run_child("exit_before_the_thread_started")[:2] == ["chat 0.5 shutdown", "agent of chat 0.5"]
 
 
+def test_call_in_an_exit_hook_has_its_energy_when_ours_has_run_before() -> None:
+    """Exit hooks run youngest first, so that an app's goodbye, or the end of an open stream, may come after ours."""
+    lines = run_child("exit_with_a_late_call")
+    assert lines == ["chat 0.5 shutdown", "agent of chat 0.5", "late 2.0", "exporter shut down"]
+
+
 def test_each_process_exports_its_own_when_forked_while_spans_are_held() -> None:
     """Held spans leave once, in the parent; the child's ancestors say what they know to be missing."""
     assert sorted(run_child("fork_while_held")) == sorted(
