@@ -161,6 +161,8 @@ class Runtime:
         self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "shutdown")
         for station in self.desk.stations:
             station.keep_idle()
+            station.resign()
+        self.desk.report_balance()  # the last of it: the metrics go out for the last time next
 
     def _at_exit_of_worker(self) -> None:
         """The providers have no hook there: what their batches and counters hold is exported now, or never.

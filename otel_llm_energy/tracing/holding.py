@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from contextlib import suppress
 from functools import partial
 
@@ -35,7 +36,8 @@ class Holding:
 
     Attributes:
         refusal: what the last process that cannot be a member was told, while one is there; else empty.
-        is_relieved: a member whose metrics are recorded is to hold the board.
+        is_relieved: a member is to hold the board.
+        closed: set once somebody else may hold it.
 
     Raises:
         BoardError: nobody can be heard in the folder.
@@ -44,6 +46,7 @@ class Holding:
     def __init__(self, participant: Participant, handover: LedgerHandover, turn: Turn) -> None:
         self.refusal = ""
         self.is_relieved = False
+        self.closed = threading.Event()
         self._participant = participant
         self._books = participant.books
         self._handover = handover
@@ -64,11 +67,17 @@ class Holding:
         """Have `serve` return; for any thread."""
         self._hub.stop()
 
+    def make_room(self) -> None:
+        """A member is to hold the board; for any thread."""
+        self.is_relieved = True
+        self.stop()
+
     def close(self) -> None:
         """Give back all descriptors: somebody else may hold the board."""
         with suppress(OSError):
             self._hub.close()
         self._turn.end()
+        self.closed.set()
 
     def close_in_child(self) -> None:
         """`close` in a forked child: the board stays its parent's."""
@@ -141,7 +150,8 @@ class Holding:
         if isinstance(message, Hasten):
             self._participant.metering.hasten()
         elif isinstance(message, Relieve):
-            self._make_room()
+            if not self._participant.records():
+                self.make_room()
         elif isinstance(ledger, SharedLedger):
             if isinstance(message, Opened):
                 message = message._replace(server=self._participant.metering.server_key(message.server))
@@ -166,11 +176,6 @@ class Holding:
 
     def patience_ended(self) -> None:
         self._participant.settle()
-
-    def _make_room(self) -> None:
-        if not self._participant.records():
-            self.is_relieved = True
-            self.stop()
 
     def _inform(self, ledger: SharedLedger) -> None:
         """Let the members know what is read, now and then."""

@@ -38,6 +38,7 @@ from otel_llm_energy.troubles import Troubles
 
 _RETRY_SECONDS = 0.02
 _ALONE_SECONDS = 30.0
+_RESIGN_SECONDS = 1.0
 _ROOM_SECONDS = 1.0  # for the others to take the board from a holder that is relieved of it
 
 _logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Seat:
         self._membership: Membership | None = None
         self._error: BoardError | None = None  # why this process works alone
         self._told: set[str] = set()
-        self._leading = self._is_parents = False
+        self._leading = self._is_parents = self._resigned = False
         self._pause_ns = 0
         self._searching_since_ns = monotonic_ns()
         self._stopping = threading.Event()
@@ -140,6 +141,14 @@ class Seat:
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
         self._hand_over()
+
+    def resign(self) -> None:
+        """This process is about to end, and no more to read the meters where another one can."""
+        self._resigned = True
+        holding = self._holding
+        if holding is not None and holding.members:
+            holding.make_room()
+            holding.closed.wait(_RESIGN_SECONDS)
 
     def _hand_over(self) -> None:
         """What is settled from now on, the next holder settles."""
@@ -230,7 +239,7 @@ class Seat:
     def _hold_or_join(self) -> None:
         """Hold the board if nobody does, else become a member; who works alone does so when a holder accepts it."""
         self._folder = self._folder or Folder(self._rules.folder)
-        turn = succeed(self._folder, self._rules.board)
+        turn = self._succeed()
         if turn is not None:
             self._hold(turn)
         elif self._error is None:
@@ -250,7 +259,7 @@ class Seat:
         self._end_membership()
         if error is None:
             return
-        turn = self._overtake(number) if isinstance(error, StuckError) else succeed(self._folder, self._rules.board)
+        turn = self._overtake(number) if isinstance(error, StuckError) else self._succeed()
         turn = turn or self._overtake_if_late(number)
         if turn is not None:
             self._hold(turn)
@@ -263,8 +272,14 @@ class Seat:
             return None
         return self._overtake(number)
 
+    def _succeed(self) -> Turn | None:
+        assert self._folder is not None
+        return None if self._resigned else succeed(self._folder, self._rules.board)
+
     def _overtake(self, number: int) -> Turn | None:
         assert self._folder is not None
+        if self._resigned:
+            return None
         turn = overtake(self._folder, self._rules.board, number)
         if turn is not None:
             self._troubles.warn(

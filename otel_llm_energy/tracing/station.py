@@ -111,6 +111,11 @@ class Station:
         self._halt()
         self._servers.close()
 
+    def resign(self) -> None:
+        """This process is about to end: another one is to read the meters, if there is one."""
+        if self.seat is not None:
+            self.seat.resign()
+
     def forget_in_child(self) -> None:
         """In a forked child, which has a station of its own: what runs here is the parent's."""
         for each in (self._discovery, self._look_up, *self.meters, self.seat):

@@ -72,6 +72,18 @@ def test_others_go_on_when_the_holder_is_undone(workers: Crew) -> None:
 
 
 @pytest.mark.e2e
+def test_energy_adds_up_when_the_holder_exits(workers: Crew) -> None:
+    """What is metered after its metrics went out for the last time, another one has to meter."""
+    holder, other = workers.hire_metered(2)
+    holder.tell("ask 1 8")
+    first = holder.exit()
+    other.tell("ask 2 8")
+    results = together([first, other.finish()])
+    assert_measured(results, 3)
+    assert_adds_up(results)
+
+
+@pytest.mark.e2e
 def test_what_is_metered_is_recorded_when_the_first_process_has_no_metrics(workers: Crew) -> None:
     """As the parent of gunicorn's preloaded workers, or of Celery's: one that has metrics relieves it of the meters."""
     parent = workers.hire(UNRECORDED="1")

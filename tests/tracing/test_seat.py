@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from otel_llm_energy import troubles
-from otel_llm_energy.host import link
+from otel_llm_energy.host import link, turns
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.journal import Journal
 from otel_llm_energy.host.remote import RemoteLedger
@@ -231,6 +231,49 @@ def test_holder_without_metrics_is_relieved_by_a_member_that_has_them(
             ("member", "holder") if member_records else ("holder", "member")
         )
         assert (parents.leads, workers.leads) == (not member_records, member_records)
+
+
+def test_member_holds_the_board_when_the_holder_resigns(tmp_path: Path) -> None:
+    """By then it has given back the board, and it goes on as a member."""
+    rules, holders, members = rules_in(tmp_path), Meters(Books(Ledger(0))), Meters(Books(Ledger(0)))
+    with seated(rules, holders) as holder, seated(rules, members):
+        until(lambda: members.follows)
+        holders.books.settle()  # which notes that it has come
+        holder.resign()
+        assert holder.status.role == "member"
+        assert not holders.leads
+        until(lambda: members.leads and holders.follows)
+
+
+def test_holder_goes_on_when_it_resigns_and_is_alone(tmp_path: Path) -> None:
+    """Its own calls of the last moment are measured."""
+    meters = Meters(Books(Ledger(0)))
+    with seated(rules_in(tmp_path), meters) as holder:
+        holder.resign()
+        assert holder.status.role == "holder"
+        assert meters.leads
+
+
+def test_board_is_left_to_others_when_a_member_has_resigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would meter is in no metric any more."""
+    rules = rules_in(tmp_path)
+    holders, members, others = (Meters(Books(Ledger(0))) for _ in range(3))
+    tries: list[int] = []
+
+    def newest(folder: Folder, board: str) -> int:
+        tries.append(turns.newest(folder, board))
+        return tries[-1]
+
+    with seated(rules, holders) as holder, seated(rules, members) as member:
+        until(lambda: members.follows)
+        member.resign()
+        holder.stop()
+        monkeypatch.setattr(seats, "newest", newest)
+        until(lambda: len(tries) > 2)
+        assert not members.leads
+        with seated(rules, others):
+            until(lambda: member.status.holder_pid is not None)
+            assert others.leads
 
 
 def test_holder_reads_now_when_a_member_cannot_wait(tmp_path: Path) -> None:

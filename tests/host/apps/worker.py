@@ -1,5 +1,6 @@
 """A process of an app with several: does what it is told on standard input, one line each, and answers in JSON."""
 
+import atexit
 import json
 import os
 import sys
@@ -114,6 +115,9 @@ for line in sys.stdin:
         answer(energy.force_flush())
     elif command == "fork":
         child()
+    elif command == "exit":  # but for the end itself
+        atexit._run_exitfuncs()
+        answer(results())
     elif command == "finish":
         energy.uninstrument()
         answer(results())
