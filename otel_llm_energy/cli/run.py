@@ -16,6 +16,7 @@ from otel_llm_energy.cli.termination import flush_at_sigterm
 
 _CHILDREN = Path(__file__).with_name("children")  # holds a sitecustomize
 _SEARCH_PATH = "PYTHONPATH"
+_WORDS = "_OTEL_LLM_ENERGY_RUN"  # for the sitecustomize: what was run
 
 
 def run_script(script: str, arguments: Sequence[str]) -> int:
@@ -30,8 +31,9 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
         return 2
     if path.is_file():  # for folders and zip files runpy does it
         _search_first(path.resolve().parent)
-    with _measured([script, *arguments]):
-        runpy.run_path(str(path.absolute()), run_name="__main__")  # so that __file__ is found after os.chdir()
+    absolute = str(path.absolute())  # so that __file__ is found after os.chdir()
+    with _measured([script, *arguments], [absolute, *arguments]):
+        runpy.run_path(absolute, run_name="__main__")  # which puts it into sys.argv, too
     return 0
 
 
@@ -52,7 +54,7 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     if importlib.util.find_spec(package) is None:
         print(f"{PROGRAM} run: {package}: no such module for {sys.executable}.", file=sys.stderr)
         return 2
-    with _measured([module, *arguments]):
+    with _measured([module, *arguments], ["-m", module, *arguments]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
@@ -65,10 +67,10 @@ def _search_first(folder: Path) -> None:
 
 
 @contextmanager
-def _measured(argv: Sequence[str]) -> Iterator[None]:
+def _measured(argv: Sequence[str], words: Sequence[str]) -> Iterator[None]:
     """Measure what runs in the block, and the Python processes that it starts; what is held goes out at its end."""
     sys.argv[:] = argv
-    _reach_children()
+    _reach_children(words)
     energy = otel_llm_energy.instrument()
     flush_at_sigterm(energy.force_flush)
     try:
@@ -77,7 +79,8 @@ def _measured(argv: Sequence[str]) -> Iterator[None]:
         energy.force_flush()
 
 
-def _reach_children() -> None:
-    """Servers such as uvicorn start their workers anew, which would know nothing of us."""
+def _reach_children(words: Sequence[str]) -> None:
+    """Servers such as uvicorn start their workers anew, Django itself by these words: they would know nothing of us."""
+    os.environ[_WORDS] = "\n".join(words)
     folders = [folder for folder in os.environ.get(_SEARCH_PATH, "").split(os.pathsep) if folder]
     os.environ[_SEARCH_PATH] = os.pathsep.join(dict.fromkeys([str(_CHILDREN), *folders]))

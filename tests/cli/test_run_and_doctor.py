@@ -61,6 +61,17 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", show], check=True)
 """
 
+_STARTS_ITSELF = """
+import os, subprocess, sys
+energy = sys.modules.get("otel_llm_energy.instrument")
+os.write(1, f"{sys.argv[1:]} {bool(energy and energy._registry)}\\n".encode())
+if not os.environ.get("STARTED_ANEW"):
+    os.environ["STARTED_ANEW"] = "yes"
+    program = [sys.argv[0]] if __spec__ is None else ["-m", __spec__.name]
+    for words in ([*program, *sys.argv[1:]], [*program, "other"]):
+        subprocess.run([sys.executable, "-Xutf8", *words], check=True)
+"""
+
 
 def _command(
     *arguments: str, folder: Path | None = None, streams: Mapping[str, int] | None = None, **variables: str
@@ -120,6 +131,15 @@ def test_workers_are_measured_when_an_app_starts_them_anew(tmp_path: Path) -> No
     # By this program itself, by multiprocessing's own helper, by the worker, by the server that forks the next, and by
     # the other one.
     assert done.stdout.count("hidden") == 5
+
+
+@pytest.mark.parametrize("words", [["starts_itself.py"], ["-m", "starts_itself"]], ids=["script", "module"])
+def test_app_is_measured_when_it_starts_itself_anew(words: list[str], tmp_path: Path) -> None:
+    """As the reloader of Django's development server does; with other arguments it is another program."""
+    (tmp_path / "starts_itself.py").write_text(_STARTS_ITSELF)
+    done = _command("run", *words, "a b", folder=tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["['a b'] True", "['a b'] True", "['other'] False"]
 
 
 def test_spans_leave_with_energy_when_a_script_ends_at_once(

@@ -1,8 +1,8 @@
-"""Measures the workers that an app under ``otel-llm-energy run`` starts anew through multiprocessing, as uvicorn does.
+"""Measures what an app under ``otel-llm-energy run`` starts anew: itself, and workers of multiprocessing, as uvicorn's.
 
 Every Python that finds this folder in PYTHONPATH runs this as it starts: of other versions, in other environments, for
 other purposes. So it is plain code of any version, does what the file of this name that it hides would have done, and
-leaves all processes alone that are not multiprocessing's.
+leaves all other processes alone.
 """
 
 import os
@@ -42,6 +42,14 @@ def _is_of_multiprocessing(argv):
     return "--multiprocessing-fork" in argv or any("from multiprocessing.forkserver import" in word for word in argv)
 
 
+def _is_the_app(argv):
+    # type: (list[str]) -> bool
+    """The program that is run, by the same words, as Django's reloader starts the server."""
+    words = os.environ.get("_OTEL_LLM_ENERGY_RUN", "").split("\n")
+    return argv[-len(words) :] == words and all(word.startswith("-") for word in argv[1 : -len(words)])
+
+
 _run_hidden()
-if _is_of_multiprocessing(getattr(sys, "orig_argv", [])):
+_argv = getattr(sys, "orig_argv", [])
+if _is_of_multiprocessing(_argv) or _is_the_app(_argv):
     _measure()
