@@ -141,7 +141,8 @@ _READS: dict[str, Callable[[Any], object]] = {
     "content": lambda response: response.content,
     "json or text": lambda response: response.text,
     "raw.read": lambda response: response.raw.read(),
-    "raw.read of what there is": lambda response: response.raw.read(-1),
+    # To urllib3 before 2 it means nothing: it waits for ever.
+    "raw.read of what there is": lambda response: response.raw.read(-1 if hasattr(response.raw, "read1") else None),
     "raw.read in pieces": lambda response: list(iter(lambda: response.raw.read(5), b"")),
     "raw.read unpacked, in pieces": lambda response: _unpacked_in_pieces(response.raw),
     # Before urllib3 2 there is none.
