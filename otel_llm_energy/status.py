@@ -10,6 +10,7 @@ from otel_llm_energy.ledger.idle import Baseline, Origin
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.meters.discovery import LeftOut
 from otel_llm_energy.quantities import Channel
+from otel_llm_energy.servers.own_process import is_process
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.reader import MeterReader
 from otel_llm_energy.tracing.seat import SeatStatus
@@ -91,13 +92,19 @@ class Status:
         for one in self.left_out:
             lines.append(f"left out {one.name}: {one.reason}. {one.message}")
             lines.extend([f"  mend it: {one.mend}"] if one.mend else [])
-        for key, server in self.servers.items():
-            address = key.removesuffix(":0")  # a Unix socket has no port
-            name = "" if server.name == address else server.name
-            message = server.message.removeprefix(f"{address}: ")
-            pid = "" if server.pid is None or f"pid {server.pid}" in message else f"(pid {server.pid})"
-            lines.append(" ".join(filter(None, (f"server {address}:", name, pid, message))))
+        lines.extend(_server_line(key, server) for key, server in self.servers.items())
         return "\n".join(lines)
+
+
+def _server_line(key: str, server: Server) -> str:
+    host, _, number = key.rpartition(":")
+    if is_process(host):
+        return f"process {number}: {server.message or server.name}"
+    address = key.removesuffix(":0")  # a Unix socket has no port
+    name = "" if server.name == address else server.name
+    message = server.message.removeprefix(f"{address}: ")
+    pid = "" if server.pid is None or f"pid {server.pid}" in message else f"(pid {server.pid})"
+    return " ".join(filter(None, (f"server {address}:", name, pid, message)))
 
 
 def channel_statuses(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:

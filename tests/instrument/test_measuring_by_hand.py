@@ -79,6 +79,7 @@ def test_work_of_this_process_is_billed_by_its_cpu_time(
     assert span[names.JOULES_PER_OUTPUT_TOKEN] == pytest.approx(span[names.JOULES] / 42, rel=1e-4)
     assert (span["gen_ai.usage.output_tokens"], span["gen_ai.request.model"]) == (42, "own")
     assert names.SUBTREE_JOULES not in span
+    assert f"\nprocess {os.getpid()}: " in str(energy.status())
 
 
 def test_inner_measurement_has_its_own_joules_and_the_outer_one_the_rest(
