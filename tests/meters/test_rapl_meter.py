@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.meters import LeftOut, powercap
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.powercap import RaplMeter
+from tests.support.descriptors import open_below
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
 
 
@@ -281,20 +282,20 @@ def test_a_counter_is_read_on_when_the_app_closed_its_descriptor(tmp_path: Path,
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_no_descriptor_is_left_when_the_meter_is_closed_or_could_not_be_opened(is_whole: bool, tmp_path: Path) -> None:
     """It is opened anew after each failure of a tree, for as long as the app runs."""
-    before = sorted(Path("/proc/self/fd").iterdir())
     zone(tmp_path, "intel-rapl:0", "package-0")
     second = zone(tmp_path, "intel-rapl:1", "package-1")
     meter = RaplMeter(tmp_path)
     if is_whole:
         meter.open()
         assert len(meter.open()) == 2
+        assert len(open_below(tmp_path)) == 2
         meter.close()
     else:
         (second / "energy_uj").unlink()
         with pytest.raises(MeterError) as caught:
             meter.open()
         assert caught.value.reason == "meter-unreadable"
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert open_below(tmp_path) == []
 
 
 def test_an_error_is_raised_when_no_counter_gives_a_number(tmp_path: Path) -> None:

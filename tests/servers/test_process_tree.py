@@ -11,6 +11,7 @@ import pytest
 from otel_llm_energy.machine import TICK_NS
 from otel_llm_energy.servers.activity import ProcessTree
 from otel_llm_energy.servers.procfs import Procfs
+from tests.support.descriptors import open_below
 
 _ROOT, _CHILD, _GRANDCHILD, _OTHER = 10, 11, 12, 13
 _PARENTS = {_ROOT: 1, _CHILD: _ROOT, _GRANDCHILD: _CHILD, _OTHER: _ROOT}
@@ -107,7 +108,6 @@ def test_all_that_a_tree_used_is_counted_once_when_children_end(
     looks: Sequence[tuple[_Processes, int | None]], proc: _Proc
 ) -> None:
     """The sum of all that the tree ever used while it was watched, as far as the kernel has told it by then."""
-    before = _open_descriptors()
     proc.show(_BEFORE)
     tree = _tree(proc)
     for processes, ticks in looks:
@@ -115,11 +115,7 @@ def test_all_that_a_tree_used_is_counted_once_when_children_end(
         assert tree.read_ns() == (None if ticks is None else ticks * TICK_NS)
     if ticks is not None:
         tree.close()
-    assert _open_descriptors() == before
-
-
-def _open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    assert open_below(proc.procfs.root) == []
 
 
 _APART = {_ROOT: _Used(5), _CHILD: _Used(100), _OTHER: _Used(7, 90)}
