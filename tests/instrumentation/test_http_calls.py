@@ -72,6 +72,14 @@ _STREAMS = [
 ]
 
 
+def _assert_stream_was_seen(lines: list[str], reply: Any, timings: ServerTimings, bare: Watched) -> None:
+    assert lines == [line for line in b"".join(reply.body).decode().splitlines() if line]
+    [call] = bare.ended
+    assert (call.input_tokens, call.output_tokens, call.timings) == (38, 8, timings)
+    assert len(bare.first_chunks) == 1
+    assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
+
+
 @pytest.mark.parametrize("client", sync_clients())
 @pytest.mark.parametrize(("path", "body", "reply", "timings"), _STREAMS, ids=["openai", "prefixed", "ollama"])
 def test_stream_is_seen_when_the_app_reads_its_lines(
@@ -82,11 +90,7 @@ def test_stream_is_seen_when_the_app_reads_its_lines(
     with client.stream(server.url + path, body) as response:
         lines = [line for line in client.lines(response) if line]
         assert len(bare.ended) == 1  # at the last byte, before the exit
-    assert lines == [line for line in b"".join(reply.body).decode().splitlines() if line]
-    [call] = bare.ended
-    assert (call.input_tokens, call.output_tokens, call.timings) == (38, 8, timings)
-    assert len(bare.first_chunks) == 1
-    assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
+    _assert_stream_was_seen(lines, reply, timings, bare)
 
 
 @pytest.mark.parametrize("make_client", async_clients())
@@ -105,11 +109,7 @@ async def test_stream_is_seen_when_the_app_awaits_its_lines(
     async with make_client() as client, client.stream(server.url + path, body) as response:
         lines = [line async for line in client.lines(response) if line]
         assert len(bare.ended) == 1
-    assert lines == [line for line in b"".join(reply.body).decode().splitlines() if line]
-    [call] = bare.ended
-    assert (call.input_tokens, call.output_tokens, call.timings) == (38, 8, timings)
-    assert len(bare.first_chunks) == 1
-    assert (bare.only_span().attributes or {})["gen_ai.request.stream"] is True
+    _assert_stream_was_seen(lines, reply, timings, bare)
 
 
 @pytest.mark.parametrize("make_client", async_clients())
