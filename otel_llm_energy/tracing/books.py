@@ -206,7 +206,10 @@ class Books:
         try:
             self._enter()
             closed = [claim.entry for claim in claims if claim.entry is not None and claim.entry in self._claims]
-            return self._billed(self._ledger.force(closed, self._reason or reason))
+            done = self._billed(self._ledger.force(closed, self._reason or reason))
+            # A holder that did not answer at once was told that nobody takes these bills: they do not come later.
+            self._settled += sum(self._claims.pop(entry, None) is not None for entry in closed)
+            return done
         finally:
             self._in_ledger = False
 

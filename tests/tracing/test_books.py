@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
@@ -127,6 +128,20 @@ def test_one_event_that_cannot_be_entered_costs_no_other(caplog: pytest.LogCaptu
     assert later is not None
     assert (later.energy_nj, later.quality) == (50 * NJ_PER_JOULE, Quality.MEASURED)  # nobody is at work beside it
     assert [record.getMessage() for record in caplog.records] == ["An event of LLM calls cannot be entered."]
+
+
+@pytest.mark.parametrize("reason", ["not-held", "max-hold"])
+def test_member_has_no_call_any_more_when_its_holder_does_not_bill_at_once(reason: str) -> None:
+    """It gives the call up; kept, each would stay in the memory, and every flush wait for a bill that nobody makes."""
+    clock = ManualClock()
+    books = Books(RemoteLedger(clock_ns=clock), clock_ns=clock, unix_clock_ns=clock)
+    claim = Claim()
+    books.open(claim, "server", "chat")
+    books.close(claim, None)
+    assert books.force([claim], reason) == [claim]
+    assert books.settled == books.closed == 1
+    assert not books.busy
+    assert not books.unsettled(clock.now_ns + 1)
 
 
 def test_nothing_is_metered_twice_when_the_ledger_could_not_be_changed() -> None:
