@@ -109,5 +109,5 @@ class CallMeter:
     def billed_elsewhere(self, span: ReadableSpan) -> bool:
         return self._runtime.unobserved.billed_elsewhere(span)
 
-    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
-        self._runtime.unobserved.claim_late(gate, span)
+    def claim_late(self, span: ReadableSpan) -> None:
+        self._runtime.unobserved.claim_late(self._joining.gates, span)

@@ -46,7 +46,7 @@ class SpanWatch(Protocol):
     def billed_elsewhere(self, span: ReadableSpan) -> bool:
         """Whether the bill of this LLM span's call stands on another span."""
 
-    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
+    def claim_late(self, span: ReadableSpan) -> None:
         """Bind a claim to this LLM span, of whose call nobody knew, if the span says who answered."""
 
 
@@ -302,7 +302,7 @@ class Gate:
             if self.watch.billed_elsewhere(span):
                 return span
             if node is not None:
-                self.watch.claim_late(self, span)
+                self.watch.claim_late(span)
                 if node.marked:
                     return self._admit(node, span)
         return self._without_server(span)

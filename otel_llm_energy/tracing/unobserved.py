@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+from opentelemetry.trace import SpanContext
 
 from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.claims import CallFacts, Claim, ServerReport, Tokens
@@ -80,8 +80,11 @@ class UnobservedCalls:
         if host is None or not marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
             return
         self.give_up_above(gate, span.get_span_context(), operation_of(attributes))
-        claim = self._claim(gate, span, attributes, (host, port), parent_context)
-        self._open[claim.span_context.span_id] = claim
+        claim = Claim(span.get_span_context())
+        known = self._open.setdefault(claim.span_context.span_id, claim)  # another gate may have had it before
+        gate.bind(span, known, parent_context, ends_for_certain=False)
+        if known is claim:
+            self._begin(claim, span, attributes, (host, port))
 
     def give_up_above(self, gate: Gate, context: SpanContext, operation: str) -> None:
         """A call of this operation begins at a span: the LLM spans of other libraries above it are only its parents.
@@ -108,28 +111,24 @@ class UnobservedCalls:
         if claim is not None:
             self._close(claim, span, raw_attributes(span))
 
-    def claim_late(self, gate: Gate, span: ReadableSpan) -> None:
+    def claim_late(self, gates: Iterable[Gate], span: ReadableSpan) -> None:
         """An LLM span ends that had no call: it may say by now who answered. What was metered since is not all lost."""
         attributes = raw_attributes(span)
         host, port = server_of(attributes)
         if host is not None and span.start_time is not None and span.context is not None:
-            self._close(self._claim(gate, span, attributes, (host, port)), span, attributes)
+            claim = Claim(span.context)
+            for gate in gates:  # those to which it comes next have nothing to claim any more
+                gate.bind(span, claim, ends_for_certain=False)
+            self._begin(claim, span, attributes, (host, port))
+            self._close(claim, span, attributes)
 
-    def _claim(
-        self,
-        gate: Gate,
-        span: Span | ReadableSpan,
-        attributes: Attributes,
-        server: tuple[str, int | None],
-        parent_context: Context | None = None,
-    ) -> Claim:
-        claim = Claim(span.get_span_context() or INVALID_SPAN_CONTEXT)
-        gate.bind(span, claim, parent_context, ends_for_certain=False)
+    def _begin(
+        self, claim: Claim, span: Span | ReadableSpan, attributes: Attributes, server: tuple[str, int | None]
+    ) -> None:
         provider, operation = provider_of(attributes), operation_of(attributes)
         claim.facts = CallFacts(operation)
         # Some libraries make a span afterwards, or end it long after the call, and say when that was.
         self._desk.open(claim, *server, provider, operation, since_ns=_past_ns(span.start_time))
-        return claim
 
     def _close(self, claim: Claim, span: ReadableSpan, attributes: Attributes) -> None:
         tokens = tokens_of(attributes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from openai import OpenAI
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
@@ -13,7 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_llm_energy
 from otel_llm_energy import EnergySpanProcessor, RaplMeter, conventions
+from otel_llm_energy.instrument import active_runtime
 from tests.support.powercap import PowercapTree
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import LlamaServerFactory
@@ -38,6 +41,34 @@ def test_only_the_wired_exporter_gets_joules_when_a_processor_is_wired_by_hand(
     (enriched,), (plain,) = with_energy.get_finished_spans(), without.get_finished_spans()
     assert (enriched.attributes or {})[conventions.JOULES]
     assert conventions.QUALITY not in (plain.attributes or {})
+
+
+@pytest.mark.parametrize("told", ["at its start", "at its end"])
+def test_call_of_another_library_is_one_call_when_its_span_comes_to_two_wired_processors(
+    told: str, powercap: PowercapTree
+) -> None:
+    """A claim for each would halve its joules; one that nobody closes would take part of those of all later calls."""
+    exporters = [InMemorySpanExporter(), InMemorySpanExporter()]
+    provider = TracerProvider(shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(exporter)))
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root))
+    runtime = active_runtime()
+    assert runtime is not None
+    books = runtime.desk.stations[0].books
+    theirs = {"gen_ai.operation.name": "chat", "server.address": "127.0.0.1", "server.port": 9}
+    try:
+        until(lambda: bool(handle.status().channels))
+        span = provider.get_tracer("another").start_span("theirs", attributes=theirs if told == "at its start" else {})
+        span.set_attributes(theirs)
+        span.end()
+        handle.force_flush()
+        assert (books.opened, books.closed) == (1, 1)
+    finally:
+        handle.uninstrument()
+    first, second = (exporter.get_finished_spans()[0].attributes or {} for exporter in exporters)
+    assert conventions.QUALITY in first
+    assert first == second
 
 
 def test_spans_pass_through_the_wired_processor_when_nothing_measures_any_more(

@@ -544,7 +544,7 @@ def test_span_is_handed_on_when_it_ends_amid_the_shutdown() -> None:
         def billed_elsewhere(self, span: ReadableSpan) -> bool:
             return False
 
-        def claim_late(self, gate: Gate, span: ReadableSpan) -> None: ...
+        def claim_late(self, span: ReadableSpan) -> None: ...
 
     first, late = line.tracer.start_span("first"), line.tracer.start_span("late")
     line.call(first)
