@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import Final, Protocol
@@ -50,10 +51,20 @@ class CallDesk(Protocol):
     def close(self, claim: Claim, report: ServerReport | None = None, *, ended_ns: int | None = None) -> None: ...
 
 
+class _OpenCall(weakref.ref[Span]):
+    """The claim of a span that is open, and the weak reference to it."""
+
+    __slots__ = ("claim",)
+
+    claim: Claim
+
+
 class UnobservedCalls:
     """Opens a claim for each LLM span that names its server when it starts, and closes it when the span ends.
 
     A client wrapper that sees the call itself adopts the claim: there is one bill, and it is the better informed one.
+    The claim of a span that is thrown away without an end is withdrawn: open, it would take a part of later calls'
+    energy, and these would wait for it.
 
     Args:
         desk: where the claims are opened and closed.
@@ -61,7 +72,9 @@ class UnobservedCalls:
 
     def __init__(self, desk: CallDesk) -> None:
         self._desk = desk
-        self._open: dict[int, Claim] = {}  # by span id
+        self._open: dict[int, _OpenCall] = {}  # by span id
+        # Looked at a little later: a collection that frees a span may end it next, as it closes a generator.
+        self._thrown_away: deque[_OpenCall] = deque()
         self._ended: deque[Claim] = deque()  # calls that have ended and have their bill on a span
 
     def note_ended(self, claim: Claim) -> None:
@@ -70,6 +83,7 @@ class UnobservedCalls:
 
     def settled(self, claims: Iterable[Claim]) -> None:
         """Forget calls of long ago; here, since to free them takes longer than all else of `note_ended`."""
+        self._withdraw_thrown_away()
         while len(self._ended) > _MOST_ENDED:
             self._ended.popleft()
 
@@ -77,14 +91,17 @@ class UnobservedCalls:
         """An LLM span of another library starts: if it says who answers, its claim opens."""
         attributes = raw_attributes(span)
         host, port = server_of(attributes)
-        if host is None or not marks_a_call(attributes) or len(self._open) >= _MOST_OPEN:
+        if host is None or not marks_a_call(attributes):
             return
         self.give_up_above(gate, span.get_span_context(), operation_of(attributes))
-        claim = Claim(span.get_span_context())
-        known = self._open.setdefault(claim.span_context.span_id, claim)  # another gate may have had it before
-        gate.bind(span, known, parent_context, ends_for_certain=False)
-        if known is claim:
-            self._begin(claim, span, attributes, (host, port))
+        if len(self._open) >= _MOST_OPEN:
+            return
+        call = _OpenCall(span, self._thrown_away.append)
+        call.claim = Claim(span.get_span_context())
+        known = self._open.setdefault(call.claim.span_context.span_id, call)  # another gate may have had it before
+        gate.bind(span, known.claim, parent_context, ends_for_certain=False)
+        if known is call:
+            self._begin(call.claim, span, attributes, (host, port))
 
     def give_up_above(self, gate: Gate, context: SpanContext, operation: str) -> None:
         """A call of this operation begins at a span: the LLM spans of other libraries above it are only its parents.
@@ -93,17 +110,33 @@ class UnobservedCalls:
         """
         if not self._open:
             return
+        self._withdraw_thrown_away()
         for span_id in gate.above(context):
-            claim = self._open.get(span_id)
-            if claim is not None and is_embedding(claim.facts.operation) == is_embedding(operation):
-                self._open.pop(span_id, None)
-                claim.withdrawn = True
-                claim.reached_server = False
-                self._desk.close(claim)
+            call = self._open.get(span_id)
+            if call is not None and is_embedding(call.claim.facts.operation) == is_embedding(operation):
+                self._withdraw(span_id)
+
+    def _withdraw_thrown_away(self) -> None:
+        while self._thrown_away:
+            try:
+                call = self._thrown_away.popleft()
+            except IndexError:  # another thread was faster
+                return
+            span_id = call.claim.span_context.span_id
+            if self._open.get(span_id) is call:
+                self._withdraw(span_id)
+
+    def _withdraw(self, span_id: int) -> None:
+        claim = self.adopt(span_id)
+        if claim is not None:
+            claim.withdrawn = True
+            claim.reached_server = False
+            self._desk.close(claim)
 
     def adopt(self, span_id: int) -> Claim | None:
         """The open claim of a span, for somebody who will close it; ``None`` if there is none (any more)."""
-        return self._open.pop(span_id, None) if self._open else None
+        call = self._open.pop(span_id, None) if self._open else None
+        return None if call is None else call.claim
 
     def ended(self, span: ReadableSpan) -> None:
         """Close the claim of a span that is about to end, if it is still ours."""
