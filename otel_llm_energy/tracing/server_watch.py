@@ -139,7 +139,7 @@ class ServerWatch:
         """The ledger's name for the server at an address; the first time it is put on the list to be looked up."""
         key = self._keys.get((host, port))
         if key is None:
-            key = self._keys[host, port] = f"{host}:{port}"
+            key = self._keys[host, port] = _own_key(host, port)
             self._waiting.append((host, port))
         return key
 
@@ -253,19 +253,22 @@ class ServerWatch:
 
     def _look_up(self, host: str, port: int) -> None:
         """Find who answers at an address, have it watched under one name, and tell the books what is known of it."""
-        key = f"{host}:{port}"
+        key = _own_key(host, port)
         server = self._resolve(host, port)
         self._looked_ns[key] = self._clock_ns()
         caution = server.reason if server.reason in _CAUTIONS else ""
         found = self._found.get(key)
         if found is not None and found.server == server:
+            self._keys[host, port] = key  # it may have led to another one meanwhile
             return
         other_key = next((name for name, other in self._found.items() if other.server.id == server.id), key)
         if other_key != key:  # another name of a server that is watched
-            self._keys[host, port] = other_key
+            for address in [(host, port), *self._addresses_of(key)]:
+                self._keys[address] = other_key
             if caution:
                 self._books.set_server(other_key, slots=None, caution=caution)
             return
+        self._keys[host, port] = key
         self._watch(key, server)
         self._books.set_server(key, slots=server.slots, caution=caution)
         if server.pid is not None and not is_process(host) and not is_unix_socket(host):
@@ -299,13 +302,24 @@ class ServerWatch:
     def _look_again(self, by_key: Mapping[str, int | None]) -> None:
         """Look again who answers where the server has ended, or does nothing: it may have left its port to another."""
         now_ns = self._clock_ns()
-        for address, key in list(self._keys.items()):  # calls by new names come in other threads
+        for key in dict.fromkeys(self._keys.copy().values()):  # calls by new names come in other threads
             found = self._found.get(key)
             gone, idle = by_key.get(key) is None, found is not None and found.idle_ns >= _IDLE_NS
             pause_ns = _LOOK_AGAIN_NS if gone else _LOOK_AGAIN_IDLE_NS
             if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
-                self._waiting.append(address)
+                # Its own address first, so that the others, which may lead elsewhere by now, find it under its name.
+                # What `learn_names` found goes where that one does.
+                called = [each for each in self._addresses_of(key) if _own_key(*each) in self._looked_ns]
+                self._waiting += sorted(called, key=lambda address: _own_key(*address) != key)
+
+    def _addresses_of(self, key: str) -> list[tuple[str, int]]:
+        return [address for address, each in self._keys.copy().items() if each == key]
+
+
+def _own_key(host: str, port: int) -> str:
+    """The ledger's name for the server at an address that is no other name of one that is watched."""
+    return f"{host}:{port}"
 
 
 def _say_what_is_wrong(key: str, server: Server) -> None:

@@ -239,6 +239,60 @@ def test_bills_say_relay_when_the_server_was_only_seen_behind_one() -> None:
     assert watched.watch.key("localhost", 80) == watched.watch.key("localhost", 11434)
 
 
+class Restarted(Watched):
+    """A server at port 11434, which came to be behind port 80, too, after that was called, and is started anew."""
+
+    def __init__(self) -> None:
+        super().__init__({80: NOBODY, 11434: OLLAMA})
+        self.caution(80)
+        self.caution(11434)
+        self.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+        self.answers[80] = BEHIND_NGINX
+        self.pass_time(10)
+        assert self.name(80) == self.name(11434)
+        self.server = self.answers[11434] = replace(OLLAMA, id="pid:8:1", pid=8)
+
+    def pass_time(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now_ns += NS_PER_SECOND
+            self.watch.sample()
+
+    def name(self, port: int) -> str:
+        return self.watch.key("localhost", port)
+
+
+def test_server_is_found_by_both_its_addresses_when_it_was_started_anew() -> None:
+    """Also where the one that was called first had become another name of the second."""
+    watched = Restarted()
+    watched.answers[80] = replace(BEHIND_NGINX, id="pid:8:1", pid=8)
+    watched.pass_time(20)
+    assert watched.name(80) == watched.name(11434)
+    assert watched.watch.found()[watched.name(80)] == watched.server
+
+
+def test_address_is_one_of_its_own_again_when_it_leads_to_the_other_server_no_more() -> None:
+    """Its calls are not that server's."""
+    watched = Restarted()
+    watched.answers[80] = LLAMA
+    watched.pass_time(20)
+    assert watched.watch.found()[watched.name(80)] == LLAMA
+    assert watched.watch.found()[watched.name(11434)] == watched.server
+
+
+def test_learned_names_follow_an_address_that_becomes_another_name_of_a_server() -> None:
+    """Nobody looks them up by themselves."""
+    watched = Watched({80: OLLAMA, 81: LLAMA})
+    names = {80: watched.watch.key("127.0.0.1", 80), 81: watched.watch.key("127.0.0.1", 81)}
+    watched.watch.sample()
+    watched.watch.learn_names()
+    watched.answers[81] = OLLAMA
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), names[81], "", reports=False)
+    for _ in range(20):
+        watched.now_ns += NS_PER_SECOND
+        watched.watch.sample()
+    assert watched.watch.key("127.0.0.1", 81) == watched.watch.key("localhost", 81) == names[80]
+
+
 def test_caution_is_taken_back_when_the_server_is_there_at_last() -> None:
     """It was looked up while it was being started."""
     watched = Watched({80: NOBODY})
