@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,8 @@ _LONG_NS = 250_000_000  # by then there is something new to settle
 _STARVED_NS = 1_500_000_000
 _STARVED_CALLS = 256
 _HELP_SECONDS = 0.0005
+_INTAKE_SECONDS = 0.02
+_ASIDE_SECONDS = 0.001
 
 _Told = Iterator[Any]
 """What was noted, from the arguments of an event on: its action takes as many as it needs, before it does anything."""
@@ -38,7 +41,8 @@ class Books:
 
     An event's time is taken under the same lock as its place in the queue, so that once the queue is drained at
     time t, nothing that happened before t is missing. The ledger has a lock of its own: a caller never waits for
-    a sweep. Both locks are reentrant, because the garbage collector may end a stream, and so a call, anywhere.
+    a sweep. Both locks are reentrant, because the garbage collector may end a stream, and so a call, anywhere; that
+    may even have the call settled, by a thread that holds the queue's lock (`_entered`).
 
     Args:
         ledger: of one machine; see `change_ledger`.
@@ -65,7 +69,7 @@ class Books:
         self._entered_ns = clock_ns()
         self._closed_entered = 0
         self._ledger_lock = threading.RLock()
-        self._in_ledger = False  # a collection amid the ledger's work may end a span, and so come to `force`
+        self._is_at_work = False  # a collection amid the ledger's work may end a span, and so come to `force`
         self._claims: dict[Entry, Claim] = {}
         self._billed_open: list[Entry] = []  # the ledger had given them up before they ended
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
@@ -182,19 +186,14 @@ class Books:
 
     def settle(self) -> list[Claim]:
         """Enter what was noted and settle what is complete; the claims that have a bill now."""
-        with self._ledger_lock:
-            self._in_ledger = True
-            try:
-                now_ns = self._enter()
-                return self._billed(self._ledger.settle(now_ns, _GivingWay()))
-            finally:
-                self._in_ledger = False
+        with self._entered() as now_ns:
+            return [] if now_ns is None else self._billed(self._ledger.settle(now_ns, _GivingWay()))
 
     def force(self, claims: Iterable[Claim], reason: str) -> list[Claim]:
         """Settle these claims from what is swept; open ones get a bill that says ``reason`` and nothing else."""
-        with self._ledger_lock:
+        with self._entered() as now_ns:
             mine = [claim for claim in claims if claim.books is self and claim.bill is None]
-            done = [] if self._in_ledger else self._force(mine, reason)
+            done = [] if now_ns is None else self._force(mine, reason)
             for claim in mine:
                 if claim.bill is None:
                     claim.bill = unavailable(self._reason or reason)
@@ -202,20 +201,15 @@ class Books:
             return done
 
     def _force(self, claims: Sequence[Claim], reason: str) -> list[Claim]:
-        self._in_ledger = True
-        try:
-            self._enter()
-            closed = [claim.entry for claim in claims if claim.entry is not None and claim.entry in self._claims]
-            done = self._billed(self._ledger.force(closed, self._reason or reason))
-            # A holder that did not answer at once was told that nobody takes these bills: they do not come later.
-            self._settled += sum(self._claims.pop(entry, None) is not None for entry in closed)
-            return done
-        finally:
-            self._in_ledger = False
+        closed = [claim.entry for claim in claims if claim.entry is not None and claim.entry in self._claims]
+        done = self._billed(self._ledger.force(closed, self._reason or reason))
+        # A holder that did not answer at once was told that nobody takes these bills: they do not come later.
+        self._settled += sum(self._claims.pop(entry, None) is not None for entry in closed)
+        return done
 
     def unsettled(self, ended_before_ns: int) -> list[Claim]:
         """Closed claims whose work ended before then and that have no bill yet."""
-        with self._ledger_lock:
+        with self._alone():
             return [claim for entry, claim in self._claims.items() if entry.last_charged_ns < ended_before_ns]
 
     def change_ledger(self, change: Callable[[Accounts], Accounts]) -> None:
@@ -225,20 +219,15 @@ class Books:
             change: makes the new ledger from the one until now; the entries of both that stand for this process's
                 calls must be the same objects. What it raises is raised, and nothing is changed.
         """
-        with self._ledger_lock:
-            self._in_ledger = True
-            try:
-                self._enter()
-                metered_until_now = _metered_in(self._ledger)
-                self._ledger = change(self._ledger)
-                self._count_as_earlier(metered_until_now, 1)
-                self._count_as_earlier(_metered_in(self._ledger), -1)
-            finally:
-                self._in_ledger = False
+        with self._entered():
+            metered_until_now = _metered_in(self._ledger)
+            self._ledger = change(self._ledger)
+            self._count_as_earlier(metered_until_now, 1)
+            self._count_as_earlier(_metered_in(self._ledger), -1)
 
     def balance(self) -> Mapping[str, tuple[Channel, Balance]]:
         """Where the energy went that this process has metered on each channel, by channel id."""
-        with self._ledger_lock:
+        with self._alone():
             balances = dict(self._earlier)
             for name, (channel, balance) in _metered_in(self._ledger).items():
                 earlier = balances.get(name)
@@ -261,23 +250,52 @@ class Books:
 
     def baselines(self) -> Mapping[str, Baseline]:
         """What is known of the idle power of each channel."""
-        with self._ledger_lock:
+        with self._alone():
             return self._ledger.baselines()
 
     def learned_idle(self, least_seconds: float = ENOUGH_SECONDS) -> Mapping[str, Sequence[IdlePower]]:
         """Idle power that this run has learned, from so much time without calls."""
-        with self._ledger_lock:
+        with self._alone():
             return self._ledger.learned_idle(least_seconds)
 
     def forget_idle(self) -> None:
         """Learn idle power anew."""
         self._note(Books._forget_idle)
 
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Alone in the ledger; False if this thread was at work there already."""
+        with self._ledger_lock:
+            is_first, self._is_at_work = not self._is_at_work, True
+            try:
+                yield is_first
+            finally:
+                self._is_at_work = not is_first
+
+    @contextmanager
+    def _entered(self) -> Iterator[int | None]:
+        """Alone in the ledger, where all is entered that was noted until the time that this gives.
+
+        ``None`` if this thread was at work there already: nothing more may be done there then.
+        """
+        while True:
+            with self._alone() as is_first:
+                if not is_first:
+                    yield None
+                    return
+                if self._intake_lock.acquire(timeout=_INTAKE_SECONDS):
+                    yield self._enter()
+                    return
+            time.sleep(_ASIDE_SECONDS)  # its holder may be in a collection, and wait for the ledger
+
     def _enter(self) -> int:
-        with self._intake_lock:
+        """Enter what was noted; the lock of the queue is held, and let go of."""
+        try:
             now_ns = self._entered_ns = self._clock_ns()
             self._closed_entered = self._closed
             told, self._intake = iter(self._intake), []
+        finally:
+            self._intake_lock.release()
         self._wall_clock.look()
         for action in told:
             try:

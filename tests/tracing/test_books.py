@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -157,3 +160,75 @@ def test_nothing_is_metered_twice_when_the_ledger_could_not_be_changed() -> None
         with pytest.raises(OSError, match="descriptor"):
             machine.books.change_ledger(fail)
     assert machine.books.balance()["package-0"][1].metered_nj == metered_nj
+
+
+def test_call_is_noted_while_another_thread_settles_and_a_collection_amid_that_forces_one() -> None:
+    """The one has the queue, the other the ledger, and each would wait for ever for what the other has."""
+    clock = ManualClock()
+    settling: list[threading.Thread] = []
+    to_collect: list[Claim] = []
+
+    def clock_of_the_queue() -> int:
+        if to_collect and threading.current_thread() is calling:
+            collected = [to_collect.pop()]
+            settling.append(threading.Thread(target=books.settle, daemon=True))
+            settling[0].start()
+            while books._ledger_lock.acquire(blocking=False):  # until the other one has it
+                books._ledger_lock.release()
+            books.force(collected, "not-held")
+        return clock.now_ns
+
+    def call() -> None:
+        claims.append(Claim())
+        books.open(claims[0], "server", "")
+        books.close(claims[0], None)
+        to_collect.append(claims[0])
+        books.open(Claim(), "server", "")
+
+    claims: list[Claim] = []
+    books = Books(Ledger(0), clock_ns=clock_of_the_queue, unix_clock_ns=clock)
+    calling = threading.Thread(target=call, daemon=True)
+    calling.start()
+    calling.join(20)
+    assert not calling.is_alive()
+    settling[0].join(20)
+    assert not settling[0].is_alive()
+    assert claims[0].bill is not None
+    assert (books.opened, books.settled) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["balance", "baselines", "learned_idle", "settle"])
+def test_nothing_is_changed_in_the_ledger_when_a_collection_amid_a_look_into_it_forces_a_call(name: str) -> None:
+    """The call has to do without joules: what is being looked at may not change."""
+    machine = Machine()
+    claim = machine.begin()
+    machine.books.close(claim, None)
+    machine.books.change_ledger(lambda ledger: Collecting(ledger, name, lambda: machine.books.force([claim], "flush")))
+    getattr(machine.books, name)()
+    assert claim.bill is not None
+    assert claim.bill.reason == "flush"
+    machine.pass_time(1, steps=3)
+    machine.assert_all_is_accounted_for()
+
+
+class Collecting:
+    """A ledger amid one of whose methods there is a garbage collection."""
+
+    def __init__(self, ledger: Accounts, name: str, collect: Callable[[], object]) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._collect = collect
+        self._at_work = False
+
+    def __getattr__(self, name: str) -> Any:
+        assert not self._at_work
+        if name != self._name:
+            return getattr(self._ledger, name)
+
+        def with_a_collection(*arguments: Any) -> Any:
+            self._at_work = True
+            self._collect()
+            self._at_work = False
+            return getattr(self._ledger, name)(*arguments)
+
+        return with_a_collection
