@@ -179,7 +179,7 @@ class Station:
 
     def state(self) -> State:
         """What is read, for the processes that this one reads it for."""
-        baselines = self.books.ledger.baselines()
+        baselines = self.books.baselines()
         channels = [
             _channel_state(channel, reader, baselines.get(channel.id))
             for reader in self.meters

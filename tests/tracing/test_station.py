@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 from otel_llm_energy.servers.props import LoadingError
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.pollers import Poller
@@ -267,6 +269,30 @@ def test_holder_tells_of_all_its_meters_the_longest_times_and_whose_counter_has_
         ("dram-0", 2, "given", 3, None),
         ("gpu-0", None, "unknown", None, "The driver was unloaded."),
     ]
+    station.stop()
+
+
+def test_holder_tells_nothing_of_idle_power_while_that_is_learned() -> None:
+    """In another thread: to look through samples that are being added to raises, and a reading would be left out."""
+    machine = Machine()
+    station = machine.read()
+    learning, go_on = threading.Event(), threading.Event()
+
+    def learn(ledger: Accounts) -> Accounts:
+        learning.set()
+        assert go_on.wait(20)
+        return ledger
+
+    settling = threading.Thread(target=station.books.change_ledger, args=(learn,), daemon=True)
+    telling = threading.Thread(target=station.state, daemon=True)
+    settling.start()
+    assert learning.wait(20)
+    telling.start()
+    telling.join(0.2)
+    assert telling.is_alive()
+    go_on.set()
+    telling.join(20)
+    assert not telling.is_alive()
     station.stop()
 
 
