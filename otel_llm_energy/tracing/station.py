@@ -322,8 +322,14 @@ class Station:
             MeterReader(meter, self.books, self._read, self._clock_ns, self._sleep, allowed, self.reading_listeners)
             for meter in meters
         ]
-        for reader in self.meters:
-            reader.start()
+        try:
+            for reader in self.meters:
+                reader.start()
+        except RuntimeError:  # no thread can be started just now: they are looked for again
+            readers, self.meters = self.meters, []
+            for reader in readers:
+                reader.stop()
+            raise
 
     def _find_servers(self) -> float:
         self._servers.find_those_looked_out_for()

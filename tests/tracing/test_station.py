@@ -190,6 +190,28 @@ def test_next_holder_opens_no_meter_before_the_pause_of_the_one_before_has_passe
     station.stop()
 
 
+def test_meters_are_read_later_when_no_thread_can_be_started_just_now(
+    monkeypatch: pytest.MonkeyPatch, started: list[str]
+) -> None:
+    """A limit on processes may have been reached for a moment: those that were found are closed, and found again."""
+    machine = Machine()
+    machine.found *= 2
+    start, failures = Poller.start, [RuntimeError("can't start new thread")]
+
+    def fail_once(poller: Poller) -> None:
+        if failures:
+            raise failures.pop()
+        start(poller)
+
+    monkeypatch.setattr(Poller, "start", fail_once)
+    with pytest.raises(RuntimeError, match="thread"):
+        machine.read()
+    assert (machine.station.meters, machine.meter.closes, started) == ([], 1, [])
+    assert machine.read().meters
+    assert started == ["rapl"]
+    machine.station.stop()
+
+
 def test_meters_that_are_found_too_late_are_closed_unread() -> None:
     """Another process has come to read them while they were opened: two clients would freeze a Scaphandre."""
     machine = Machine()
