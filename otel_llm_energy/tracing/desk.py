@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -14,9 +15,12 @@ from otel_llm_energy.tracing.claims import Claim, ClaimListener, ServerReport
 from otel_llm_energy.tracing.directory import Directory, Metered
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.station import Station
+from otel_llm_energy.troubles import Troubles
 
 _LOOK_SECONDS = 1.0
 _PROBLEM_PATIENCE_SECONDS = 2.0
+
+_logger = logging.getLogger(__name__)
 
 
 class BalanceListener(Protocol):
@@ -63,6 +67,7 @@ class SettlingDesk:
         self._report_lock = threading.Lock()
         self._settled = threading.Condition()
         self._poller = Poller("settling", self._settle)
+        self._troubles = Troubles(_logger, clock_ns=clock_ns)
 
     @property
     def stations(self) -> Sequence[Station]:
@@ -203,17 +208,22 @@ class SettlingDesk:
         return added
 
     def _settle(self) -> float:
-        done: list[Claim] = []
         for station in self.stations:
-            done.extend(station.books.settle())
-            if station.problem is not None:
-                done.extend(self._give_up(station, station.problem.reason))
-        if done:
-            self._tell(done)
-        self.report_balance()
+            try:
+                self._settle_at(station)
+            except Exception:  # noqa: BLE001 - what is wrong with one machine's ledger costs the others nothing
+                self._troubles.warn("settle", "LLM calls could not be settled; it is tried again.", exc_info=True)
         with self._settled:
             self._settled.notify_all()
+        self.report_balance()
         return _LOOK_SECONDS
+
+    def _settle_at(self, station: Station) -> None:
+        done = station.books.settle()
+        if station.problem is not None:
+            done += self._give_up(station, station.problem.reason)
+        if done:
+            self._tell(done)
 
     def _give_up(self, station: Station, reason: str) -> list[Claim]:
         """A meter that fails may come back; claims wait a little for it, as far as holding allows."""
@@ -223,4 +233,7 @@ class SettlingDesk:
 
     def _tell(self, claims: Sequence[Claim]) -> None:
         for listener in self._listeners():
-            listener.settled(claims)
+            try:
+                listener.settled(claims)
+            except Exception:  # noqa: BLE001 - the spans must leave, whatever is wrong with somebody's metrics
+                self._troubles.warn("tell", "The bills of LLM calls did not reach everybody.", exc_info=True)

@@ -115,6 +115,42 @@ def test_calls_that_wait_are_billed_when_settling_cannot_wait() -> None:
     assert office.listener.told == [closed]
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_calls_of_one_machine_are_settled_when_those_of_another_cannot_be(
+    broken: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with the one's ledger, whichever comes first."""
+
+    def fail() -> list[Claim]:
+        raise OSError("no ledger")
+
+    here, there, listener, claim = Office(), Office(), Listener(), Claim()
+    directory = Directory(here.station, {Address("there", None): there.station})
+    desk = SettlingDesk(directory, lambda: [listener], clock_ns=here.clock)
+    monkeypatch.setattr(desk.stations[broken].books, "settle", fail)
+    monkeypatch.setattr(desk.stations[1 - broken].books, "settle", lambda: [claim])
+    assert desk._settle() == 1.0
+    assert listener.told == [claim]
+    assert caplog.messages == ["LLM calls could not be settled; it is tried again."]
+
+
+def test_bills_reach_the_spans_when_metrics_cannot_take_them(caplog: pytest.LogCaptureFixture) -> None:
+    """These may be recorded by anybody's meter provider; the spans would be held to the bound."""
+
+    class Refusing:
+        def settled(self, claims: Iterable[Claim]) -> None:
+            raise ValueError("no metrics")
+
+    office = Office()
+    spans = Listener()
+    desk = SettlingDesk(office.directory, lambda: [Refusing(), spans], clock_ns=office.clock)
+    claim = Claim()
+    desk.open(claim, None, None, "openai", "chat")
+    desk.close(claim)
+    assert spans.told == [claim]
+    assert caplog.messages == ["The bills of LLM calls did not reach everybody."]
+
+
 def test_only_calls_that_have_ended_are_waited_for_when_settling_is_hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that call without end would otherwise keep a flush, or the interpreter's exit, waiting to its bound."""
     office = Office()
