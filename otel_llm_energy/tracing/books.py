@@ -334,7 +334,8 @@ class Books:
     def _close(self, told: _Told) -> None:
         claim, ended_ns, prefill_seconds, decode_seconds, load_seconds, end_unix_ns = islice(told, 6)
         entry = claim.entry
-        if entry is None:
+        if entry is None:  # its beginning could not be entered
+            self._settled += 1
             return
         forced = claim.bill is not None  # while it was open
         if forced:

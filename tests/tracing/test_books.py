@@ -11,6 +11,7 @@ import pytest
 
 from otel_llm_energy.host.remote import RemoteLedger
 from otel_llm_energy.ledger.bill import Quality
+from otel_llm_energy.ledger.entry import Entry
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Reading
 from otel_llm_energy.tracing.accounts import Accounts
@@ -131,6 +132,22 @@ def test_one_event_that_cannot_be_entered_costs_no_other(caplog: pytest.LogCaptu
     assert later is not None
     assert (later.energy_nj, later.quality) == (50 * NJ_PER_JOULE, Quality.MEASURED)  # nobody is at work beside it
     assert [record.getMessage() for record in caplog.records] == ["An event of LLM calls cannot be entered."]
+
+
+def test_call_whose_beginning_cannot_be_entered_is_waited_for_by_nobody() -> None:
+    """Else meters would be read at the pace of open calls, and every flush take its time, from then on."""
+
+    class Refusing(Ledger):
+        def open(self, server: str, at_ns: int, route: str = "") -> Entry:
+            raise ValueError("no server")
+
+    books = Books(Refusing(0))
+    claim = Claim()
+    books.open(claim, "server", "chat")
+    books.close(claim, None)
+    assert books.settle() == []
+    assert books.settled == books.closed == 1
+    assert not books.busy
 
 
 @pytest.mark.parametrize("reason", ["not-held", "max-hold"])
