@@ -41,7 +41,7 @@ class CallMeter:
             claim = Claim(span_context)
             claim.opened_ns = call.started_ns
             for gate in self._joining.gates:
-                gate.bind(call.span, claim, call.context)
+                gate.bind(call.span, claim)  # the context of now is that around the call
             self._open(claim, call)
         self._claims[id(call)] = claim, call.span
 

@@ -205,7 +205,7 @@ class Gate:
         ``ends_for_certain`` says that the span is ended also when everybody has let go of it.
 
         A span that was not sampled or has ended displays nothing: the call then counts only for the ancestors, found
-        through ``parent_context``.
+        through ``parent_context``, the context around the call; ``None``: the one of now.
         """
         if not self._active:
             return False

@@ -67,6 +67,7 @@ class Measurement:
         self._find_runtime = runtime
         self._runtime: MeasuringRuntime | None = None
         self.context = Context()
+        self._outside = Context()
         self._outer: Measurement | None = None
         self._token: Any = None
         self._lock = threading.RLock()  # an abandoned stream within may end, and resume us, at any allocation
@@ -152,10 +153,10 @@ class Measurement:
         self._used = True
         self._runtime = self._find_runtime()
         tracer = trace.get_tracer("otel_llm_energy") if self._runtime is None else self._runtime.tracer
-        outside = get_current()
-        self.span = tracer.start_span(self._name, outside, attributes=self._attributes)
-        self.context = set_value(_KEY, self, trace.set_span_in_context(self.span, outside))
-        self._outer = measurement_in(outside)
+        self._outside = get_current()
+        self.span = tracer.start_span(self._name, self._outside, attributes=self._attributes)
+        self.context = set_value(_KEY, self, trace.set_span_in_context(self.span, self._outside))
+        self._outer = measurement_in(self._outside)
         if self._outer is not None:
             self._outer.pause()
         self._open()
@@ -177,7 +178,7 @@ class Measurement:
         claim = self._claim = self._newest_claim = Claim(self.span.get_span_context())
         claim.own_attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
         for gate in self._runtime.gates:
-            gate.bind(self.span, claim, self.context)
+            gate.bind(self.span, claim, self._outside)
         self._runtime.open_here(claim)
 
     def _close(self, *, last: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from openai import OpenAI
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,8 +13,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult, TraceIdRatioBased
 
+import otel_llm_energy
 from otel_llm_energy import conventions as names
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.discovery import Discovery
@@ -28,6 +30,8 @@ from otel_llm_energy.tracing.joint import Joint
 from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from otel_llm_instrumentation import ServerTimings
+from tests.instrument.asking import ask, measuring
+from tests.support.powercap import PowercapTree
 from tests.tracing.fakes import ManualClock
 
 CALLS = 200
@@ -171,6 +175,37 @@ def test_equal_calls_are_billed_equally_and_all_adds_up() -> None:
     consumed, left = found.totals[names.CONSUMPTION.name], found.totals[names.UNATTRIBUTED.name]
     assert round(consumed, 6) == 8.0 * CALLS
     assert round(consumed + left - found.totals[names.METERED.name], 6) == 0
+
+
+class LeavingOut(Sampler):
+    """Samples all spans but those of LLM calls and of measured work."""
+
+    def should_sample(self, parent_context: Context | None, trace_id: int, name: str, *_: object) -> SamplingResult:
+        left_out = name.startswith(("chat", "measured"))
+        return SamplingResult(Decision.DROP if left_out else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "LeavingOut"
+
+
+def test_span_above_has_the_joules_of_calls_and_work_that_a_sampler_leaves_out(
+    client: OpenAI, powercap: PowercapTree
+) -> None:
+    """The spans of these are known to nobody; what they are made in is."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=LeavingOut(), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with measuring(provider, powercap) as energy:
+        tracer = provider.get_tracer("app")
+        with tracer.start_as_current_span("asking"):
+            ask(client)
+        with tracer.start_as_current_span("working"), otel_llm_energy.measure("measured"):
+            sum(range(10_000_000))
+        energy.force_flush()
+    spans = {span.name: span.attributes or {} for span in exporter.get_finished_spans()}
+    assert sorted(spans) == ["asking", "working"]
+    for attributes in spans.values():
+        assert names.SUBTREE_JOULES in attributes, attributes
 
 
 def said(span: ReadableSpan) -> dict[str, object]:
