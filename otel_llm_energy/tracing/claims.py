@@ -125,6 +125,7 @@ class Claim:
         books, entry: the desk's: where the claim is kept; ``None`` where nothing meters its server.
         reason: the desk's: why ``books`` is ``None``.
         reached_server: False if nobody worked on the call.
+        closed: the desk's: its call has ended.
         whole: what the claim is a part of; ``None`` if it is an operation by itself.
         withdrawn: it turned out to be the claim of no call: its bill is shown and counted nowhere.
         bill: ``None`` until settled.
@@ -135,6 +136,7 @@ class Claim:
         "bill",
         "books",
         "cached_input_tokens",
+        "closed",
         "ended_ns",
         "entry",
         "facts",
@@ -167,6 +169,7 @@ class Claim:
         self.output_tokens: int | None = None
         self.whole: Whole | None = None
         self.reached_server = True
+        self.closed = False
         self.withdrawn = False
         self.bill: Bill | None = None
 

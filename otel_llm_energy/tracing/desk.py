@@ -134,6 +134,7 @@ class SettlingDesk:
 
     def close(self, claim: Claim, report: ServerReport | None = None, *, ended_ns: int | None = None) -> None:
         """A call has ended, or had at ``ended_ns`` (monotonic clock); its tokens are known."""
+        claim.closed = True
         station = self._station_of(claim)
         if station is not None:
             station.books.close(claim, report, ended_ns=ended_ns)

@@ -38,7 +38,7 @@ class Subtree:
     Attributes:
         bills, claims: settled and unsettled calls of the span itself, in the order of their start.
         has_calls_below: there are calls in descendants, too.
-        open: unsettled calls, here and below, whose spans have not ended.
+        open: unsettled calls, here and below, that go on: their spans have not ended.
         waiting: unsettled calls, here and below, whose spans ended no later than this one.
         energy_nj: sum of the bills here and below; ``None`` if none has any energy.
         estimated: some of that energy is estimated.
@@ -178,10 +178,20 @@ class SpanTree:
         self._ends += 1
         subtree = _subtree(node)
         subtree.ended_at = self._ends
+        for claim in [each for each in subtree.claims if not (each.closed or self._bindings[each].shown)]:
+            self._hand_up(claim, node)
         if subtree.claims:
             self._wait_for(subtree.claims, node)
         subtree.incomplete |= subtree.open > 0
         return subtree.waiting > 0
+
+    def _hand_up(self, claim: Claim, node: Node) -> None:
+        """The span ends before a call that it does not show: from now on that counts for one above, as in `bind`."""
+        _subtree(node).claims.remove(claim)
+        binding = self._open_binding(node, False, self._bindings.pop(claim).kept_alive)
+        if binding is not None:
+            self._bindings[claim] = binding
+            _subtree(binding.node).claims.append(claim)
 
     def _wait_for(self, claims: Sequence[Claim], node: Node) -> None:
         for claim in claims:

@@ -194,10 +194,41 @@ def test_ancestors_count_the_call_when_its_own_span_was_not_sampled() -> None:
     with line.tracer.start_as_current_span("root") as root:
         claim = Claim()
         shown = line.gate.bind(dropped, claim, trace.set_span_in_context(root))
+        claim.closed = True
     assert not shown
     line.desk.settle(claim, 2.0)
     assert line.sent() == ["root"]
     assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 2.0}
+
+
+def test_ancestor_does_not_wait_for_an_open_call_when_the_calls_own_span_was_not_sampled() -> None:
+    """It goes at once, as it would if there were a span of the call's; the ones above wait once the call has ended."""
+    line = Pipeline()
+    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
+    claim = Claim()
+    with line.tracer.start_as_current_span("root"):
+        with line.tracer.start_as_current_span("handler"):
+            line.gate.bind(dropped, claim)
+        assert line.sent() == ["handler"]
+        claim.closed = True
+    assert line.sent() == ["handler"]
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["handler", "root"]
+    assert line.out.attributes("handler") == {conventions.SUBTREE_INCOMPLETE: True}
+    assert line.out.attributes("root") == {conventions.SUBTREE_JOULES: 2.0}
+
+
+def test_nobody_waits_for_an_open_call_that_is_not_sampled_when_all_above_it_have_ended() -> None:
+    """What it is billed later changes nothing here."""
+    line = Pipeline()
+    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
+    claim = Claim()
+    with line.tracer.start_as_current_span("root"):
+        line.gate.bind(dropped, claim)
+    assert line.sent() == ["root"]
+    line.desk.settle(claim, 2.0)
+    assert line.sent() == ["root"]
+    assert line.out.attributes("root") == {conventions.SUBTREE_INCOMPLETE: True}
 
 
 def test_chain_ends_when_the_parent_is_remote() -> None:
