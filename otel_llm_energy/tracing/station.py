@@ -90,6 +90,7 @@ class Station:
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._lock = threading.Lock()
         self._idle_lock = threading.Lock()
+        self._stopped = False
         self._halts = 0
         self._not_before_ns = 0
         self._discovery: Poller | None = None
@@ -104,7 +105,8 @@ class Station:
             self.seat.start()
 
     def stop(self) -> None:
-        """Stop reading and close the meters."""
+        """Stop reading and close the meters, for good: the seat's thread may be late."""
+        self._stopped = True
         self.keep_idle()
         if self.seat is not None:
             self.seat.stop()
@@ -136,6 +138,8 @@ class Station:
         """Find the meters and servers and read them in background threads, from now on or ``not_before_ns``."""
         self.rest()
         with self._lock:
+            if self._stopped:
+                return
             self.holder_state = None
             self.left_out = ()
             self._not_before_ns = not_before_ns
@@ -162,7 +166,7 @@ class Station:
         known = None if self.holder_state is None else _channel_ids(self.holder_state)
         self.holder_state = state
         self.left_out = [LeftOut(*each) for each in state.left_out]
-        if known != _channel_ids(state):
+        if known != _channel_ids(state) and not self._stopped:
             self.rest()
             self.meters = list(self._edge_readers(_channel_ids(state)))
 

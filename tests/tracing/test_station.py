@@ -427,6 +427,18 @@ def test_meters_are_opened_anew_when_the_station_leads_again() -> None:
     assert machine.processes.closed
 
 
+def test_no_meter_is_read_any_more_when_the_seat_changes_its_place_after_the_stop(started: list[str]) -> None:
+    """Its thread may be reading a journal for longer than it is waited for."""
+    machine = Machine()
+    machine.at_edges = [machine.opened(machine.meter)]
+    station, state = machine.station, state_of(PACKAGE)
+    started.clear()
+    station.stop()
+    station.lead()
+    station.follow(state)
+    assert (started, station.meters, len(machine.at_edges)) == ([], [], 1)
+
+
 def test_idle_power_is_kept_now_and_then_and_when_the_station_stops() -> None:
     """A process that is killed has kept what it knew a minute ago."""
     machine, kept = Machine(), list[object]()
