@@ -239,11 +239,10 @@ class ServerWatch:
         if self._waiting:
             self._look_up_waiting()
         self._next_sample_ns = self._clock_ns() + ACTIVITY_GAP_NS
-        final = self.final
+        final, self.final = self.final, False  # before the sample is taken: who asks meanwhile asks for the next one
         keys = self._keys_by_id()
         sample = self._activity.sample()
         if sample is not None:
-            self.final = False
             sample = _with_keys(sample, keys, self._carried_ns())
             self._note_idle(sample)
             self._look_again(sample.by_server_ns)

@@ -379,6 +379,23 @@ def test_who_took_over_the_port_has_not_done_just_now_what_it_did_since_it_was_s
     assert (set(sums_ns[:-1]), sums_ns[-1]) == ({7}, 10)
 
 
+def test_next_sample_is_taken_at_once_for_who_asked_while_the_last_one_was_taken() -> None:
+    """That one may be of an instant before: a flush would wait for the regular one."""
+    sampled_ns, now_ns = list[int](), NS_PER_SECOND
+
+    class Asking(Idle):
+        def sample(self) -> ActivitySample:
+            sampled_ns.append(now_ns)
+            watch.final = len(sampled_ns) == 1
+            return super().sample()
+
+    watch = ServerWatch(Books(Ledger(0)), Asking(), lambda *_: OLLAMA, lambda: now_ns)
+    for _ in range(3):
+        watch.sample()
+        now_ns += 1
+    assert sampled_ns == [NS_PER_SECOND, NS_PER_SECOND + 1]
+
+
 class Snapshots(Idle):
     """Knows what each server had done a moment before it was found."""
 
