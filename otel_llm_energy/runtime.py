@@ -273,7 +273,8 @@ class Runtime:
         self.desk.max_hold_seconds = self._max_hold_seconds(period_seconds)
         for gate in self.joining.gates:
             gate.meter_period_seconds = period_seconds
-            gate.max_hold_seconds = self.desk.max_hold_seconds
+            if not gate.keeps_max_hold:
+                gate.max_hold_seconds = self.desk.max_hold_seconds
 
     def _settle_soon(self) -> None:
         self.desk.wake()

@@ -96,6 +96,9 @@ class Gate:
         max_held: see above.
         meter_period_seconds: `force_flush` waits at most so long for readings; the time between two of the meter.
         clock_ns: monotonic, nanoseconds.
+
+    Attributes:
+        keeps_max_hold: ``max_hold_seconds`` is this gate's own, however seldom there are readings.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Gate:
         self._health = Health()
         self.desk = desk
         self.meter_period_seconds = meter_period_seconds
+        self.keeps_max_hold = False
         self.watch: SpanWatch | None = None
         self._next = downstream
         self._style = style or enrich.Style()

@@ -50,7 +50,8 @@ class EnergySpanProcessor(SpanProcessor):
         next_processor: what exports.
         desk: what settles the calls; ``None`` to set ``gate.desk`` later.
         style: how much the spans say.
-        max_hold_seconds: a span waits at most so long for its energy, seconds; 0 never holds.
+        max_hold_seconds: a span waits at most so long for its energy, seconds; 0 never holds. ``None``: as long as
+            `instrument()` says, else 30 s.
         max_held: when more spans wait than that, the oldest leaves (`Gate`).
 
     Attributes:
@@ -63,7 +64,7 @@ class EnergySpanProcessor(SpanProcessor):
         desk: Desk | None = None,
         *,
         style: Style | None = None,
-        max_hold_seconds: float = DEFAULT_MAX_HOLD_SECONDS,
+        max_hold_seconds: float | None = None,
         max_held: int = DEFAULT_MAX_HELD,
     ) -> None:
         _wired.add(self)
@@ -71,9 +72,10 @@ class EnergySpanProcessor(SpanProcessor):
             Downstream(next_processor),
             desk or NoDesk(),
             style=style,
-            max_hold_seconds=max_hold_seconds,
+            max_hold_seconds=DEFAULT_MAX_HOLD_SECONDS if max_hold_seconds is None else max_hold_seconds,
             max_held=max_held,
         )
+        self.gate.keeps_max_hold = max_hold_seconds is not None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         self.gate.on_start(span, parent_context)

@@ -71,6 +71,20 @@ def test_call_of_another_library_is_one_call_when_its_span_comes_to_two_wired_pr
     assert first == second
 
 
+def test_processors_hold_for_as_long_as_each_was_told_when_they_are_wired_by_hand(powercap: PowercapTree) -> None:
+    """Else for as long as `instrument` was told. One that holds nothing is for a user's tests."""
+    processors = [EnergySpanProcessor(SimpleSpanProcessor(InMemorySpanExporter()), max_hold_seconds=0)]
+    processors.append(EnergySpanProcessor(SimpleSpanProcessor(InMemorySpanExporter())))
+    provider = TracerProvider(shutdown_on_exit=False)
+    for processor in processors:
+        provider.add_span_processor(processor)
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root), max_hold=7)
+    try:
+        until(lambda: [processor.gate.max_hold_seconds for processor in processors] == [0, 7])
+    finally:
+        handle.uninstrument()
+
+
 def test_spans_pass_through_the_wired_processor_when_nothing_measures_any_more(
     powercap: PowercapTree,
 ) -> None:
