@@ -431,12 +431,18 @@ class Gate:
     # Outside the mailbox: these call the desk, which may call back
 
     def _settle_forced(self) -> None:
-        while True:
+        """All that leave for one reason at once: each time may take half a second, where another process bills them."""
+        waiting: dict[str, tuple[list[Claim], list[_Held]]] = {}
+        while self._forced:
             try:
                 batch = self._forced.popleft()
-            except IndexError:
-                return
-            self._settle_batch(batch)
+            except IndexError:  # another thread was faster
+                break
+            claims, held = waiting.setdefault(batch.reason, ([], []))
+            claims += batch.claims
+            held += batch.held
+        for reason, (claims, held) in waiting.items():
+            self._settle_batch(_ForcedBatch(claims, reason, held))
 
     def _settle_batch(self, batch: _ForcedBatch) -> None:
         if batch.claims:

@@ -404,6 +404,31 @@ def test_ending_a_span_does_not_wait_when_the_desk_is_at_work() -> None:
     assert forcing == {"otel-llm-energy-forward"}
 
 
+def test_spans_over_the_limit_leave_together_when_the_desk_takes_its_time() -> None:
+    """It may have to ask another process, which does not answer: one after the other they would never catch up."""
+    line = Pipeline(max_held=16, forced_joules=0.5)
+    force, go, asked = line.desk.force, threading.Event(), threading.Event()
+    sizes: list[int] = []  # of what the desk is asked for at once
+
+    def force_once_told(claims: Iterable[Claim], reason: str) -> None:
+        sizes.append(len(list(claims)))
+        asked.set()
+        go.wait(30)
+        force(claims, reason)
+
+    line.desk.force = force_once_told  # type: ignore[method-assign]
+    for number in range(24):
+        span = line.tracer.start_span(f"chat {number}")
+        line.call(span)
+        span.end()
+        line.gate._mailbox.work()
+        assert number != 16 or asked.wait(20)
+    go.set()
+    until(lambda: len(line.out.names) == 8)
+    assert sizes == [1, 7]
+    line.gate.deactivate()
+
+
 def test_nothing_is_held_when_max_hold_is_zero() -> None:
     """Users' tests see every span as soon as it ended, with what is known."""
     line = Pipeline(max_hold_seconds=0.0, forced_joules=0.5)
