@@ -17,6 +17,7 @@ from otel_llm_energy.tracing.server_watch import ACTIVITY_GAP_NS
 from otel_llm_energy.troubles import Troubles
 
 _LONGEST_BACKOFF_SECONDS = 60.0
+_EDGES_AGAIN_NS = 10 * NS_PER_SECOND
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class MeterReader:
         self._poller = Poller(open_meter.meter.name, self._poll)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
+        self._no_edge_before_ns = 0
 
     def age_seconds(self, channel_id: str) -> float | None:
         """Of a channel's newest reading; ``None`` before the first."""
@@ -97,14 +99,19 @@ class MeterReader:
 
     def read_edge(self) -> None:
         """A reading in the caller's thread, unless there was one just now."""
-        if self._edges is None or self.problem is not None:
+        if self._edges is None:
             return
-        if not self._edges.take(self._clock_ns(), self.last_reading_ns):
+        now_ns = self._clock_ns()
+        if self.problem is not None and now_ns < self._no_edge_before_ns:
+            return
+        if not self._edges.take(now_ns, self.last_reading_ns):
             return
         try:
             self._read()
         except MeterError as error:
-            self.problem = error
+            self._note_problem(error)
+        else:
+            self.problem = None
 
     def _poll(self) -> float:
         pace = self.open_meter.meter.pace
@@ -127,8 +134,13 @@ class MeterReader:
             for listener in self._listeners:
                 listener(readings)
 
-    def _failed(self, error: MeterError, seconds: float) -> float:
+    def _note_problem(self, error: MeterError) -> None:
+        """Where another process reads the meters, and this one their edges alone, nobody else sees it end."""
         self.problem = error
+        self._no_edge_before_ns = self._clock_ns() + _EDGES_AGAIN_NS
+
+    def _failed(self, error: MeterError, seconds: float) -> float:
+        self._note_problem(error)
         self._failures += 1
         self._troubles.warn(error.reason, "%s", error)
         self._on_reading(self)

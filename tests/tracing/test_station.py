@@ -253,6 +253,26 @@ def test_member_reads_at_edges_what_its_holder_reads_and_opens_it_anew_only_when
     assert second.closes == 1
 
 
+def test_member_reads_at_edges_again_when_that_failed_for_a_while() -> None:
+    """The driver may have been loaded anew: no thread reads these counters in this process, and would see it."""
+    machine = Machine()
+    machine.at_edges = [machine.opened(machine.meter)]
+    station = machine.station
+    station.follow(state_of(PACKAGE))
+    machine.meter.error = MeterError("meter-unreadable", "The driver was unloaded.")
+    station.read_edge()
+    machine.meter.error = None
+    machine.clock.advance(9.9)
+    station.read_edge()
+    assert machine.meter.reads == 0
+    machine.clock.advance(0.2)
+    for _ in range(2):
+        station.read_edge()
+        machine.clock.advance(0.1)
+    assert machine.meter.reads == 2
+    station.stop()
+
+
 def test_member_says_what_its_holder_says_of_the_meters() -> None:
     """Its own, which it reads at edges only, may know of no problem."""
     machine = Machine()
