@@ -31,7 +31,7 @@ class CallMeter:
         self._facts = CallFacts()  # of the last call; most are of calls like the one before
 
     def call_started(self, call: CallView) -> None:
-        self._runtime.hook_exit()
+        self._runtime.before_call()
         span_context = call.span.get_span_context()
         for gate in self._joining.gates:
             self._runtime.unobserved.give_up_above(gate, span_context, call.operation)

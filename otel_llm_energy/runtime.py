@@ -134,7 +134,7 @@ class Runtime:
 
     def open_here(self, claim: Claim) -> None:
         """Work of this process begins."""
-        self.hook_exit()
+        self.before_call()
         self.desk.open_here(claim)
 
     def close_here(self, claim: Claim) -> None:
@@ -145,10 +145,10 @@ class Runtime:
         """Work in several parts has ended of which all claims were settled before."""
         self._metrics.ended(whole)
 
-    def hook_exit(self) -> None:
-        """At the first call, see that no call's energy is lost at the interpreter's exit.
+    def before_call(self) -> None:
+        """Start what a forked child has not started yet, and see that no call's energy is lost at the exit.
 
-        Registered so late, it runs before the meter provider's own hook, which exports for the last time.
+        Registered so late, the hook runs before the meter provider's own, which exports for the last time.
         """
         if self._to_start_afresh:
             self._start_in_child()

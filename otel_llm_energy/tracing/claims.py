@@ -180,7 +180,7 @@ class Claim:
 
 
 class ClaimListener(Protocol):
-    """Told of settled claims, by the settling thread; must not block."""
+    """Told of settled claims by whoever settled them: a thread of ours, or that of a call; must not block."""
 
     def settled(self, claims: Iterable[Claim]) -> None: ...
 

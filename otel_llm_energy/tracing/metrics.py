@@ -98,7 +98,7 @@ class EnergyMetrics:
             instruments.unattributed.add(joules, {**_channel_attributes(channel), conventions.REASON: reason})
 
     def leave(self) -> None:
-        """Record no more, and be asked no more at collections."""
+        """Be asked no more at collections; what was recorded in until now takes the last bills, if there are any."""
         self._left = True
         if self._made is not None:
             self._made.observed.leave(self._source)

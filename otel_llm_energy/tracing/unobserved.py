@@ -82,7 +82,7 @@ class UnobservedCalls:
         self._ended.append(claim)
 
     def settled(self, claims: Iterable[Claim]) -> None:
-        """Forget calls of long ago; here, since to free them takes longer than all else of `note_ended`."""
+        """Withdraw and forget what is of no use any more; here, since to free calls takes longer than to note them."""
         self._withdraw_thrown_away()
         while len(self._ended) > _MOST_ENDED:
             self._ended.popleft()
