@@ -127,7 +127,8 @@ class Gate:
         self._tree = SpanTree()
         self._mailbox = Mailbox(self._action_failed, self._most_noted)
         self._forwarder: Forwarder[Outgoing] = Forwarder(self._deliver, self.tick, 2 * max_held)
-        self._held: dict[int, _Held] = {}  # by span id, in the order of their ends; for the mailbox alone
+        # In the order of their ends, by the identity of their nodes, as ids are one trace's; for the mailbox alone.
+        self._held: dict[int, _Held] = {}
         self._forced: deque[_ForcedBatch] = deque()
         self._first_deadline_ns: int | None = None
         self._active = True
@@ -352,7 +353,10 @@ class Gate:
             self._send(node, span)
 
     def _hold(self, node: Node, span: ReadableSpan, deadline_ns: int) -> None:
-        self._held[node.span_id] = _Held(node, span, deadline_ns)
+        earlier = self._held.get(id(node))
+        if earlier is not None:  # of two open spans with one id
+            self._release(earlier)
+        self._held[id(node)] = _Held(node, span, deadline_ns)
         self._health.held += 1
         if self._first_deadline_ns is None:
             self._first_deadline_ns = deadline_ns
@@ -369,12 +373,12 @@ class Gate:
                     continue
                 bill = unavailable(forced_for)  # the desk failed; the span must leave
             for node in self._tree.settle(claim, bill):
-                held = self._held.get(node.span_id)
-                if held is not None and held.node is node:
+                held = self._held.get(id(node))
+                if held is not None:
                     self._release(held)
 
     def _release(self, held: _Held) -> None:
-        del self._held[held.node.span_id]
+        del self._held[id(held.node)]
         self._health.held -= 1
         self._send(held.node, held.span)
 
@@ -404,7 +408,7 @@ class Gate:
         """
         claims: list[Claim] = []
         for held in overdue:
-            self._held[held.node.span_id] = self._held.pop(held.node.span_id)
+            self._held[id(held.node)] = self._held.pop(id(held.node))
             held.deadline_ns = self._clock_ns() + self._max_hold_ns
             if held.node.subtree is not None:
                 claims += held.node.subtree.claims
@@ -413,7 +417,7 @@ class Gate:
 
     def _let_go(self, leaving: Sequence[_Held]) -> None:
         for held in leaving:
-            if self._held.get(held.node.span_id) is held:
+            if self._held.get(id(held.node)) is held:
                 self._release(held)
 
     def _count_passed(self, bills: Iterable[tuple[Claim, Bill]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm_energy import conventions
@@ -315,6 +316,30 @@ def test_each_held_span_leaves_at_its_own_bound_when_an_earlier_one_has_left() -
     line.clock.advance(2.0)
     assert line.sent() == ["first", "second"]
     assert line.gate.tick() == 1.0  # there is no bound any more that is due
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_no_span_is_lost_when_two_that_are_held_have_one_id(overlapping: bool) -> None:
+    """It is to be unique in its trace alone, and a test's id generator may begin anew."""
+
+    class Same(RandomIdGenerator):
+        def generate_span_id(self) -> int:
+            return 1
+
+    line = Pipeline(provider=TracerProvider(id_generator=Same(), shutdown_on_exit=False))
+    spans = []
+    for name in ("first", "second"):
+        span = line.tracer.start_span(name)
+        line.call(span)
+        spans.append(span)
+        if not overlapping:
+            span.end()
+    if overlapping:
+        for span in spans:
+            span.end()
+    line.clock.advance(30)
+    assert line.sent() == ["first", "second"]
+    assert line.gate.health.held == 0
 
 
 def test_another_bound_holds_for_spans_that_end_from_then_on() -> None:
