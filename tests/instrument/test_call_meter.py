@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN
 
@@ -29,10 +30,8 @@ class _Runtime:
         self.closed.append(claim)
 
 
-def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_yet() -> None:
-    """One may be set between the call's end and its settling, and then counts it."""
-    runtime: Any = _Runtime()
-    call: Any = SimpleNamespace(
+def _call() -> Any:
+    return SimpleNamespace(
         span=INVALID_SPAN,
         owns_span=True,
         in_process=False,
@@ -53,6 +52,12 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
         error_type=None,
         reached_server=True,
     )
+
+
+def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_yet() -> None:
+    """One may be set between the call's end and its settling, and then counts it."""
+    runtime: Any = _Runtime()
+    call = _call()
     meter = CallMeter(runtime)
     meter.call_started(call)
     meter.call_ended(call)
@@ -64,3 +69,18 @@ def test_call_keeps_the_attributes_of_its_metrics_when_no_meter_provider_is_set_
         "server.address": "127.0.0.1",
         "server.port": 8080,
     }
+
+
+def test_call_that_could_not_be_opened_is_closed_all_the_same() -> None:
+    """Its span waits for that, and so does a `measure()` around it."""
+
+    def fail(*_: object) -> None:
+        raise OSError("no meter")
+
+    runtime: Any = _Runtime()
+    runtime.open = fail
+    meter, call = CallMeter(runtime), _call()
+    with pytest.raises(OSError, match="no meter"):
+        meter.call_started(call)
+    meter.call_ended(call)
+    assert len(runtime.closed) == 1
