@@ -95,7 +95,6 @@ class Forwarder(Generic[_Item]):
         """Start afresh, as a forked child must: its parent sends what is queued."""
         self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._cannot_start = False
 
     def __len__(self) -> int:
         return self._queue.qsize()
@@ -105,12 +104,13 @@ class Forwarder(Generic[_Item]):
         return self._queue.qsize() >= self._capacity
 
     def start(self) -> None:
-        """See that the thread runs, unless the interpreter is exiting: then `flush` sends."""
-        if self._thread is not None or self._cannot_start:
+        """See that the thread runs, if one can be started: else `flush` sends, or the thread that starts later."""
+        if self._thread is not None:
             return
         # Made together and by the names of now: gevent may have replaced both, and a green thread that waits at a queue
         # of the other kind would stop all others.
-        self._queue = queue.SimpleQueue()
+        if self._queue.empty():  # else no thread could be started before
+            self._queue = queue.SimpleQueue()
         context = contextvars.Context()
         thread = threading.Thread(target=context.run, args=(self._run,), name="otel-llm-energy-forward", daemon=True)
         self._thread = thread
@@ -118,7 +118,6 @@ class Forwarder(Generic[_Item]):
             thread.start()
         except RuntimeError:
             self._thread = None
-            self._cannot_start = True
 
     def put(self, item: _Item) -> None:
         self.start()

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_llm_energy.tracing.forks import rest_for_ever
 from otel_llm_energy.tracing.forward import Downstream, Forwarder
+from tests.support.waiting import until
 
 
 def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +31,24 @@ def test_items_go_through_the_queue_of_now_when_it_was_replaced_meanwhile(monkey
     assert forwarder.stop(timeout_seconds=10)
     assert sent == ["first", "second"]
     assert len(made) == 1
+
+
+def test_items_are_sent_in_order_when_the_thread_can_be_started_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on processes may be reached for a moment; else all would wait for a flush, or the exit."""
+    start, failures = threading.Thread.start, [RuntimeError("can't start new thread")] * 2
+
+    def fail_twice(thread: threading.Thread) -> None:
+        if failures:
+            raise failures.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_twice)
+    sent: list[str] = []
+    forwarder: Forwarder[str] = Forwarder(sent.append, lambda: 60.0, capacity=8)
+    for item in ("first", "second", "third"):
+        forwarder.put(item)
+    until(lambda: sent == ["first", "second", "third"])
+    assert forwarder.stop(timeout_seconds=10)
 
 
 def test_forwarder_of_the_parent_sends_nothing_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
