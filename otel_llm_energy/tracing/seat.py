@@ -209,9 +209,7 @@ class Seat:
         with suppress_instrumentation():
             while not self._stopping.is_set():
                 try:
-                    self._serve_in_place()
-                except BoardError as error:
-                    self._work_alone(error)
+                    self._share()
                 except Exception:  # noqa: BLE001 - the thread must outlive whatever goes wrong
                     if not self._is_parents:  # else what it waited at was closed
                         self._warn_of_failure()
@@ -223,9 +221,18 @@ class Seat:
     def _warn_of_failure(self) -> None:
         self._troubles.warn("seat", "Sharing the metering failed and is tried again.", exc_info=True)
 
+    def _share(self) -> None:
+        """Take part in the board for a while, or work alone where that cannot be."""
+        try:
+            self._serve_in_place()
+        except BoardError as error:
+            self._work_alone(error)
+
     def _serve_in_place(self) -> None:
         """Hold the board, be a member, or work alone, until that is over or is to be tried anew."""
         holding = self._holding
+        if holding is not None or self._error is not None:
+            self._lead()  # if no thread could be started when it took this place
         if holding is not None:
             holding.serve()
             if not self._stopping.is_set():
@@ -361,11 +368,11 @@ class Seat:
 
     def _lead(self) -> None:
         if not self._leading:
-            self._leading = True
             ledger = self._books.ledger
             last_read_ns = ledger.register.last_read_ns if isinstance(ledger, SharedLedger) else 0
             # An exporter that was asked by the holder before us just now must not be asked too soon again.
             self._metering.lead(last_read_ns + self._pause_ns)
+            self._leading = True
 
     def _become_member(self) -> None:
         """Another process reads the meters; it hears of our calls as soon as it is found."""

@@ -186,6 +186,36 @@ def test_next_holder_waits_as_long_as_the_meter_needs_between_two_readings(tmp_p
         assert meters.not_before_ns == NS_PER_SECOND
 
 
+class MetersThatFailOnce(Meters):
+    """The first time no thread can be started that reads them."""
+
+    failed = False
+
+    def lead(self, not_before_ns: int = 0) -> None:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("can't start new thread")
+        super().lead(not_before_ns)
+
+
+@pytest.mark.parametrize("role", ["holder", "alone"])
+def test_meters_are_read_at_the_next_try_when_no_thread_can_be_started_as_the_place_changes(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on processes was reached just then; else nobody would read them for all, or for the one that is alone."""
+    monkeypatch.setattr(seats, "PATIENCE_SECONDS", 0.05)
+    rules, meters = rules_in(tmp_path), MetersThatFailOnce(Books(Ledger(0)))
+    first = Seat(rules, Meters(Books(Ledger(0))), Ledger, settle=lambda: None, records=lambda: True)
+    first.start()
+    with seated(rules if role == "holder" else replace(rules, settings="other"), meters) as second:
+        if role == "holder":
+            until(lambda: meters.follows)
+            first.stop()
+        until(lambda: meters.leads)
+        assert (second.status.role, second.leads) == (role, True)
+    first.stop()
+
+
 @pytest.mark.parametrize("listens", [True, False])
 def test_board_is_taken_when_its_holder_has_not_answered_for_long(
     listens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
