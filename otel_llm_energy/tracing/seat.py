@@ -259,7 +259,8 @@ class Seat:
         error: LinkError | None = None
         try:
             self._membership = Membership(self._participant, self._accepted, self._folder, number)
-            self._membership.serve()
+            if not self._stopping.is_set():  # or whoever set it may have looked for a membership before there was one
+                self._membership.serve()
         except LinkError as broken:
             error = broken
         # One that was refused hangs up only when it tries again: the holder is to know that there is a stranger.

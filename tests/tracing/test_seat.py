@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -184,6 +186,33 @@ def test_next_holder_waits_as_long_as_the_meter_needs_between_two_readings(tmp_p
         first.stop()
         until(lambda: meters.leads)
         assert meters.not_before_ns == NS_PER_SECOND
+
+
+def test_seat_that_is_stopped_just_as_it_becomes_a_member_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops it may look for a membership before there is one, and would wait in vain for its end."""
+    served: list[Seat] = []
+
+    class JustBefore(membership.Membership):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            connecting.set()
+            assert second._stopping.wait(20)
+
+        def serve(self) -> None:
+            served.append(second)
+
+    connecting = threading.Event()
+    rules = rules_in(tmp_path)
+    with seated(rules, Meters(Books(Ledger(0)))):
+        monkeypatch.setattr(seats, "Membership", JustBefore)
+        second = Seat(rules, Meters(Books(Ledger(0))), Ledger, settle=lambda: None, records=lambda: True)
+        second.start()
+        assert connecting.wait(20)
+        second.stop()
+        second._thread.join(20)
+    assert not served
 
 
 class MetersThatFailOnce(Meters):
