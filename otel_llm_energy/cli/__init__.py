@@ -34,6 +34,16 @@ def require_demo_extra(modules: Sequence[str]) -> None:
         raise CommandError(f"{' and '.join(lacking)} missing. Run: pip install 'otel-llm-energy[demo]'")
 
 
+def missing_library(error: Exception) -> str | None:
+    """What to say where a package is there and a library that it loads is not, such as OpenMP's in slim images."""
+    library, _, reason = str(error).partition(": ")
+    if "cannot open shared object file" not in reason:
+        return None
+    name = library.partition(".so")[0]
+    package = f"{name}1" if name == "libgomp" else name
+    return f"{library} missing, a library of the system. Install it; on Debian and Ubuntu: apt install {package}"
+
+
 def typed(subcommand: str) -> str:
     """What the user is to type for it: after ``make demo`` the program is not on the path, and is called by its own."""
     called = sys.argv[0]

@@ -20,6 +20,7 @@ from threading import Timer
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from otel_llm_energy.cli import missing_library
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError
 
 _START_SECONDS = 60
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         server = _serve(options)
     except ImportError as err:
-        print(f"{err}. Install it with: pip install 'otel-llm-energy[demo]'", file=sys.stderr)
+        print(missing_library(err) or f"{err}. Run: pip install 'otel-llm-energy[demo]'", file=sys.stderr)
         return 1
     except RuntimeError as err:
         print(f"{options.model}: llama.cpp does not serve it; is it a whole GGUF file? ({err})", file=sys.stderr)

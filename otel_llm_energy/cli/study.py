@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_llm_energy.cli import CommandError, require_demo_extra, typed
+from otel_llm_energy.cli import CommandError, missing_library, require_demo_extra, typed
 from otel_llm_energy.cli.metering import learn_baseline, missing, status_once_discovered
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
@@ -33,6 +33,11 @@ def study_errors() -> Iterator[None]:
         raise CommandError(str(error)) from error
     except ModuleNotFoundError as error:
         raise CommandError(f"{error.name} missing. Run: pip install 'otel-llm-energy[study]'") from error
+    except OSError as error:
+        missing = missing_library(error)  # so ctypes says it
+        if missing is None:
+            raise
+        raise CommandError(missing) from error
 
 
 def distinct_folders(asked: argparse.Namespace) -> list[Path]:

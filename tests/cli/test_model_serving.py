@@ -66,6 +66,21 @@ def test_error_is_raised_when_there_is_no_model_file(tmp_path: Path) -> None:
         ModelServer(ServerOptions(tmp_path / "none.gguf")).start()
 
 
+def test_error_names_the_package_when_a_library_of_the_system_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in slim images, where it told people to install what they had. (llama.cpp's module is played here.)"""
+    said = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "xllamacpp.py").write_text(f"raise ImportError({said!r})")
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    with pytest.raises(ModelError, match="did not start"):
+        ModelServer(ServerOptions(tmp_path / "model.gguf")).start()
+    assert capfd.readouterr().err == (
+        "libgomp.so.1 missing, a library of the system. Install it; on Debian and Ubuntu: apt install libgomp1\n"
+    )
+
+
 def test_error_names_the_file_when_it_is_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One line, and not a traceback of ours."""
     (tmp_path / "text.gguf").write_text("no model")

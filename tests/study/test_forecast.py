@@ -69,6 +69,21 @@ def test_intervals_hold_what_they_say_when_few_calls_were_seen(calls: int) -> No
     assert np.mean(held) == pytest.approx(0.9, abs=0.02)
 
 
+def test_command_names_the_package_when_a_library_of_the_system_is_missing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LightGBM loads OpenMP's, which slim images lack. (LightGBM is played here.)"""
+    said = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "lightgbm.py").write_text(f"raise OSError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lightgbm", raising=False)
+    assert main(["study", "forecast", "fit", str(small), "--out", str(tmp_path / "model")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "otel-llm-energy: libgomp.so.1 missing, a library of the system. "
+        "Install it; on Debian and Ubuntu: apt install libgomp1"
+    )
+
+
 def test_command_says_what_intervals_hold_when_too_few_calls_were_seen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
