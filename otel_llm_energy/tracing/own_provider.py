@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -37,27 +37,29 @@ def set_up_tracing() -> trace.TracerProvider:
         _logger.warning(
             "%s is not heeded where an app has no tracing of its own; opentelemetry-instrument heeds it.", _CONFIG_FILE
         )
-    provider = TracerProvider()
+    provider = TracerProvider(shutdown_on_exit=False)
     kinds = _choices("OTEL_TRACES_EXPORTER", _EXPORTERS)
     with _warning_of("Spans"):
         for exporter in [_span_exporter(kind) for kind in kinds if kind != "none"]:
             provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
+    shut_down: Callable[[], None] = provider.shutdown
     if not records(metrics.get_meter_provider()):
         with _warning_of("Metrics"):
-            _set_up_metrics(provider)
+            shut_down = _set_up_metrics(provider)
+    atexit.register(shut_down)
     _logger.info("No tracer provider was set up before the first LLM call: made one, exporter %s.", ", ".join(kinds))
     return trace.get_tracer_provider()
 
 
-def _set_up_metrics(provider: TracerProvider) -> None:
+def _set_up_metrics(provider: TracerProvider) -> Callable[[], None]:
+    """Returns what ends both providers at the exit."""
     kinds = _choices("OTEL_METRICS_EXPORTER", _EXPORTERS)
     exporters = [_metric_exporter(kind) for kind in kinds if kind != "none"]
     readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
-    meter_provider = MeterProvider(metric_readers=readers)
+    meter_provider = MeterProvider(metric_readers=readers, shutdown_on_exit=False)
     metrics.set_meter_provider(meter_provider)
-    if readers and metrics.get_meter_provider() is meter_provider:
-        atexit.register(_ShutDownTogether(provider, meter_provider))
+    return _ShutDownTogether(provider, meter_provider) if readers else provider.shutdown
 
 
 @contextmanager
@@ -72,7 +74,8 @@ def _warning_of(what: str) -> Iterator[None]:
 class _ShutDownTogether:
     """At exit, shuts both providers down at once: each waits some seconds for a collector that is not there.
 
-    Its thread sleeps until then, since none can be started any more while the interpreter is exiting.
+    Its thread sleeps until then, since none can be started any more while the interpreter is exiting. The providers
+    have no hooks of their own: from Python 3.14 on these would run, and complain, though both are shut down by then.
     """
 
     def __init__(self, tracer_provider: TracerProvider, meter_provider: MeterProvider) -> None:
@@ -83,14 +86,21 @@ class _ShutDownTogether:
         self._thread.start()
 
     def __call__(self) -> None:
-        # In a forked child the thread is missing; the providers' own hooks then do it one after the other.
-        if self._thread.is_alive() and not getattr(self._meter_provider, "_shutdown", False):
-            self._exiting.set()
+        if not self._thread.is_alive():  # in a forked child
             self._tracer_provider.shutdown()
-            self._thread.join(_LONGEST_SHUTDOWN_SECONDS)
+            self._end_metrics()
+            return
+        self._exiting.set()
+        self._tracer_provider.shutdown()
+        self._thread.join(_LONGEST_SHUTDOWN_SECONDS)
 
     def _run(self) -> None:
         self._exiting.wait()
+        self._end_metrics()
+
+    def _end_metrics(self) -> None:
+        if getattr(self._meter_provider, "_shutdown", False):  # by the app; the SDK would complain
+            return
         try:
             self._meter_provider.shutdown()
         except Exception:  # where the SDK does it, it would be written out and go no further

@@ -24,6 +24,18 @@ set_up_tracing().get_tracer("app").start_span("first call").end()
 """
 
 
+_FORKS = """
+import os
+from otel_llm_energy.tracing.own_provider import set_up_tracing
+
+provider = set_up_tracing()
+if os.fork():
+    os.wait()
+else:
+    provider.get_tracer("app").start_span("of the child").end()
+"""
+
+
 class Meeting:
     """Where the ends of spans and of metrics wait for each other, as each would for a collector that is not there."""
 
@@ -69,6 +81,20 @@ def test_nothing_is_ended_twice_when_the_app_has_shut_its_metrics_down(caplog: p
     meter_provider.shutdown()
     hook()
     assert caplog.messages == []
+
+
+def test_nothing_is_said_when_hooks_cannot_be_taken_away_at_the_exit() -> None:
+    """As from Python 3.14 on: the providers' own hooks ran after ours, and the SDK complained. (Played on others.)"""
+    done = _run_app("import atexit\natexit.unregister = lambda hook: None\n" + _APP)
+    assert "first call" in done.stdout
+    assert done.stderr == ""
+
+
+def test_spans_leave_a_forked_child_when_it_exits() -> None:
+    """It has not the thread that would end its metrics meanwhile."""
+    done = _run_app(_FORKS)
+    assert done.stdout.count('"name": "of the child"') == 1
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -118,9 +144,9 @@ def test_protocol_is_that_of_the_signal_when_it_has_one_of_its_own(
         exporter.shutdown()
 
 
-def _run_app(**settings: str) -> subprocess.CompletedProcess[str]:
+def _run_app(app: str = _APP, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", _APP],
+        [sys.executable, "-c", app],
         env={**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console", **settings},
         capture_output=True,
         text=True,
