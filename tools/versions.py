@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +37,13 @@ class Row:
     """One environment.
 
     Attributes:
-        python: as in ``python3.10``; where the machine has none, the one that runs this.
+        pythons: as in ``python3.10``, the first that the machine has; where it has none, the one that runs this.
         pins: versions that differ from those of ``requirements-dev.txt``.
         left_free: packages that have to follow the pins; a trailing ``*`` stands for any rest of a name.
     """
 
     name: str
-    python: str
+    pythons: tuple[str, ...]
     pins: dict[str, str]
     left_free: tuple[str, ...] = field(default=())
 
@@ -50,7 +51,7 @@ class Row:
 ROWS: Final = (
     Row(
         "oldest",
-        "3.10",
+        ("3.10",),
         {
             "openai": "1.26.0",
             "ollama": "0.3.0",
@@ -66,9 +67,9 @@ ROWS: Final = (
         },
         ("opentelemetry-*", "protobuf", "types-*", "async-timeout", "multidict"),
     ),
-    Row("openai1", "3.13", {"openai": "1.109.1", "ollama": "0.4.9"}),
-    Row("openai2", "3.10", {"openai": "2.54.0", "ollama": "0.5.4"}),
-    Row("newest", "3.13", {}),
+    Row("openai1", ("3.13",), {"openai": "1.109.1", "ollama": "0.4.9"}),
+    Row("openai2", ("3.10",), {"openai": "2.54.0", "ollama": "0.5.4"}),
+    Row("newest", ("3.15", "3.14", "3.13"), {}),
 )
 
 
@@ -117,7 +118,7 @@ def _run(row: Row, pytest_arguments: list[str]) -> tuple[bool, str]:
 def environment(row: Row) -> Path:
     """The interpreter of a row's environment, which is made if there is none for these pins."""
     constraints = "\n".join(f"{name}=={version}{marker}" for name, version, marker in _pins(row))
-    interpreter = _interpreter(row.python)
+    interpreter = _interpreter(row.pythons)
     key = hashlib.sha256(f"{interpreter} {constraints} {_NEEDED}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"versions-{row.name}-{key}"
     python = folder / "bin" / "python"
@@ -148,13 +149,14 @@ def _is_free(name: str, left_free: tuple[str, ...]) -> bool:
     return any(name.startswith(free[:-1]) if free.endswith("*") else name == free for free in left_free)
 
 
-def _interpreter(version: str) -> str:
-    """A Python of this version: on the path, or among pyenv's; else the one that runs this."""
-    places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")]
-    for found in (*places, shutil.which(f"python{version}")):
-        if found is not None and _answers(found, version):
-            return str(found)
-    print(f"There is no Python {version} here; {sys.executable} takes its place.", file=sys.stderr)
+def _interpreter(versions: Sequence[str]) -> str:
+    """The first Python of these that is on the path or among pyenv's; else the one that runs this."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for version in versions:
+        for found in (*pyenv.glob(f"versions/{version}.*/bin/python"), shutil.which(f"python{version}")):
+            if found is not None and _answers(found, version):
+                return str(found)
+    print(f"There is no Python {' or '.join(versions)} here; {sys.executable} takes its place.", file=sys.stderr)
     return sys.executable
 
 
