@@ -29,7 +29,7 @@ from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWat
 from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.joining import Joining
 from otel_llm_energy.tracing.late import LateTracerProvider
-from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, records
+from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, is_shut_down, records
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.reader import ReadingListener
 from otel_llm_energy.tracing.unobserved import UnobservedCalls
@@ -165,7 +165,7 @@ class Runtime:
         self.desk.report_balance()  # the last of it: the metrics go out for the last time next
 
     def _at_exit_of_worker(self) -> None:
-        """The providers have no hook there: what their batches and counters hold is exported now, or never.
+        """Hooks of providers that were made before the fork do not run there: what they hold is exported now, or never.
 
         Both at once: each waits some seconds for a collector that is not there.
         """
@@ -192,9 +192,10 @@ class Runtime:
         return flushed & self._flush_metrics(remaining_millis())
 
     def _flush_metrics(self, timeout_millis: int) -> bool:
-        flush = getattr(self._metrics.provider, "force_flush", None)
+        provider = self._metrics.provider
+        flush = getattr(provider, "force_flush", None)
         try:
-            return flush is None or flush(timeout_millis) is not False
+            return flush is None or is_shut_down(provider) or flush(timeout_millis) is not False
         except Exception:
             _logger.warning("The metrics could not be flushed.", exc_info=True)
             return False

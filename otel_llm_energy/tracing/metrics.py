@@ -118,6 +118,11 @@ def records(provider: MeterProvider) -> bool:
     return not type(provider).__module__.startswith("opentelemetry.metrics")
 
 
+def is_shut_down(provider: MeterProvider) -> bool:
+    """Whether it is, as far as it says; the SDK complains of whatever is asked of it then."""
+    return bool(getattr(provider, "_shutdown", False))
+
+
 class _Source(NamedTuple):
     """Whom the observable instruments ask at a collection."""
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
-from otel_llm_energy.tracing.metrics import records
+from otel_llm_energy.tracing.metrics import is_shut_down, records
 
 _CONFIG_FILE: Final = "OTEL_CONFIG_FILE"
 _HTTP: Final = "http/protobuf"
@@ -99,7 +99,7 @@ class _ShutDownTogether:
         self._end_metrics()
 
     def _end_metrics(self) -> None:
-        if getattr(self._meter_provider, "_shutdown", False):  # by the app; the SDK would complain
+        if is_shut_down(self._meter_provider):  # by the app
             return
         try:
             self._meter_provider.shutdown()
