@@ -242,7 +242,9 @@ class ServerWatch:
         final, self.final = self.final, False  # before the sample is taken: who asks meanwhile asks for the next one
         keys = self._keys_by_id()
         sample = self._activity.sample()
-        if sample is not None:
+        if sample is None:
+            self.final |= final
+        else:
             sample = _with_keys(sample, keys, self._carried_ns())
             self._note_idle(sample)
             self._look_again(sample.by_server_ns)

@@ -396,6 +396,22 @@ def test_next_sample_is_taken_at_once_for_who_asked_while_the_last_one_was_taken
     assert sampled_ns == [NS_PER_SECOND, NS_PER_SECOND + 1]
 
 
+def test_sample_that_somebody_asked_for_is_tried_again_when_it_could_not_be_taken() -> None:
+    """The kernel's figures could not be read just then."""
+    taken = list[ActivitySample | None]()
+
+    class FailingOnce(Idle):
+        def sample(self) -> ActivitySample | None:
+            taken.append(super().sample() if taken else None)
+            return taken[-1]
+
+    watch = ServerWatch(Books(Ledger(0)), FailingOnce(), lambda *_: OLLAMA, lambda: NS_PER_SECOND)
+    watch.final = True
+    for _ in range(3):
+        watch.sample()
+    assert [each is not None for each in taken] == [False, True]
+
+
 class Snapshots(Idle):
     """Knows what each server had done a moment before it was found."""
 
