@@ -151,8 +151,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a whole file in place of an old one, or leave the old one. Raises `OSError`."""
-    with replacing(path) as partial:
+    """Put a whole file in place of an old one, or leave the old one. Raises `OSError`.
+
+    A link stays one, to the new file; what is no file, as ``/dev/stdout`` and pipes, is written to.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+        return
+    with replacing(Path(os.path.realpath(path)) if path.is_symlink() else path) as partial:
         partial.write_bytes(content)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -245,3 +246,29 @@ def test_file_cannot_be_replaced_when_it_is_a_folder(
     with pytest.raises(OSError, match=r"irectory|busy"):
         replace_file(Path(folder), b"content")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "there"]
+
+
+def test_what_is_no_file_is_written_to_when_a_file_is_put_there(tmp_path: Path) -> None:
+    """Whoever writes a page to a pipe, or as root to a device, finds it there afterwards as before."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        replace_file(pipe, b"content")
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_link_stays_one_when_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
+    """As it would if it were opened and written; also where there is no file behind it yet."""
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    link.symlink_to(file)
+    for content in (b"first", b"second"):
+        replace_file(link, content)
+        assert link.is_symlink()
+        assert file.read_bytes() == content
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["file"]
