@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import io
 import os
@@ -21,6 +22,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 UNREAD = 141
 """Exit code where nobody reads what is printed any more (``| head``), as shells have it: 128 + SIGPIPE."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CommandError(Exception):
@@ -65,17 +68,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Σ shows ?, rather than nothing after all calls
     try:
-        code = _run_to_the_end(command, asked)
-        sys.stdout.flush()  # at the exit it would be too late to be told
-        return code
+        return _run_to_the_end(command, asked)
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
         return UNREAD
+
+
+def _open_what_is_closed() -> None:
+    """Python has ``None`` where a shell's ``>&-`` closed it; the next file would get its number, and what is said."""
+    for name in ("stdin", "stdout", "stderr"):  # each takes the lowest number that is free: its own
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
 
 
 def _module_apart(words: Sequence[str]) -> Sequence[str]:
@@ -89,7 +100,9 @@ def _run_to_the_end(command: Callable[[argparse.Namespace], int], asked: argpars
     # A shell's background jobs start with SIGINT ignored; who sends it to one of ours means it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return command(asked)
+        code = command(asked)
+        sys.stdout.flush()  # at the exit it would be too late to be told
+        return code
     except CommandError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
@@ -97,19 +110,30 @@ def _run_to_the_end(command: Callable[[argparse.Namespace], int], asked: argpars
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do at the exit is short
         print("\nBroken off.", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _have_go_nowhere(1)
+        print(f"{PROGRAM}: {error.strerror}: is standard output a file on a full disk? Make room.", file=sys.stderr)
+        return 1
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output or error is a pipe that nobody reads; what is left for it then goes nowhere."""
+    """Whether standard output or error is a pipe that nobody reads."""
     watched = select.poll()
     for descriptor in (1, 2):
         watched.register(descriptor, 0)
     gone = [descriptor for descriptor, state in watched.poll(0) if state & (select.POLLERR | select.POLLHUP)]
     for descriptor in gone:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+        _have_go_nowhere(descriptor)
     return bool(gone)
+
+
+def _have_go_nowhere(descriptor: int) -> None:
+    """What is still held for it, and would fail again at the exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _COMMAND = [sys.executable, "-m", "otel_llm_energy.cli"]
 _SECONDS = 60
+_ESTIMATES = {"OTEL_LLM_ENERGY_METERS": "cpu-estimate", "OTEL_LLM_ENERGY_IDLE_WATTS": "1"}
 _APP = """
 import sys
 import otel_llm_energy
@@ -323,6 +325,33 @@ def test_command_ends_quietly_when_nobody_reads_its_output(stream: str, unbuffer
     assert done.returncode == 141
     assert not done.stdout
     assert not done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_error_is_one_line_when_the_disk_is_full_that_output_goes_to(unbuffered: str) -> None:
+    """Not a traceback after all that was measured."""
+    with Path("/dev/full").open("w") as full:
+        done = _command("doctor", streams={"stdout": full.fileno()}, **_ESTIMATES, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("otel-llm-energy: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("words", "closed"), [("doctor", "<&- >&-"), ("study report none", "2>&-")], ids=["output", "errors"]
+)
+def test_command_says_nothing_elsewhere_when_a_stream_is_closed(words: str, closed: str, tmp_path: Path) -> None:
+    """Neither a traceback, nor on the other stream what was for the closed one."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{shlex.join(_COMMAND)} {words} {closed}"],
+        cwd=tmp_path,
+        env=environment_without_settings(**_ESTIMATES),
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_version_is_told_when_it_is_asked_for() -> None:
