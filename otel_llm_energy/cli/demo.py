@@ -20,7 +20,9 @@ import otel_llm_energy
 from otel_llm_energy.cli import CommandError, require_demo_extra
 from otel_llm_energy.cli.metering import (
     MOST_BASELINE_SECONDS,
+    insist_on_the_named_meter,
     learn_baseline,
+    log_without,
     missing,
     status_once_discovered,
     wait_until,
@@ -101,8 +103,6 @@ def _results(options: DemoOptions) -> Results:
     spans = InMemorySpanExporter()
     provider = _provider(spans)
     with _server(options) as questioner, _energy(options, provider) as energy:
-        status = status_once_discovered(energy.status)
-        _insist_on_the_named_meter(options, status)
         _wait_for_baseline(energy)
         say(f"Asking {questioner.model} {CALLS} questions: three one after another, four at once, one streamed.")
         questioner.ask_all(provider.get_tracer("otel-llm-energy demo"))
@@ -136,12 +136,24 @@ def _server(options: DemoOptions) -> Iterator[Questioner]:
 
 @contextmanager
 def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm_energy.Instrumentation]:
-    """The one line, and its end."""
-    named = "rapl" if options.powercap_root else "scaphandre" if options.scaphandre_url else None
+    """The one line, once the meters have been looked for, and its end."""
+    told: list[str] = []
+    with ExitStack() as stack:
+        with log_without(told):
+            energy = _instrumented(options, provider)
+            stack.callback(energy.uninstrument)
+            status = status_once_discovered(energy.status)
+            if _named_meter(options) is not None:
+                told += [one.message for one in missing(status)]
+                insist_on_the_named_meter(status)
+        yield energy
+
+
+def _instrumented(options: DemoOptions, provider: TracerProvider) -> otel_llm_energy.Instrumentation:
     try:
         energy = otel_llm_energy.instrument(
             tracer_provider=provider,
-            meters=named,
+            meters=_named_meter(options),
             clients=["openai"],
             detail="full",
             scaphandre_url=options.scaphandre_url,
@@ -152,16 +164,13 @@ def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm
         raise CommandError(str(error)) from error
     if not energy.active:
         raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
-    try:
-        yield energy
-    finally:
-        energy.uninstrument()
+    return energy
 
 
-def _insist_on_the_named_meter(options: DemoOptions, status: otel_llm_energy.Status) -> None:
-    """Who names a meter wants that one, not an estimate."""
-    if (options.scaphandre_url or options.powercap_root) and not status.channels:
-        raise CommandError("; ".join(one.message for one in missing(status)) or "The meter does not answer.")
+def _named_meter(options: DemoOptions) -> str | None:
+    if options.powercap_root is not None:
+        return "rapl"
+    return None if options.scaphandre_url is None else "scaphandre"
 
 
 def _wait_for_baseline(energy: otel_llm_energy.Instrumentation) -> None:

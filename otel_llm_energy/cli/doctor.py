@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
-from logging.handlers import BufferingHandler
 
 import otel_llm_energy
 from otel_llm_energy.cli import CommandError
-from otel_llm_energy.cli.metering import baseline_known, measured, missing, status_once_discovered, wait_until
+from otel_llm_energy.cli.metering import (
+    baseline_known,
+    log_without,
+    measured,
+    missing,
+    status_once_discovered,
+    wait_until,
+)
 from otel_llm_energy.status import ChannelStatus, Status
 
 _LEARNING_SECONDS = 8.0
@@ -28,7 +31,7 @@ def run_doctor() -> int:
         CommandError: ``OTEL_SDK_DISABLED`` is set.
     """
     told: list[str] = []
-    with _log_without(told):
+    with log_without(told):
         status = _examined()
         told += _troubles(status)
     print("\n".join(_lines(status)))
@@ -48,22 +51,6 @@ def _examined() -> Status:
         return judged(energy.status(), time.monotonic() - started_seconds)
     finally:
         energy.uninstrument()
-
-
-@contextmanager
-def _log_without(told: Sequence[str]) -> Iterator[None]:
-    """Have what is logged within come at its end, but for what says a sentence that is ``told`` by then."""
-    logger, keeper = logging.getLogger("otel_llm_energy"), BufferingHandler(sys.maxsize)
-    logger.addHandler(keeper)
-    propagates, logger.propagate = logger.propagate, False
-    try:
-        yield
-    finally:
-        logger.propagate = propagates
-        logger.removeHandler(keeper)
-        for record in keeper.buffer:
-            if not any(sentence in record.getMessage() for sentence in told):
-                logging.getLogger(record.name).handle(record)
 
 
 def works(status: Status) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 
+from otel_llm_energy.cli import CommandError
 from otel_llm_energy.cli.progress import count_up
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.meters.discovery import LeftOut
@@ -58,3 +63,25 @@ def learn_baseline(energy: Instrumentation) -> bool:
 def missing(status: Status) -> Sequence[LeftOut]:
     """The meters that could not be had; not those that another meter made unnecessary."""
     return [each for each in status.left_out if each.reason != "overlap"]
+
+
+def insist_on_the_named_meter(status: Status) -> None:
+    """Who names a meter wants that one, not an estimate. Raises `CommandError` if it cannot be read."""
+    if not status.channels:
+        raise CommandError("; ".join(one.message for one in missing(status)) or "The meter does not answer.")
+
+
+@contextmanager
+def log_without(told: Sequence[str]) -> Iterator[None]:
+    """Have what is logged within come at its end, but for what says a sentence that is ``told`` by then."""
+    logger, keeper = logging.getLogger("otel_llm_energy"), BufferingHandler(sys.maxsize)
+    logger.addHandler(keeper)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(keeper)
+        for record in keeper.buffer:
+            if not any(sentence in record.getMessage() for sentence in told):
+                logging.getLogger(record.name).handle(record)

@@ -136,16 +136,22 @@ def test_nothing_is_left_when_the_demo_is_broken_off_by_ctrl_c(without_meter: di
     assert not server.is_running()
 
 
-@pytest.mark.e2e
-def test_error_names_the_meter_when_the_one_that_was_named_cannot_be_read(
-    without_meter: dict[str, str], llama_server: LlamaServerFactory
+@pytest.mark.parametrize(
+    ("option", "named", "said"),
+    [
+        ("--scaphandre", "http://127.0.0.1:1/metrics", "http://127.0.0.1:1/metrics: no connection"),
+        ("--powercap", "/nonexistent", "/nonexistent: no RAPL package here"),
+        ("--powercap", "", ".: no RAPL package here"),
+    ],
+)
+def test_error_names_the_meter_once_when_the_one_that_was_named_cannot_be_read(
+    option: str, named: str, said: str
 ) -> None:
-    """Who names a meter gets that one or an error, never an estimate in its place."""
-    url = without_meter["OTEL_LLM_ENERGY_SCAPHANDRE_URL"]
-    done = _run_demo("--base-url", llama_server(slots=2).base_url, "--scaphandre", url)
+    """Who names a meter gets that one or an error, never an estimate in its place; also where the name is empty."""
+    done = _run_demo("--json", "--base-url", "http://127.0.0.1:1/v1", "--model", "m", option, named)
     assert done.returncode == 1
-    assert url in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"otel-llm-energy: {said}")
     assert done.stdout == ""
 
 
