@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_llm_energy.cli import CommandError, missing_library, require_demo_extra, typed
-from otel_llm_energy.cli.metering import learn_baseline, missing, status_once_discovered
+from otel_llm_energy.cli.metering import (
+    insist_on_the_named_meter,
+    learn_baseline,
+    log_without,
+    missing,
+    status_once_discovered,
+)
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
 from otel_llm_energy.cli.progress import say
 from otel_llm_energy.instrument import Instrumentation
+from otel_llm_energy.status import Status
 from otel_llm_energy.study import StudyError
 
 if TYPE_CHECKING:
@@ -58,14 +65,14 @@ def run_collect(asked: argparse.Namespace) -> int:
         from otel_llm_energy.study.collect import Options, collect
 
         plan, folder = _plan(asked), _folder(asked)
-        with _embedded_servers(plan) as addresses, _shown_progress() as show:
+        with _embedded_servers(plan) as addresses, _shown_progress() as show, _before_calls(asked) as before_calls:
             options = Options(
                 content=not asked.no_content,
                 retry_failed=asked.retry_failed,
                 addresses=addresses,
                 energy=_energy_options(asked),
             )
-            progress = collect(plan, folder, options, before_calls=_wait_for_baseline, on_progress=show)
+            progress = collect(plan, folder, options, before_calls=before_calls, on_progress=show)
     failed = f", {progress.failed} of them failures" if progress.failed else ""
     print(f"{folder}: {progress.done} of {progress.planned} calls, {progress.done_now} in this run{failed}.")
     if progress.done < progress.planned:
@@ -145,24 +152,40 @@ def _embedded_servers(plan: Plan) -> Iterator[Mapping[str, str]]:
 
 
 def _energy_options(asked: argparse.Namespace) -> dict[str, Any]:
-    if asked.powercap:
+    if asked.powercap is not None:
         return {"meters": "rapl", "powercap_root": asked.powercap}
-    if asked.scaphandre:
+    if asked.scaphandre is not None:
         return {"meters": "scaphandre", "scaphandre_url": asked.scaphandre}
     return {}
 
 
-def _wait_for_baseline(energy: Instrumentation) -> None:
-    """Idle power is learned before the first call; joules above idle need it."""
-    status = status_once_discovered(energy.status)
+@contextmanager
+def _before_calls(asked: argparse.Namespace) -> Iterator[Callable[[Instrumentation], None]]:
+    """What is done once measuring has begun: say what cannot be read, in one place, and wait for the idle power."""
+    told: list[str] = []
+    with ExitStack() as quiet_log:
+        quiet_log.enter_context(log_without(told))
+
+        def before_calls(energy: Instrumentation) -> None:
+            status = status_once_discovered(energy.status)
+            told.extend(one.message for one in missing(status))
+            quiet_log.close()
+            if _energy_options(asked):
+                insist_on_the_named_meter(status)
+            _say_what_is_missing(status)
+            if status.channels:
+                learn_baseline(energy)  # joules above idle need it
+
+        yield before_calls
+
+
+def _say_what_is_missing(status: Status) -> None:
     for one in missing(status):
         say(f"{one.name}: {one.message}")
     if not status.channels:
         say(f"No meter can be read: rows will have no joules. `{typed('doctor')}` says what would mend that.")
-        return
-    if all(each.channel.estimated for each in status.channels):
+    elif all(each.channel.estimated for each in status.channels):
         say("No power meter can be read: joules are estimates from CPU time, and say so.")
-    learn_baseline(energy)
 
 
 @contextmanager

@@ -339,6 +339,32 @@ def test_error_is_one_line_when_nobody_answers(tmp_path: Path, capsys: pytest.Ca
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "variable", "code"),
+    [(["--powercap", "/nonexistent"], "", 1), (["--powercap", ""], "", 1), ([], "rapl", 0)],
+    ids=["option", "empty-option", "variable"],
+)
+def test_meter_that_cannot_be_read_is_told_once_when_it_was_named(
+    option: list[str],
+    variable: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who names one for this study has no use for rows without joules, nor for estimates in their place."""
+    monkeypatch.setenv("OTEL_LLM_ENERGY_POWERCAP_ROOT", "/nonexistent")
+    monkeypatch.setenv("OTEL_LLM_ENERGY_METERS", variable)
+    monkeypatch.setenv("OTEL_LLM_ENERGY_BOARD", "off")
+    (tmp_path / "p.txt").write_text("Hello?\n")
+    with answering(_ANSWER, "application/json") as url:
+        server = ["--base-url", url, "--model", "m", "--no-stream", "--warm-up", "0", "--out", str(tmp_path / "out")]
+        assert main(["study", "collect", str(tmp_path / "p.txt"), *server, *option]) == code
+    assert (capsys.readouterr().err + caplog.text).count("no RAPL package here") == 1
+    assert (tmp_path / "out" / "calls.parquet").exists() == (code == 0)
+
+
 @pytest.mark.e2e
 def test_nothing_is_fetched_when_the_small_model_cannot_be_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
