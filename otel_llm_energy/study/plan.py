@@ -24,6 +24,8 @@ EMBEDDED: Final = "embedded"
 _ID_DIGITS: Final = 20
 _MOST: Final = 1e6  # a socket takes no longer timeout than 24 days
 _MOST_WHOLE: Final = 2**63  # what a table's column holds
+_BELOW_MOST: Final = "below 2**63"
+_MOST_CALLS: Final = 1_000_000  # all are planned at once, in memory; a report on so many was tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,12 @@ Job = Sequence[PlannedCall]
 
 
 def jobs(plan: Plan, prompts: PromptSet) -> list[Job]:
-    """Every call of the plan, in its order: the same for the same plan, wherever and however often it is made."""
+    """Every call of the plan, in its order: the same for the same plan, wherever and however often it is made.
+
+    Raises:
+        StudyError: they are too many for one study.
+    """
+    _insist_on_size(plan, prompts)
     groups = _groups(prompts.prompts)
     drawn = random.Random(plan.seed)
     deployments = [(server, model) for server in plan.servers for model in server.models]
@@ -175,6 +182,17 @@ def jobs(plan: Plan, prompts: PromptSet) -> list[Job]:
         )
         position += len(group)
     return made
+
+
+def _insist_on_size(plan: Plan, prompts: PromptSet) -> None:
+    models = sum(len(server.models) for server in plan.servers)
+    calls = len(prompts.prompts) * plan.repeats * len(plan.max_tokens) * models
+    if calls > _MOST_CALLS:
+        raise StudyError(
+            f"{calls:,} calls are planned: {len(prompts.prompts):,} prompts, {plan.repeats:,} times each, with"
+            f" {len(plan.max_tokens)} limits, to {models} models. One study has {_MOST_CALLS:,} at most."
+            " Ask less often, or part them: a report takes several studies."
+        )
 
 
 def _groups(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
@@ -326,14 +344,14 @@ def _check(plan: Plan, where: str) -> None:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST
 
     insist(isinstance(plan.prompts, str) and bool(plan.prompts), "prompts", "a path or a built-in set's name")
-    insist(whole(plan.repeats, 1), "repeats", "a whole number from 1")
+    insist(whole(plan.repeats, 1), "repeats", f"a whole number from 1, {_BELOW_MOST}")
     limits = plan.max_tokens
-    insist(bool(limits) and all(whole(one, 1) for one in limits), "max_tokens", "whole numbers from 1")
+    insist(bool(limits) and all(whole(one, 1) for one in limits), "max_tokens", f"whole numbers from 1, {_BELOW_MOST}")
     # Calls that differ in nothing would share an id, and so a row.
     insist(_distinct(limits), "max_tokens", "each number once; repeats asks more often")
-    insist(whole(plan.warm_up, 0), "warm_up", "a whole number from 0")
-    insist(whole(plan.seed, 0), "seed", "a whole number from 0")
-    insist(whole(plan.concurrency, 1), "concurrency", "a whole number from 1")
+    insist(whole(plan.warm_up, 0), "warm_up", f"a whole number from 0, {_BELOW_MOST}")
+    insist(whole(plan.seed, 0), "seed", f"a whole number from 0, {_BELOW_MOST}")
+    insist(whole(plan.concurrency, 1), "concurrency", f"a whole number from 1, {_BELOW_MOST}")
     insist(at_least_0(plan.temperature), "temperature", "a number from 0 to a million")
     insist(at_least_0(plan.rest_seconds), "rest_seconds", "seconds from 0 to a million")
     insist(at_least_0(plan.timeout_seconds) and plan.timeout_seconds > 0, "timeout_seconds", "seconds up to a million")

@@ -161,6 +161,7 @@ _SERVER = {"name": "one", "base_url": "http://h/v1", "models": ["a"]}
         ({"servers": [{**_SERVER, "api": "anthropic"}]}, "api cannot be 'anthropic'. Allowed: auto, openai, ollama"),
         ({"concurrency": 0}, "concurrency cannot be 0"),
         ({"repeats": True}, "repeats cannot be True"),
+        ({"repeats": 2**63}, r"repeats cannot be .* a whole number from 1, below 2\*\*63"),
         ({"temperature": -0.5}, "temperature cannot be -0.5"),
         ({"timeout_seconds": 0}, "timeout_seconds cannot be 0"),
         ({"score": 5}, "score cannot be 5"),
@@ -180,6 +181,13 @@ def test_error_names_the_entry_when_it_is_wrong(change: dict[str, Any], words: s
     with pytest.raises(StudyError, match=words) as caught:
         make_plan({**_ENTRIES, **change}, "plan.toml")
     assert "secret" not in str(caught.value)
+
+
+def test_error_counts_the_calls_when_a_study_has_too_many() -> None:
+    """All of them are planned at once: that so many have no room in memory would be found out by the machine."""
+    plan = make_plan({**_ENTRIES, "repeats": 10_000}, "plan.toml")
+    with pytest.raises(StudyError, match=r"^3,000,000 calls are planned: .*10,000 times.* 1,000,000 at most"):
+        jobs(plan, read_prompts("starter"))
 
 
 @pytest.mark.parametrize("options", [["--model", "m"], ["--api", "openai"], ["--plan", "plan.toml", "--model", "m"]])
