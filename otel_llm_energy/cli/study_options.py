@@ -146,7 +146,10 @@ def _whole(text: str, least: int) -> int:
 
 
 def _part(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError("a number between 0 and 1")
     return value

@@ -265,15 +265,25 @@ def test_errors_are_json_when_all_calls_took_the_same(tmp_path: Path, capsys: py
     assert {each["r2"] for each in errors} == {None}
 
 
-@pytest.mark.parametrize("option", [["--max-tokens", "-5"], ["--max-tokens", "0"], ["--output-tokens", "-5"]])
-def test_error_says_what_is_allowed_when_a_length_is_none(
-    option: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--max-tokens", "-5", "a whole number from 1"),
+        ("--max-tokens", "0", "a whole number from 1"),
+        ("--output-tokens", "-5", "a whole number from 0"),
+        ("--level", "1", "a number between 0 and 1"),
+        ("--level", "nan", "a number between 0 and 1"),
+        ("--level", "90%", "a number between 0 and 1"),
+    ],
+)
+def test_error_says_what_is_allowed_when_an_option_is_out_of_range(
+    option: str, value: str, allowed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An answer of fewer than no tokens would have energy below that of none."""
     with pytest.raises(SystemExit) as caught:
-        main(["study", "forecast", "predict", "m.json", "p.txt", *option])
+        main(["study", "forecast", "predict", "m.json", "p.txt", option, value])
     assert caught.value.code == 2
-    assert f"argument {option[0]}: a whole number from" in capsys.readouterr().err
+    assert f"argument {option}: {allowed}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
