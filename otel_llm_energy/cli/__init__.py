@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0; 1 if something failed; 2 for a command line that is none; 130 after Ctrl-C; 141
         if nobody reads the output any more.
     """
-    asked = _parser().parse_args(_module_apart(sys.argv[1:] if argv is None else argv))
+    asked = _asked(_module_apart(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], int] = asked.command
     if asked.own_signals:
         return command(asked)
@@ -87,6 +87,18 @@ def _open_what_is_closed() -> None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(nowhere, True)
             setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+
+
+def _asked(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    asked, strange = parser.parse_known_args(words)
+    if strange and asked.command is _run:
+        asked.parser.error(
+            f"{strange[0]} is no option. Python's own go before: python {strange[0]} -m {__name__} run ..."
+        )
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    return asked
 
 
 def _module_apart(words: Sequence[str]) -> Sequence[str]:
@@ -207,10 +219,10 @@ def _demo(asked: argparse.Namespace) -> int:
 def _run(asked: argparse.Namespace) -> int:
     from otel_llm_energy.cli.run import run_module, run_script
 
-    if asked.module:
+    if asked.module and asked.module[0]:
         return run_module(asked.module[0], asked.module[1:])
     script = asked.script[1:] if asked.script[:1] == ["--"] else asked.script
-    if script:
+    if script and script[0]:
         return run_script(script[0], script[1:])
     asked.parser.error("name a script, or a module after -m")
     return 2

@@ -23,11 +23,14 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     """Run a file (or a folder or zip file with a ``__main__``); what it raises, and its exit code, are its own.
 
     Returns:
-        0, or 2 if there is no such file.
+        0, or 2 if there is no such file, or no ``__main__`` in the folder.
     """
     path = Path(script)
     if not path.exists():
         print(f"{PROGRAM} run: {script}: no such file. {_instead_of(path.name)}", file=sys.stderr)
+        return 2
+    if path.is_dir() and not any(path.glob("__main__.py*")):
+        print(f"{PROGRAM} run: {script}: no __main__.py in this folder. Name a script.", file=sys.stderr)
         return 2
     if path.is_file():  # for folders and zip files runpy does it
         _search_first(path.resolve().parent)

@@ -179,6 +179,41 @@ def test_error_says_what_to_leave_out_when_run_stands_before_python() -> None:
     assert "python: no such file. Leave it out: what stands here is the script itself, or -m MODULE." in done.stderr
 
 
+def test_error_is_one_line_when_a_folder_has_no_main(tmp_path: Path) -> None:
+    """In Python's own words it is two tracebacks."""
+    done = _command("run", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == f"otel-llm-energy run: {tmp_path}: no __main__.py in this folder. Name a script.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-u", "app.py"], "-u is no option. Python's own go before: python -u -m otel_llm_energy.cli run ..."),
+        ([], "name a script, or a module after -m"),
+        ([""], "name a script, or a module after -m"),  # a shell's variable that is not set
+        (["-m", ""], "name a script, or a module after -m"),
+    ],
+)
+def test_error_says_what_to_write_when_no_program_is_named(words: list[str], said: str) -> None:
+    """With the usage of this command, not that of all."""
+    done = _command("run", *words)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"usage: otel-llm-energy run (SCRIPT | -m MODULE) [ARGUMENT ...]\notel-llm-energy run: error: {said}\n"
+    )
+
+
+def test_option_of_python_is_obeyed_when_it_stands_where_the_error_says(tmp_path: Path) -> None:
+    """It stands before all of ours."""
+    (tmp_path / "app.py").write_text("import sys\nprint(sys.flags.optimize)\n")
+    words = [sys.executable, "-O", "-m", "otel_llm_energy.cli", "run", str(tmp_path / "app.py")]
+    done = subprocess.run(
+        words, env=environment_without_settings(), capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_error_is_one_line_when_there_is_no_such_module() -> None:
     """As python's own, which is no traceback either; it may be there for another Python."""
     done = _command("run", "-m", "nonexistent.module")
