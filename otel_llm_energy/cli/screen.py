@@ -197,7 +197,7 @@ def _balance_table(balance: Sequence[ChannelBalance], estimated: bool) -> Table:
     reasons = [reason for reason in UNATTRIBUTED if any(_shows(one, reason, digits) for one in balance)]
     pending = any(round(one.pending_joules, digits) for one in balance)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("where the energy went, J")
+    table.add_column("where the energy went, J", overflow="fold")  # two counters differ in the ends of their names
     columns = ["estimated" if estimated else "metered", "= calls", *(["+ pending"] if pending else [])]
     for header in (*columns, *(f"+ {reason}" for reason in reasons)):
         table.add_column(header, justify="right")

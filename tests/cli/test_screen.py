@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,15 @@ def test_balance_and_reasons_are_told_when_calls_are_shown() -> None:
     assert "shared: other calls were at work at the same time; each gets an equal part of each instant." in lines
     assert "idle: drawn anyway, while no call was at work." in lines
     assert not [line for line in lines if line.startswith(("other:", "~:", "No power meter"))]
+
+
+def test_counters_can_be_told_apart_when_the_terminal_is_narrow() -> None:
+    """By the ends of their names, which are folded and not cut off."""
+    tree = tree_of(SPANS, "demo", {})
+    assert tree is not None
+    balance = [replace(one, channel=f"package-{number}/dram") for number, one in enumerate(balance_of(STATUS))]
+    console = Console(width=40, file=io.StringIO(), highlight=False)
+    show(Results(tree, balance, STATUS), console)
+    assert isinstance(console.file, io.StringIO)
+    beginnings = "".join(line.partition(" ")[0] for line in console.file.getvalue().splitlines())
+    assert "raplpackage-0/dramraplpackage-1/dramsum" in beginnings
