@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,13 +15,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def can_be_redrawn() -> bool:
+    """Whether stderr is a terminal that obeys more than the end of a line: editors' shells (``TERM=dumb``) do not."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def count_up(what: str, done: Callable[[], bool], at_least_seconds: float, at_most_seconds: float) -> bool:
     """Show the seconds that pass until ``done()``; on a terminal in place.
 
     Returns:
         whether it was done in time.
     """
-    live = sys.stderr.isatty()
+    live = can_be_redrawn()
     started_seconds = time.monotonic()
     if not live:
         say(f"{what} ...")

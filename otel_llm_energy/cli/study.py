@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from otel_llm_energy.cli.metering import (
 )
 from otel_llm_energy.cli.model import MODEL_NAME, ModelError, ensure_model
 from otel_llm_energy.cli.model_server import ModelServer, ServerOptions
-from otel_llm_energy.cli.progress import say
+from otel_llm_energy.cli.progress import can_be_redrawn, say
 from otel_llm_energy.instrument import Instrumentation
 from otel_llm_energy.status import Status
 from otel_llm_energy.study import StudyError
@@ -191,7 +190,7 @@ def _say_what_is_missing(status: Status) -> None:
 @contextmanager
 def _shown_progress() -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; elsewhere a line now and then."""
-    if not sys.stderr.isatty():
+    if not can_be_redrawn():
         yield _Lines().show
         return
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from opentelemetry.trace import SpanContext
 from rich.console import Console
 
 from otel_llm_energy import conventions as names
+from otel_llm_energy.cli.progress import count_up
 from otel_llm_energy.cli.results import Node, Results, balance_of, tree_of
 from otel_llm_energy.cli.screen import show
 from otel_llm_energy.ledger.ledger import Balance
@@ -155,3 +157,22 @@ def test_counters_can_be_told_apart_when_the_terminal_is_narrow() -> None:
     assert isinstance(console.file, io.StringIO)
     beginnings = "".join(line.partition(" ")[0] for line in console.file.getvalue().splitlines())
     assert "raplpackage-0/dramraplpackage-1/dramsum" in beginnings
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown_there"), [("dumb", "Idle baseline ...\n"), ("xterm", "\r\033[K")], ids=["dumb", "other"]
+)
+def test_line_is_drawn_anew_when_the_terminal_can_do_that(
+    kind: str, shown_there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shells of editors show the codes for it as rubbish."""
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr("sys.stderr", _Terminal())
+    assert count_up("Idle baseline", lambda: True, at_least_seconds=0, at_most_seconds=0)
+    assert isinstance(sys.stderr, _Terminal)
+    assert sys.stderr.getvalue() == shown_there
