@@ -6,8 +6,7 @@ import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import otel_llm_energy
@@ -35,8 +34,8 @@ def run_script(script: str, arguments: Sequence[str]) -> int:
     if path.is_file():  # for folders and zip files runpy does it
         _search_first(path.resolve().parent)
     absolute = str(path.absolute())  # so that __file__ is found after os.chdir()
-    with _measured([script, *arguments], [absolute, *arguments]):
-        runpy.run_path(absolute, run_name="__main__")  # which puts it into sys.argv, too
+    _measure([script, *arguments], [absolute, *arguments])
+    runpy.run_path(absolute, run_name="__main__")  # which puts it into sys.argv, too
     return 0
 
 
@@ -57,8 +56,8 @@ def run_module(module: str, arguments: Sequence[str]) -> int:
     if importlib.util.find_spec(package) is None:
         print(f"{PROGRAM} run: {package}: no such module for {sys.executable}.", file=sys.stderr)
         return 2
-    with _measured([module, *arguments], ["-m", module, *arguments]):
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    _measure([module, *arguments], ["-m", module, *arguments])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 
@@ -69,17 +68,11 @@ def _search_first(folder: Path) -> None:
     sys.path[0] = str(folder)
 
 
-@contextmanager
-def _measured(argv: Sequence[str], words: Sequence[str]) -> Iterator[None]:
-    """Measure what runs in the block, and the Python processes that it starts; what is held goes out at its end."""
+def _measure(argv: Sequence[str], words: Sequence[str]) -> None:
+    """Measure what runs from now on, and the Python processes that it starts; what is held goes out at the exit."""
     sys.argv[:] = argv
     _reach_children(words)
-    energy = otel_llm_energy.instrument()
-    flush_at_sigterm(energy.force_flush)
-    try:
-        yield
-    finally:
-        energy.force_flush()
+    flush_at_sigterm(otel_llm_energy.instrument().force_flush)
 
 
 def _reach_children(words: Sequence[str]) -> None:

@@ -147,7 +147,10 @@ def test_app_is_measured_when_it_starts_itself_anew(words: list[str], tmp_path: 
 def test_spans_leave_with_energy_when_a_script_ends_at_once(
     tmp_path: Path, powercap: PowercapTree, llama_server: LlamaServerFactory
 ) -> None:
-    """A script that knows nothing of tracing: its call's span is exported with joules before the process ends."""
+    """A script that knows nothing of tracing: its call's span is exported with joules before the process ends.
+
+    And the metrics once: where nobody takes them, each time is several seconds for which the exit waits.
+    """
     script = tmp_path / "asks.py"
     script.write_text(_ASKS)
     done = _command(
@@ -156,13 +159,15 @@ def test_spans_leave_with_energy_when_a_script_ends_at_once(
         OPENAI_BASE_URL=llama_server(slots=1).base_url,
         OPENAI_API_KEY="unused",
         OTEL_TRACES_EXPORTER="console",
-        OTEL_METRICS_EXPORTER="none",
+        OTEL_METRICS_EXPORTER="console",
         OTEL_LLM_ENERGY_METERS="rapl",
         OTEL_LLM_ENERGY_POWERCAP_ROOT=str(powercap.root),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"name": "chat smollm2-135m"') == 1
     assert '"llm.energy.joules": ' in done.stdout
+    assert done.stdout.count('"resource_metrics": ') == 1
+    assert '"llm.energy.consumption"' in done.stdout
 
 
 def test_error_says_what_to_write_when_there_is_no_such_script() -> None:
