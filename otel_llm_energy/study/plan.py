@@ -318,6 +318,12 @@ def _insist_on_types(server: Mapping[str, Any], where: str) -> None:
     for key, (kind, words) in kinds.items():
         if key in server and not isinstance(server[key], kind):
             raise StudyError(f"{where}: {key} cannot be {server[key]!r}. Allowed: {words}.")
+    try:
+        json.dumps(server.get("extra"), allow_nan=False)
+    except (TypeError, ValueError) as error:  # TOML has dates and nan
+        raise StudyError(
+            f"{where}: extra cannot be {server['extra']!r}. Allowed: what JSON can say ({error})."
+        ) from None
 
 
 def _known(entries: Mapping[str, Any], kind: type[Plan] | type[ServerPlan], where: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ _SERVER = {"name": "one", "base_url": "http://h/v1", "models": ["a"]}
         ({"servers": [{"base_url": "http://h:99999/v1", "models": ["a"]}]}, "base_url cannot be"),
         ({"servers": [{"base_url": "http://h/v1", "models": 5}]}, "models cannot be 5"),
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "extra": "x"}]}, "extra cannot be 'x'"),
+        ({"servers": [{**_SERVER, "extra": {"day": date(2026, 1, 1)}}]}, "extra cannot be .* what JSON can say"),
+        ({"servers": [{**_SERVER, "extra": {"top_p": float("nan")}}]}, "extra cannot be .* what JSON can say"),
         ({"servers": [{"base_url": "http://h/v1", "models": ["a"], "api_key_variable": 5}]}, "api_key_variable cannot"),
         ({"servers": [_SERVER, {**_SERVER, "base_url": "http://h:2/v1"}]}, "servers with different names"),
         ({"servers": [{**_SERVER, "api": "anthropic"}]}, "api cannot be 'anthropic'. Allowed: auto, openai, ollama"),
