@@ -74,6 +74,8 @@ def run_collect(asked: argparse.Namespace) -> int:
             progress = collect(plan, folder, options, before_calls=before_calls, on_progress=show)
     failed = f", {progress.failed} of them failures" if progress.failed else ""
     print(f"{folder}: {progress.done} of {progress.planned} calls, {progress.done_now} in this run{failed}.")
+    if progress.unscored:
+        say(f"Answers without a score: {progress.unscored}. The function failed; the column score_error says why.")
     if progress.done < progress.planned:
         raise CommandError(f"{progress.planned - progress.done} calls have no row yet. Run the same command again.")
     return 0
@@ -227,6 +229,8 @@ def _facts(progress: Progress) -> str:
     parts = [f"{'~' if progress.estimated else ''}{progress.joules:,.0f} J"]
     if progress.failed:
         parts.append(f"{progress.failed} failed")
+    if progress.unscored:
+        parts.append(f"{progress.unscored} not scored")
     if progress.rest_seconds is not None:
         minutes, seconds = divmod(round(progress.rest_seconds), 60)
         parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} to go")

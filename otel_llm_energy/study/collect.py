@@ -65,6 +65,7 @@ class Progress:
         joules: of the rows of this run.
         seconds: since the first call of this run.
         estimated: some of the joules are estimates.
+        unscored: rows of this run whose answer the function that scores failed at.
     """
 
     planned: int
@@ -74,6 +75,7 @@ class Progress:
     joules: float
     seconds: float
     estimated: bool = False
+    unscored: int = 0
 
     @property
     def rest_seconds(self) -> float | None:
@@ -277,6 +279,7 @@ class _Run:
             self._sink.joules,
             time.monotonic() - self._started_seconds,
             self._sink.estimated,
+            self._sink.unscored,
         )
 
     def _watch(self, on_progress: Callable[[Progress], None]) -> None:

@@ -38,6 +38,7 @@ class RowSink(SpanProcessor):
         self.written = Counter[str]()
         self.joules = 0.0
         self.estimated = False
+        self.unscored = 0
         self.failure: OSError | None = None
         self._journal = journal
         self._logs = logs
@@ -84,6 +85,7 @@ class RowSink(SpanProcessor):
         with self._lock:
             self.written["failed" if row["error_type"] else "answered"] += 1
             self.joules += row.get(conventions.JOULES) or 0.0
+            self.unscored += row.get("score_error") is not None
             self.estimated |= row.get(conventions.QUALITY) == Quality.ESTIMATED.value
 
     def _add_power(self, pending: _Pending) -> None:

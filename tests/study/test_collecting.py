@@ -365,6 +365,30 @@ def test_meter_that_cannot_be_read_is_told_once_when_it_was_named(
     assert (tmp_path / "out" / "calls.parquet").exists() == (code == 0)
 
 
+def test_failing_scores_are_told_when_the_function_of_the_user_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its calls are made and kept all the same; only the table would say what became of their scores."""
+    monkeypatch.setenv("OTEL_LLM_ENERGY_METERS", "cpu-estimate")
+    monkeypatch.setenv("OTEL_LLM_ENERGY_BOARD", "off")
+    (tmp_path / "p.txt").write_text("Hello?\n")
+    (tmp_path / "score.py").write_text("def score(prompt):\n    return 1\n")
+    words = [
+        "--score",
+        f"{tmp_path / 'score.py'}:score",
+        "--no-stream",
+        "--warm-up",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with answering(_ANSWER, "application/json") as url:
+        assert main(["study", "collect", str(tmp_path / "p.txt"), "--base-url", url, "--model", "m", *words]) == 0
+    (row,) = _table(tmp_path / "out").select("score", "score_error").rows()
+    assert row == (None, "score() takes 1 positional argument but 3 were given")
+    assert "Answers without a score: 1. The function failed" in capsys.readouterr().err
+
+
 @pytest.mark.e2e
 def test_nothing_is_fetched_when_the_small_model_cannot_be_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
