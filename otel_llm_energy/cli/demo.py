@@ -90,13 +90,16 @@ def _require_extra(options: DemoOptions) -> None:
 
 def _require_urls(options: DemoOptions) -> None:
     """What no client can call is said before anything is asked."""
-    for name, url in (("--base-url", options.base_url), ("--otlp", options.otlp_endpoint)):
+    for name, url, example in (
+        ("--base-url", options.base_url, "http://localhost:8000/v1"),
+        ("--otlp", options.otlp_endpoint, "http://localhost:4318"),
+    ):
         if url is None or (name == "--otlp" and os.environ.get(_PROTOCOL) == "grpc"):  # gRPC knows other forms
             continue
         try:
             as_http_url(url)
         except ValueError as error:
-            raise CommandError(f"{name} cannot be {url!r}. Write it as http://localhost:8000 is written.") from error
+            raise CommandError(f"{name} cannot be {url!r}. Write it as {example} is written.") from error
 
 
 def _results(options: DemoOptions) -> Results:

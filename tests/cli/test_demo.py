@@ -185,15 +185,17 @@ def test_error_of_one_question_is_not_lost_when_several_are_asked_at_once() -> N
         _at_once([fail, lambda: None])
 
 
-@pytest.mark.parametrize("option", ["--base-url", "--otlp"])
+@pytest.mark.parametrize(
+    ("option", "example"), [("--base-url", "http://localhost:8000/v1"), ("--otlp", "http://localhost:4318")]
+)
 @pytest.mark.parametrize("url", ["http://[::1", "http://localhost:99999", "localhost:4318"])
 def test_error_names_the_option_when_it_is_no_url(
-    option: str, url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    option: str, example: str, url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is fetched or asked: it was a traceback, in the end."""
     monkeypatch.setattr("otel_llm_energy.cli.demo._results", None)
     assert main(["demo", "--json", option, url]) == 1
-    assert f"{option} cannot be {url!r}." in capfd.readouterr().err
+    assert f"{option} cannot be {url!r}. Write it as {example} is written." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["rich", "xllamacpp"])
