@@ -87,8 +87,8 @@ def _samples(draw: st.DrawFn, length: int, unknown: bool) -> list[tuple[int, int
         if at >= length:
             return samples
         at += draw(st.integers(5, 15))
-        busy = {server: draw(st.integers(0, 400_000_000)) for server in SERVERS}
-        # Others that were busy for some nanoseconds would drown in the rounding of busy time.
+        # Who was busy for some microseconds, or less, would drown in the rounding of busy time.
+        busy = {server: draw(st.just(0) | st.integers(50_000_000, 400_000_000)) for server in SERVERS}
         others = draw(st.just(0) | st.integers(50_000_000, 10**9))
         if sum(busy.values()) < 200_000_000:
             others = max(others, 200_000_000)
