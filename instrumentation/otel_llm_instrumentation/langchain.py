@@ -81,14 +81,23 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
             return  # perhaps undone before the app imported the library; import hooks cannot be taken back
         try:
             official = importlib.import_module(_OFFICIAL).LangChainInstrumentor()
-            if official.is_instrumented_by_opentelemetry:
-                return
-            self._official = official  # at once: what it imports may call us again
-            # It asks for the package `langchain`, of which it needs nothing: LangGraph and models go without.
-            official.instrument(skip_dep_check=not _is_installed("langchain"), **self._options)
-            self._wrapper = _outermost()
+            if not official.is_instrumented_by_opentelemetry:
+                self._have_it_instrument(official, self._options)
         except Exception:
             _logger.warning("LangChain is not instrumented; its calls are, by their clients.", exc_info=True)
+
+    def _have_it_instrument(self, official: Any, options: dict[str, Any]) -> None:
+        before = _outermost()
+        self._official = official  # at once: what it imports may call us again
+        try:
+            # It asks for the package `langchain`, of which it needs nothing: LangGraph and models go without.
+            official.instrument(skip_dep_check=not _is_installed("langchain"), **options)
+        except Exception:
+            self._official = None  # the next import may have better luck
+            if _outermost() is not before:
+                official._uninstrument()  # its `uninstrument` undoes only what came to its end
+            raise
+        self._wrapper = _outermost()
 
 
 def _outermost() -> object:

@@ -308,6 +308,61 @@ def test_langgraph_is_instrumented_when_the_package_langchain_is_not_installed()
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+def test_official_instrumentation_is_tried_again_after_it_failed() -> None:
+    """At the next import that it could hang on to; a failure may be that of two threads that import at once."""
+    script = """
+        import logging, sys
+        logging.basicConfig(format="%(message)s")
+        from opentelemetry.util.genai import completion_hook
+        real = completion_hook.load_completion_hook
+        def fails():
+            completion_hook.load_completion_hook = real
+            sys.modules["opentelemetry.instrumentation.genai.langchain"].load_completion_hook = real
+            raise RuntimeError("only once")
+        completion_hook.load_completion_hook = fails
+        import otel_llm_energy
+        energy = otel_llm_energy.instrument(meters="cpu-estimate")
+        import langchain_core
+        from langchain_core.callbacks import BaseCallbackManager
+        assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+        import langgraph.pregel
+        wrapper = vars(BaseCallbackManager)["__init__"]
+        assert hasattr(wrapper, "__wrapped__")
+        energy.uninstrument()
+        assert vars(BaseCallbackManager)["__init__"] is wrapper.__wrapped__
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("LangChain is not instrumented")
+    assert done.stderr.count("LangChain is not instrumented") == 1
+
+
+def test_official_instrumentation_that_fails_half_way_leaves_nothing_behind(
+    provider: TracerProvider,  # noqa: F811
+    powercap: PowercapTree,
+    exporter: InMemorySpanExporter,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it had wrapped is as before, the client's own span has the bill, and ours can be undone."""
+
+    def fails(_: object) -> None:
+        raise RuntimeError("half way")
+
+    before = vars(BaseCallbackManager)["__init__"]
+    monkeypatch.setattr(f"{_OFFICIAL}._execution_context._ExecutionContext.instrument", fails)
+    with measuring(provider, powercap) as energy, replaying() as server:
+        assert vars(BaseCallbackManager)["__init__"] is before
+        server.reply = json_reply(payloads.chat())
+        ChatOpenAI(model="m", base_url=f"{server.url}/v1", api_key="k").invoke("Hello")
+        energy.force_flush()
+    assert not energy.active
+    (call,) = Trace(exporter.get_finished_spans()).calls
+    assert call.instrumentation_scope is not None
+    assert call.instrumentation_scope.name == "otel_llm_instrumentation.openai"
+    assert names.QUALITY in Trace.said(call)
+
+
 def test_clients_own_spans_carry_the_energy_when_langchain_is_not_instrumented(
     provider: TracerProvider,  # noqa: F811
     powercap: PowercapTree,
