@@ -79,9 +79,11 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
     def _turn_on(self) -> None:
         if self._options is None or self._official is not None or _another_is_on():
             return  # perhaps undone before the app imported the library; import hooks cannot be taken back
+        if _is_initializing(sys.modules.get(_OFFICIAL)):
+            return  # by who means to turn it on, or in another thread by ourselves
         try:
             official = importlib.import_module(_OFFICIAL).LangChainInstrumentor()
-            if not official.is_instrumented_by_opentelemetry:
+            if not _is_turned_on(official):
                 self._have_it_instrument(official, self._options)
         except Exception:
             _logger.warning("LangChain is not instrumented; its calls are, by their clients.", exc_info=True)
@@ -106,6 +108,11 @@ def _outermost() -> object:
     return vars(manager)["__init__"]
 
 
+def _is_turned_on(official: Any) -> bool:
+    """By the app, perhaps just now: it says so only when it has imported all that it instruments."""
+    return bool(official.is_instrumented_by_opentelemetry) or official._callback_handler is not None
+
+
 def _another_is_on() -> bool:
     # The one instance there is: to ask the class for it may reset its options.
     instances = [getattr(getattr(sys.modules.get(name), of, None), "_instance", None) for name, of in _OTHERS.items()]
@@ -121,8 +128,11 @@ def _is_installed(module: str) -> bool:
 
 def _is_being_imported(package: str) -> bool:
     """Whether ``package`` or a module of it is in the middle of its import."""
-    modules = [module for name, module in sys.modules.copy().items() if _belongs_to(package, name)]
-    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+    return any(_is_initializing(module) for name, module in sys.modules.copy().items() if _belongs_to(package, name))
+
+
+def _is_initializing(module: ModuleType | None) -> bool:
+    return getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def _belongs_to(package: str, name: str) -> bool:

@@ -308,6 +308,30 @@ def test_langgraph_is_instrumented_when_the_package_langchain_is_not_installed()
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+def test_official_instrumentation_is_the_apps_own_when_the_app_imports_it_first_and_turns_it_on() -> None:
+    """As `opentelemetry-instrument` may: once, without a word, and it stays on when ours is undone."""
+    script = """
+        import logging
+        logging.basicConfig(level=logging.WARNING)
+        import otel_llm_energy
+        energy = otel_llm_energy.instrument(meters="cpu-estimate")
+        from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor
+        LangChainInstrumentor().instrument()
+        from langchain_core.callbacks import BaseCallbackManager
+        from langgraph.pregel import Pregel
+        def seams():
+            return [vars(owner)[name] for owner, name in ((BaseCallbackManager, "__init__"), (Pregel, "stream"))]
+        on = seams()
+        energy.uninstrument()
+        assert seams() == on
+        LangChainInstrumentor().uninstrument()
+        assert not any(hasattr(seam, "__wrapped__") for seam in seams())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 def test_official_instrumentation_is_tried_again_after_it_failed() -> None:
     """At the next import that it could hang on to; a failure may be that of two threads that import at once."""
     script = """
