@@ -19,6 +19,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 _OFFICIAL: Final = "opentelemetry.instrumentation.genai.langchain"
 _LIBRARY: Final = "langchain_core"
 _GRAPHS: Final = "langgraph.pregel"
+_CHATS: Final = "langchain_core.language_models.chat_models"
 _BESIDE_GRAPHS: Final = ("langgraph.checkpoint", "langgraph.store", "langgraph.cache")
 
 # Instrumentations of LangChain by others, each with its instrumentor.
@@ -50,8 +51,8 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         if _LIBRARY in sys.modules and not _is_being_imported(_LIBRARY):
             self._turn_on()
         else:
-            wrapt.register_post_import_hook(self._imported, _LIBRARY)
-            wrapt.register_post_import_hook(self._imported, _GRAPHS)
+            for module in (_LIBRARY, _GRAPHS, _CHATS):
+                wrapt.register_post_import_hook(self._imported, module)
 
     def give_way_to(self, scope: str) -> None:
         """A span of ``scope`` starts: if that is another instrumentation of LangChain, one of the two is too many."""
@@ -72,7 +73,8 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped
         self._wrapper = None
 
     def _imported(self, module: ModuleType) -> None:
-        # LangGraph imports LangChain: then its own end is the time, since the official instrumentor imports it.
+        # LangGraph imports LangChain: then its own end is the time, since the official instrumentor imports it. What
+        # comes without its graphs, such as its types, imports no chat models: they are the next to tell.
         if module.__name__ == _GRAPHS or not _is_being_imported("langgraph"):
             self._turn_on()
 

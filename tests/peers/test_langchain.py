@@ -259,6 +259,7 @@ def test_langchain_is_as_before_when_it_is_undone(
     [
         "import langgraph.pregel",
         "import langgraph.checkpoint.memory",
+        "from langgraph.types import Command; from langchain_openai import ChatOpenAI",
         "from langgraph.graph import StateGraph",
         "from langchain_openai import ChatOpenAI",
     ],
@@ -273,8 +274,8 @@ def test_langchain_is_instrumented_whichever_of_it_is_imported_first(first: str)
         assert not [name for name in sys.modules if name.startswith(("langchain", "langgraph"))]
         {first}
         from langchain_core.callbacks import BaseCallbackManager
-        from langgraph.pregel import Pregel
         assert hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+        from langgraph.pregel import Pregel
         assert hasattr(vars(Pregel)["stream"], "__wrapped__")
         energy.uninstrument()
         assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
