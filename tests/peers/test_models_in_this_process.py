@@ -7,9 +7,10 @@ them is stood in for by what uses CPU time. LangChain's own classes are the real
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -49,11 +50,93 @@ class BurningLlama:
         return iter([{"choices": [{"delta": message, "finish_reason": None}]}])
 
 
+class QuickLlama:
+    """Stands in for ``llama_cpp.Llama`` where nobody looks at the joules."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def create_chat_completion(self, *_: object, **__: object) -> Any:
+        return iter([{"choices": [{"delta": {"role": "assistant", "content": text}}]} for text in ("Par", "is.")])
+
+    def __call__(self, *_: object, stream: bool = False, **__: object) -> Any:
+        answer = {"choices": [{"text": "Paris."}], "usage": _USAGE}
+        return iter([answer]) if stream else answer
+
+
+class QuickGPT4All:
+    """Stands in for ``gpt4all.GPT4All``."""
+
+    model_type = "llama"
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.model = self
+
+    def set_thread_count(self, _: int) -> None: ...
+
+    def generate(self, *_: object, **__: object) -> Iterator[str]:
+        yield "Paris."
+
+
+class QuickPipeline:
+    """Stands in for a pipeline of transformers, and for its model and tokenizer."""
+
+    task = "text-generation"
+
+    def __init__(self) -> None:
+        self.model = self.tokenizer = self
+
+    def __call__(self, prompts: Any, **_: object) -> Any:
+        return [[{"generated_text": "Paris."}] for _ in prompts] if isinstance(prompts, list) else {}
+
+    def generate(self, streamer: Streamer, **_: object) -> None:
+        streamer.texts.put("Paris.")
+        streamer.texts.put(None)
+
+
+class Streamer:
+    """Stands in for ``transformers.TextIteratorStreamer``."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.texts: queue.Queue[str | None] = queue.Queue()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts.get, None)  # type: ignore[arg-type]
+
+
+class QuickHuggingFacePipeline:
+    """Stands in for the class of langchain-huggingface, which would fetch torch."""
+
+    model_id = "HuggingFaceTB/SmolLM2-135M"
+
+    def _generate(self, _: list[str]) -> str:
+        return "".join(self._stream())
+
+    def _stream(self) -> Iterator[str]:
+        yield "Paris."
+
+
+def _pretend(patch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
+    """A module of this name is installed, and holds these."""
+    module = ModuleType(name)
+    vars(module).update(contents)
+    patch.setitem(sys.modules, name, module)
+
+
 @pytest.fixture
 def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = ModuleType("llama_cpp")
-    module.Llama, module.LlamaGrammar = BurningLlama, object
-    monkeypatch.setitem(sys.modules, "llama_cpp", module)
+    _pretend(monkeypatch, "llama_cpp", Llama=BurningLlama, LlamaGrammar=object)
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that LangChain's models of this process need; they answer at once."""
+    _pretend(monkeypatch, "llama_cpp", Llama=QuickLlama, LlamaGrammar=object)
+    _pretend(monkeypatch, "gpt4all", GPT4All=QuickGPT4All)
+    _pretend(monkeypatch, "torch", LongTensor=object, FloatTensor=object)
+    criteria = {"StoppingCriteria": object, "StoppingCriteriaList": list}
+    _pretend(monkeypatch, "transformers", TextIteratorStreamer=Streamer, **criteria)
+    pipelines = "langchain_huggingface.llms.huggingface_pipeline"
+    _pretend(monkeypatch, pipelines, HuggingFacePipeline=QuickHuggingFacePipeline)
 
 
 @pytest.fixture
@@ -80,7 +163,9 @@ def test_chat_of_a_model_in_this_process_is_billed_by_this_processs_work(
     span = said(exporter, "chat smollm2.gguf")
     assert span["gen_ai.provider.name"] == "llama.cpp"
     assert "server.address" not in span
+    assert "gen_ai.request.stream" not in span
     assert span[names.ABOVE_IDLE_JOULES] == pytest.approx(_WATTS_PER_CPU * used_seconds, rel=0.4)
+    assert span.get("gen_ai.usage.input_tokens") == (None if streaming else 5)
     assert span.get("gen_ai.usage.output_tokens") == (None if streaming else 8)
 
 
@@ -118,3 +203,65 @@ def test_hugging_face_pipeline_is_billed_by_this_processs_work(
     span = said(exporter, "text_completion SmolLM2-135M")
     assert span["gen_ai.provider.name"] == "huggingface"
     assert span[names.ABOVE_IDLE_JOULES] > 0.6 * _WATTS_PER_CPU * _CPU_SECONDS
+
+
+def chat_llama_cpp() -> Any:
+    from langchain_community.chat_models import ChatLlamaCpp
+
+    return ChatLlamaCpp(model_path="/models/smollm2.gguf")
+
+
+def llama_cpp_completion(streaming: bool) -> Any:
+    from langchain_community.llms import LlamaCpp
+
+    return LlamaCpp(model_path="/models/smollm2.gguf", streaming=streaming)
+
+
+def gpt4all() -> Any:
+    from langchain_community.llms import GPT4All
+
+    return GPT4All(model="/models/orca-mini.gguf")
+
+
+def pipeline_of_community() -> Any:
+    from langchain_community.llms.huggingface_pipeline import HuggingFacePipeline
+
+    return HuggingFacePipeline(pipeline=QuickPipeline(), model_id="HuggingFaceTB/SmolLM2-135M")
+
+
+def pipeline_of_langchain_huggingface() -> Any:
+    return sys.modules["langchain_huggingface.llms.huggingface_pipeline"].HuggingFacePipeline()
+
+
+CHAT, COMPLETION = ("chat smollm2.gguf", "llama.cpp"), ("text_completion smollm2.gguf", "llama.cpp")
+PIPELINE = ("text_completion SmolLM2-135M", "huggingface")
+# What is called, and the span's name and provider.
+GENERATIONS: dict[str, tuple[Callable[[], object], tuple[str, str]]] = {
+    "chat, streamed": (lambda: list(chat_llama_cpp().stream("x")), CHAT),
+    "completion": (lambda: llama_cpp_completion(False).invoke("x"), COMPLETION),
+    "completion by a stream": (lambda: llama_cpp_completion(True).invoke("x"), COMPLETION),
+    "completion, streamed": (lambda: list(llama_cpp_completion(True).stream("x")), COMPLETION),
+    "gpt4all": (lambda: gpt4all().invoke("x"), ("text_completion orca-mini.gguf", "gpt4all")),
+    "pipeline": (lambda: pipeline_of_community().invoke("x"), PIPELINE),
+    "pipeline, streamed": (lambda: list(pipeline_of_community().stream("x")), PIPELINE),
+    "langchain-huggingface": (lambda: pipeline_of_langchain_huggingface()._generate(["x"]), PIPELINE),
+    "langchain-huggingface, streamed": (lambda: list(pipeline_of_langchain_huggingface()._stream()), PIPELINE),
+}
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_each_generation_of_a_model_in_this_process_is_one_call(
+    generation: str,
+    libraries: None,
+    energy: Instrumentation,
+    exporter: InMemorySpanExporter,  # noqa: F811
+) -> None:
+    """By whichever of its methods LangChain has it generate; one that calls another is not two."""
+    generate, (name, provider_name) = GENERATIONS[generation]
+    assert generate()
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    attributes = dict(span.attributes or {})
+    assert (span.name, attributes["gen_ai.provider.name"]) == (name, provider_name)
+    assert names.QUALITY in attributes
+    assert ("gen_ai.response.time_to_first_chunk" in attributes) is generation.endswith("streamed")
