@@ -99,6 +99,12 @@ def traced(energy: Instrumentation, exporter: InMemorySpanExporter) -> Callable[
     return trace
 
 
+def run_alone(script: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which has imported nothing of LangChain yet."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+
+
 async def events(chain: Any) -> None:
     async for _ in chain.astream_events(_QUESTION):
         pass
@@ -280,8 +286,7 @@ def test_langchain_is_instrumented_whichever_of_it_is_imported_first(first: str)
         energy.uninstrument()
         assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = run_alone(script)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
@@ -304,8 +309,22 @@ def test_langgraph_is_instrumented_when_the_package_langchain_is_not_installed()
         energy.uninstrument()
         assert not hasattr(vars(Pregel)["stream"], "__wrapped__")
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = run_alone(script)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_langchain_stays_as_it_is_when_ours_was_undone_before_the_app_imports_it() -> None:
+    """The hooks on its import outlive it."""
+    script = """
+        import otel_llm_energy
+        otel_llm_energy.instrument(meters="cpu-estimate").uninstrument()
+        from langgraph.pregel import Pregel
+        from langchain_core.callbacks import BaseCallbackManager
+        from langchain_openai import ChatOpenAI
+        assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+        assert not hasattr(vars(Pregel)["stream"], "__wrapped__")
+    """
+    done = run_alone(script)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
@@ -328,8 +347,7 @@ def test_official_instrumentation_is_the_apps_own_when_the_app_imports_it_first_
         LangChainInstrumentor().uninstrument()
         assert not any(hasattr(seam, "__wrapped__") for seam in seams())
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = run_alone(script)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
@@ -356,8 +374,7 @@ def test_official_instrumentation_is_tried_again_after_it_failed() -> None:
         energy.uninstrument()
         assert vars(BaseCallbackManager)["__init__"] is wrapper.__wrapped__
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = run_alone(script)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("LangChain is not instrumented")
     assert done.stderr.count("LangChain is not instrumented") == 1
