@@ -405,6 +405,23 @@ def test_official_instrumentation_that_fails_half_way_leaves_nothing_behind(
     assert names.QUALITY in Trace.said(call)
 
 
+def test_langchain_is_left_alone_when_the_official_instrumentation_is_not_installed() -> None:
+    """It comes with an extra; nothing is logged."""
+    script = """
+        import logging, sys
+        logging.basicConfig(level=logging.WARNING)
+        sys.modules["opentelemetry.instrumentation.genai"] = None
+        import otel_llm_energy
+        energy = otel_llm_energy.instrument(meters="cpu-estimate")
+        from langchain_core.callbacks import BaseCallbackManager
+        from langgraph.pregel import Pregel
+        assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+        energy.uninstrument()
+    """
+    done = run_alone(script)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 def test_clients_own_spans_carry_the_energy_when_langchain_is_not_instrumented(
     provider: TracerProvider,  # noqa: F811
     powercap: PowercapTree,
