@@ -6,6 +6,7 @@ them is stood in for by what uses CPU time. LangChain's own classes are the real
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -265,3 +266,31 @@ def test_each_generation_of_a_model_in_this_process_is_one_call(
     assert (span.name, attributes["gen_ai.provider.name"]) == (name, provider_name)
     assert names.QUALITY in attributes
     assert ("gen_ai.response.time_to_first_chunk" in attributes) is generation.endswith("streamed")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda model: model.invoke("x"), lambda model: list(model.stream("x"))], ids=["whole", "streamed"]
+)
+def test_failure_of_a_model_in_this_process_is_the_apps_and_ends_the_call(
+    ask: Callable[[Any], object],
+    libraries: None,
+    energy: Instrumentation,
+    exporter: InMemorySpanExporter,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The app gets what was raised, the span says it, and the log nothing: there was no answer to be read."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError("the prompt")
+
+    monkeypatch.setattr(QuickLlama, "create_chat_completion", fails)
+    model = chat_llama_cpp()
+    with caplog.at_level(logging.DEBUG, logger="otel_llm_instrumentation"), pytest.raises(MemoryError):
+        ask(model)
+    energy.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert (span.attributes or {})["error.type"] == "MemoryError"
+    assert not span.status.is_ok
+    assert names.QUALITY in (span.attributes or {})
+    assert [record for record in caplog.records if record.name.startswith("otel_llm")] == []
