@@ -22,6 +22,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
+from otel_llm_instrumentation.langchain import LangChainInstrumentor
+from otel_llm_instrumentation.local import LocalModelInstrumentor
 from tests.instrument.asking import measuring, said
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
 from tests.support.cpu_time import tree_cpu_ns
@@ -294,3 +296,24 @@ def test_failure_of_a_model_in_this_process_is_the_apps_and_ends_the_call(
     assert not span.status.is_ok
     assert names.QUALITY in (span.attributes or {})
     assert [record for record in caplog.records if record.name.startswith("otel_llm")] == []
+
+
+def test_instrumentors_of_langchain_work_by_themselves(
+    libraries: None,
+    provider: TracerProvider,  # noqa: F811
+    exporter: InMemorySpanExporter,  # noqa: F811
+) -> None:
+    """Without the energy layer: the step's span, the model's below it, and none any more once they are undone."""
+    from langchain_core.runnables import RunnableLambda
+
+    step = RunnableLambda(lambda question: question) | llama_cpp_completion(False)
+    instrumentors = (LangChainInstrumentor(), LocalModelInstrumentor())
+    for instrumentor in instrumentors:
+        instrumentor.instrument(tracer_provider=provider)
+    step.invoke("x")
+    for instrumentor in instrumentors:
+        instrumentor.uninstrument()
+    step.invoke("x")
+    model, workflow = exporter.get_finished_spans()
+    assert (model.name, workflow.name) == ("text_completion smollm2.gguf", "invoke_workflow RunnableSequence")
+    assert model.parent == workflow.context
