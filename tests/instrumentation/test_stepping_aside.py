@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import openai
@@ -262,6 +264,63 @@ def test_span_with_the_conventional_name_stands_for_the_call_before_it_says_so(t
     assert not stands_for(tracer.start_span("chat llama3"), "chat")
     assert not stands_for(tracer.start_span("chatter", kind=SpanKind.CLIENT), "chat")
     assert not stands_for(tracer.start_span("embeddings bge", kind=SpanKind.CLIENT), "chat")
+
+
+_OPENINFERENCE = "openinference.instrumentation.langchain"
+_Runs = dict[str, tuple[str, trace.Span | None]]  # by their ids, each with its type and its span
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> _Runs:
+    """The runs that OpenInference's for LangChain, which is played, knows."""
+    runs: _Runs = {}
+
+    class Tracer:
+        @property
+        def run_map(self) -> dict[str, SimpleNamespace]:
+            return {run_id: SimpleNamespace(id=run_id, run_type=kind) for run_id, (kind, _) in runs.items()}
+
+        def get_span(self, run_id: str) -> trace.Span | None:
+            return runs[run_id][1]
+
+    module: Any = ModuleType(_OPENINFERENCE)
+    module.LangChainInstrumentor = SimpleNamespace(_instance=SimpleNamespace(_tracer=Tracer()))
+    monkeypatch.setitem(sys.modules, _OPENINFERENCE, module)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("run_type", "operation", "stands"),
+    [
+        ("llm", "text_completion", True),
+        ("chat_model", "chat", True),
+        ("chat_model", "embeddings", False),
+        ("chain", "chat", False),
+    ],
+)
+def test_span_of_openinferences_langchain_is_what_its_run_is(
+    run_type: str,
+    operation: str,
+    stands: bool,
+    runs: _Runs,
+    watched: Watched,
+) -> None:
+    """It says so on the span only at its end; other runs are under way, and one has no span any more."""
+    tracer = watched.provider.get_tracer(_OPENINFERENCE)
+    span = tracer.start_span("theirs")
+    another = "chain" if stands else "llm"
+    runs.update({"1": (another, None), "2": (another, tracer.start_span("another")), "3": (run_type, span)})
+    assert stands_for(span, operation) is stands
+
+
+def test_span_of_openinferences_langchain_stands_for_no_call_when_its_run_is_over(
+    runs: _Runs, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor when OpenInference is not there any more."""
+    span = watched.provider.get_tracer(_OPENINFERENCE).start_span("theirs")
+    assert not stands_for(span, "chat")
+    monkeypatch.delitem(sys.modules, _OPENINFERENCE)
+    assert not stands_for(span, "chat")
 
 
 @pytest.mark.parametrize("below_theirs", [True, False])
