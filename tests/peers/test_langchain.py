@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import subprocess
 import sys
 import textwrap
@@ -403,6 +404,28 @@ def test_official_instrumentation_that_fails_half_way_leaves_nothing_behind(
     assert call.instrumentation_scope is not None
     assert call.instrumentation_scope.name == "otel_llm_instrumentation.openai"
     assert names.QUALITY in Trace.said(call)
+
+
+def test_official_instrumentation_gives_way_at_the_first_span_of_another_one(
+    recorded: tuple[ReplayServer, ChatOpenAI],
+    provider: TracerProvider,  # noqa: F811
+    traced: Callable[[], Trace],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It says so once. A call of which the other makes no span has the client's."""
+    server, model = recorded
+    another = provider.get_tracer("openinference.instrumentation.langchain")
+    with caplog.at_level(logging.INFO, logger="otel_llm_instrumentation"):
+        for name in ("first", "second"):
+            another.start_span(name).end()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "otel_llm_instrumentation"]
+    assert said.startswith("openinference.instrumentation.langchain makes the spans of LangChain")
+    assert not hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+    server.reply = json_reply(payloads.chat())
+    model.invoke("Hello")
+    (call,) = traced().calls
+    assert call.instrumentation_scope is not None
+    assert call.instrumentation_scope.name == "otel_llm_instrumentation.openai"
 
 
 def test_langchain_is_left_alone_when_the_official_instrumentation_is_not_installed() -> None:
