@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import openai
@@ -29,6 +30,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import Instrumentation
 from otel_llm_energy import conventions as names
+from otel_llm_instrumentation.langchain import LangChainInstrumentor
 from tests.conftest import LlamaServerFactory
 from tests.instrument.asking import measuring
 from tests.instrument.conftest import exporter, provider  # noqa: F401 - fixtures
@@ -404,6 +406,28 @@ def test_official_instrumentation_that_fails_half_way_leaves_nothing_behind(
     assert call.instrumentation_scope is not None
     assert call.instrumentation_scope.name == "otel_llm_instrumentation.openai"
     assert names.QUALITY in Trace.said(call)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize(
+    ("library", "instrumentor"),
+    [
+        ("opentelemetry.instrumentation.langchain", "LangchainInstrumentor"),
+        ("openinference.instrumentation.langchain", "LangChainInstrumentor"),
+    ],
+)
+def test_official_instrumentation_is_turned_on_only_when_no_other_one_is(
+    is_on: bool, library: str, instrumentor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has been imported, at least."""
+    another = ModuleType(library)
+    instance = SimpleNamespace(is_instrumented_by_opentelemetry=is_on)
+    setattr(another, instrumentor, SimpleNamespace(_instance=instance))
+    monkeypatch.setitem(sys.modules, library, another)
+    LangChainInstrumentor().instrument()
+    is_wrapped = hasattr(vars(BaseCallbackManager)["__init__"], "__wrapped__")
+    LangChainInstrumentor().uninstrument()
+    assert is_wrapped is not is_on
 
 
 def test_official_instrumentation_gives_way_at_the_first_span_of_another_one(
