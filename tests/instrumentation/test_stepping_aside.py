@@ -227,6 +227,25 @@ def test_span_stands_for_calls_below_spans_that_the_app_makes_within_it(
     assert [each.name for each in watched.spans] == ["request", "first", "request", "second", "chat m", "theirs"]
 
 
+def test_span_stands_for_embeddings_below_spans_that_the_app_makes_within_it(
+    server: ReplayServer, tracer: trace.Tracer, watched: Watched
+) -> None:
+    """OpenTelemetry's own instrumentations mark the context of embeddings by another key."""
+    watched.provider.add_span_processor(_Sights())
+    server.reply = json_reply(payloads.EMBEDDINGS)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    span = tracer.start_span("theirs", attributes={"gen_ai.operation.name": "embeddings"})
+    embedding = otel_context.set_value("opentelemetry.genai.client.embedding.context", object())
+    token = otel_context.attach(trace.set_span_in_context(span, embedding))
+    try:
+        for part in ("first", "second"):
+            with tracer.start_as_current_span(part):
+                client.embeddings.create(model="m", input="x")
+    finally:
+        otel_context.detach(token)
+    assert [call.span for call in watched.ended] == [span, span]
+
+
 def test_noted_span_stands_for_no_call_below_a_span_of_another_trace(
     ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
 ) -> None:
