@@ -112,7 +112,7 @@ def _outermost() -> object:
 
 def _is_turned_on(official: Any) -> bool:
     """By the app, perhaps just now: it says so only when it has imported all that it instruments."""
-    return bool(official.is_instrumented_by_opentelemetry) or official._callback_handler is not None
+    return bool(official.is_instrumented_by_opentelemetry) or getattr(official, "_callback_handler", None) is not None
 
 
 def _another_is_on() -> bool:
