@@ -26,10 +26,9 @@ from otel_llm_energy.cli.model import cache_folder, ensure_model
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; ([^\\]+))?", re.MULTILINE)
-# What these tests import, beside the client libraries.
+# What the tests of the wrappers import, beside the client libraries.
 _NEEDED: Final = (
     *("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "requests", "httpx", "aiohttp", "psutil", "wrapt"),
-    *("fastapi", "logfire", "numpy", "nvidia-ml-py"),
     *("opentelemetry-sdk", "opentelemetry-exporter-otlp", "opentelemetry-instrumentation", "xllamacpp"),
 )
 _ROWS_AT_A_TIME: Final = 2
@@ -44,6 +43,7 @@ class Row:
         pins: versions that differ from those of ``requirements-dev.txt``.
         left_free: packages that have to follow the pins; a trailing ``*`` stands for any rest of a name.
         tests: what pytest is told to run beside those of the wrappers.
+        needed: what these import.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Row:
     pins: dict[str, str]
     left_free: tuple[str, ...] = field(default=())
     tests: tuple[str, ...] = field(default=())
+    needed: tuple[str, ...] = field(default=())
 
 
 _ZERO_CODE: Final = "tests/instrument/test_situations.py::test_calls_are_metered_without_a_line_of_code"
@@ -61,6 +62,7 @@ ROWS: Final = (
         ("3.15", "3.14", "3.13"),
         {},
         tests=("tests/instrument", "tests/tracing", f"--deselect={_ZERO_CODE}"),  # which needs an installation
+        needed=("fastapi", "logfire", "numpy", "nvidia-ml-py"),
     ),
     Row(
         "oldest",
@@ -131,7 +133,7 @@ def environment(row: Row) -> Path:
     """The interpreter of a row's environment, which is made if there is none for these pins."""
     constraints = "\n".join(f"{name}=={version}{marker}" for name, version, marker in _pins(row))
     interpreter = _interpreter(row.pythons)
-    key = hashlib.sha256(f"{interpreter} {constraints} {_NEEDED}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{interpreter} {constraints} {_NEEDED} {row.needed}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"versions-{row.name}-{key}"
     python = folder / "bin" / "python"
     done = folder / "complete"
@@ -141,7 +143,7 @@ def environment(row: Row) -> Path:
         _quietly(interpreter, "-m", "venv", folder)
         file = folder / "constraints.txt"
         file.write_text(constraints + "\n")
-        _quietly(python, "-m", "pip", "install", "--quiet", "-c", file, "openai", "ollama", *_NEEDED)
+        _quietly(python, "-m", "pip", "install", "--quiet", "-c", file, "openai", "ollama", *_NEEDED, *row.needed)
         done.touch()
     return python
 
