@@ -36,15 +36,14 @@ class CallMeter:
         for gate in self._joining.gates:
             self._runtime.unobserved.give_up_above(gate, span_context, call.operation)
         stands_aside = not (call.owns_span or call.in_process)
-        claim = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
-        if claim is not None:
-            self._claims[id(call)] = claim, call.span
+        adopted = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
+        claim = adopted or Claim(span_context)
+        self._claims[id(call)] = claim, call.span  # closed at its end also if it does not open
+        if adopted is not None:
             return
-        claim = Claim(span_context)
         claim.opened_ns = call.started_ns
         for gate in self._joining.gates:
             gate.bind(call.span, claim)  # the context of now is that around the call
-        self._claims[id(call)] = claim, call.span  # closed at its end also if it does not open
         self._open(claim, call)
 
     def _open(self, claim: Claim, call: CallView) -> None:

@@ -40,10 +40,10 @@ def study_errors() -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise CommandError(f"{error.name} missing. Run: pip install 'otel-llm-energy[study]'") from error
     except OSError as error:
-        missing = missing_library(error)  # so ctypes says it
-        if missing is None:
+        what_to_do = missing_library(error)  # so ctypes says it
+        if what_to_do is None:
             raise
-        raise CommandError(missing) from error
+        raise CommandError(what_to_do) from error
 
 
 def distinct_folders(asked: argparse.Namespace) -> list[Path]:

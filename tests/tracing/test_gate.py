@@ -25,6 +25,9 @@ from otel_llm_energy.tracing.processor import EnergySpanProcessor
 from tests.support.waiting import until
 from tests.tracing.fakes import Collecting, FakeDesk, Pipeline
 
+DROPPED = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
+"""The span of a call that a sampler left out."""
+
 
 def test_span_passes_in_the_same_call_when_it_is_no_call_and_has_none_below() -> None:
     """An ordinary span reaches the next processor before end() returns, and is the very same object's copy."""
@@ -191,10 +194,9 @@ def test_held_ancestor_says_incomplete_when_a_call_starts_after_its_end(where: s
 def test_ancestors_count_the_call_when_its_own_span_was_not_sampled() -> None:
     """A dropped span displays nothing, but its recorded parent's total must hold."""
     line = Pipeline()
-    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
     with line.tracer.start_as_current_span("root") as root:
         claim = Claim()
-        shown = line.gate.bind(dropped, claim, trace.set_span_in_context(root))
+        shown = line.gate.bind(DROPPED, claim, trace.set_span_in_context(root))
         claim.closed = True
     assert not shown
     line.desk.settle(claim, 2.0)
@@ -205,11 +207,10 @@ def test_ancestors_count_the_call_when_its_own_span_was_not_sampled() -> None:
 def test_ancestor_does_not_wait_for_an_open_call_when_the_calls_own_span_was_not_sampled() -> None:
     """It goes at once, as it would if there were a span of the call's; the ones above wait once the call has ended."""
     line = Pipeline()
-    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
     claim = Claim()
     with line.tracer.start_as_current_span("root"):
         with line.tracer.start_as_current_span("handler"):
-            line.gate.bind(dropped, claim)
+            line.gate.bind(DROPPED, claim)
         assert line.sent() == ["handler"]
         claim.closed = True
     assert line.sent() == ["handler"]
@@ -222,10 +223,9 @@ def test_ancestor_does_not_wait_for_an_open_call_when_the_calls_own_span_was_not
 def test_nobody_waits_for_an_open_call_that_is_not_sampled_when_all_above_it_have_ended() -> None:
     """What it is billed later changes nothing here."""
     line = Pipeline()
-    dropped = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
     claim = Claim()
     with line.tracer.start_as_current_span("root"):
-        line.gate.bind(dropped, claim)
+        line.gate.bind(DROPPED, claim)
     assert line.sent() == ["root"]
     line.desk.settle(claim, 2.0)
     assert line.sent() == ["root"]
