@@ -32,7 +32,7 @@ from otel_llm_instrumentation.content import Asked, Content, as_json, as_structu
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.errors import is_no_connection
 from otel_llm_instrumentation.facts import NS_PER_SECOND, Facts, Request
-from otel_llm_instrumentation.standing import note_above, standing_span
+from otel_llm_instrumentation.standing import OPENLLMETRY_KEY, is_key_left_behind, note_above, standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
 
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ _OUR_CALL = create_key("otel_llm_instrumentation.call")
 _SUPPRESSION_KEYS = (
     _SUPPRESS_INSTRUMENTATION_KEY,
     "suppress_instrumentation",
-    "suppress_language_model_instrumentation",
+    OPENLLMETRY_KEY,
 )
 
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -77,7 +77,7 @@ def is_observed(context: Context | None = None) -> bool:
         if _OUR_CALL in context:
             return False
         for key in _SUPPRESSION_KEYS:
-            if context.get(key):
+            if context.get(key) and not (key is OPENLLMETRY_KEY and is_key_left_behind()):
                 return False
     return True
 

@@ -6,6 +6,7 @@ found if a span processor, which hears of every span that starts, calls `note_st
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import threading
@@ -38,8 +39,11 @@ _INFERENCE_KEY: Final = "opentelemetry.genai.client.inference.context"
 _EMBEDDING_KEY: Final = "opentelemetry.genai.client.embedding.context"
 # These say what a span is only after it was started, so all their spans are worth a second look.
 _OPENINFERENCE_LANGCHAIN: Final = "openinference.instrumentation.langchain"
-_SILENT_SCOPES: Final = frozenset({_OPENINFERENCE_LANGCHAIN, "opentelemetry.instrumentation.langchain"})
+_OPENLLMETRY_LANGCHAIN: Final = "opentelemetry.instrumentation.langchain"
+_SILENT_SCOPES: Final = frozenset({_OPENINFERENCE_LANGCHAIN, _OPENLLMETRY_LANGCHAIN})
 _CHAT_ONLY_SCOPE: Final = "openinference.instrumentation.ollama"
+# OpenLLMetry's for LangChain sets it below each span of a call, and cannot take it back in asynchronous code.
+OPENLLMETRY_KEY: Final = "suppress_language_model_instrumentation"
 # Where OpenInference's span keeps its kind until it ends, unless it got it as it started.
 _KEPT_BACK: Final = "_self_important_attributes"
 _OUR_SCOPES: Final = "otel_llm_instrumentation."
@@ -50,10 +54,11 @@ _STANDS_ABOVE: Final = "_otel_llm_stands_above"
 class _StartedSpan:
     """A span that was started in this context, for the one call that may be its own."""
 
-    __slots__ = ("_span", "_untaken")
+    __slots__ = ("_key_left", "_span", "_untaken")
 
     def __init__(self, span: Span) -> None:
         self._span = weakref.ref(span)
+        self._key_left = _is_key_left_by(span)
         self._untaken = threading.Lock()  # held from the time on when the span is taken, for good
 
     def take(self, operation: str, model: str | None) -> Span | None:
@@ -70,6 +75,14 @@ class _StartedSpan:
             return None
         self._untaken.acquire(blocking=False)
         return span
+
+    @property
+    def key_left(self) -> bool:
+        """Whether this span, which is over then, or one before it left OpenLLMetry's key behind in this context."""
+        if self._key_left is None:
+            span = self._span()
+            return span is None or not span.is_recording()
+        return self._key_left
 
     def pass_by(self, span: Span) -> None:
         """The calls of ``span`` are found without this; if it is this one, let it be taken for no other."""
@@ -93,6 +106,28 @@ def note_started(span: Span, parent_context: Context | None = None) -> bool:
         _note_current(get_current() if parent_context is None else parent_context)
         return False
     _started_span.set(_StartedSpan(span))
+    return True
+
+
+def is_key_left_behind() -> bool:
+    """Whether OpenLLMetry's key, which is set in this context, is nobody's wish any more."""
+    started = _started_span.get()
+    return started is not None and started.key_left
+
+
+def _is_key_left_by(span: Span) -> bool | None:
+    """The same of the context in which ``span`` starts; ``None``: it will be, once the span is over."""
+    if OPENLLMETRY_KEY in get_current():
+        return is_key_left_behind()
+    is_call = _scope_of(span) == _OPENLLMETRY_LANGCHAIN and getattr(span, "kind", None) is SpanKind.CLIENT
+    return None if is_call and _is_asynchronous() else False
+
+
+def _is_asynchronous() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
     return True
 
 

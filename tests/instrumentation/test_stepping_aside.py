@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -357,6 +358,60 @@ def test_suppressed_call_is_observed_only_below_a_span_that_stands_for_it(
         otel_context.detach(token)
     assert len(watched.ended) == below_theirs
     assert watched.spans == []
+
+
+_OPENLLMETRY = "opentelemetry.instrumentation.langchain"
+_OPENLLMETRY_KEY = "suppress_language_model_instrumentation"
+
+
+def _like_openllmetry(watched: Watched, ask: Callable[[], object], *, kind: SpanKind = SpanKind.CLIENT) -> None:
+    """A call of LangChain's in asynchronous code: the key that was set below its span stays."""
+    span = watched.provider.get_tracer(_OPENLLMETRY).start_span("ChatOpenAI.chat", kind=kind)
+    span.set_attribute("gen_ai.operation.name", "chat")
+    otel_context.attach(otel_context.set_value(_OPENLLMETRY_KEY, True))
+    ask()
+    span.end()
+
+
+def test_calls_are_observed_after_openllmetry_has_left_its_key_behind_in_a_task(
+    ask: Callable[[], object], tracer: trace.Tracer, watched: Watched
+) -> None:
+    async def task() -> None:
+        _like_openllmetry(watched, ask)
+        ask()
+        with tracer.start_as_current_span("the app's"):
+            _like_openllmetry(watched, ask)
+            ask()
+        chain = watched.provider.get_tracer(_OPENLLMETRY).start_span("RunnableSequence.workflow")
+        ask()
+        chain.end()
+
+    watched.provider.add_span_processor(_Sights())
+    asyncio.run(task())
+    assert [call.owns_span for call in watched.ended] == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("where", ["before", "in a thread", "within", "below a chain"])
+def test_openllmetrys_key_is_obeyed_where_it_is_not_left_behind(
+    where: str, ask: Callable[[], object], watched: Watched
+) -> None:
+    """It was set before any span of OpenLLMetry's, or is set while one is open, or can be taken back."""
+
+    async def task() -> None:
+        if where == "before":
+            otel_context.attach(otel_context.set_value(_OPENLLMETRY_KEY, True))
+        if where == "within":
+            _like_openllmetry(watched, lambda: (ask(), ask()))
+        else:
+            _like_openllmetry(watched, ask, kind=SpanKind.INTERNAL if where == "below a chain" else SpanKind.CLIENT)
+            ask()
+
+    watched.provider.add_span_processor(_Sights())
+    if where == "in a thread":
+        copy_context().run(lambda: (_like_openllmetry(watched, ask), ask()))
+    else:
+        asyncio.run(task())
+    assert [call.owns_span for call in watched.ended] == [False]
 
 
 def test_nothing_is_observed_when_the_user_suppresses_instrumentation(

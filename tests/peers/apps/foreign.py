@@ -211,6 +211,7 @@ def of_ollama(server: ReplayServer) -> Iterator[Surface]:
 
 
 def of_langchain(server: ReplayServer) -> Iterator[Surface]:
+    import openai
     from langchain_core.prompts import ChatPromptTemplate
     from langchain_ollama import ChatOllama
     from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -219,11 +220,20 @@ def of_langchain(server: ReplayServer) -> Iterator[Surface]:
     prompt = ChatPromptTemplate.from_template("{question}")
     questions = [{"question": "one"}, {"question": "two"}]
     server.reply = json_reply(payloads.chat())
-    chain = prompt | ChatOpenAI(**options)
-    yield "invoke", lambda: ChatOpenAI(**options).invoke(_QUESTION)
+    model = ChatOpenAI(**options)
+    chain = prompt | model
+    yield "invoke", lambda: model.invoke(_QUESTION)
     yield "chain", lambda: chain.invoke(questions[0])
     yield "batch", lambda: chain.batch(questions)
-    yield "abatch", lambda: asyncio.run((prompt | ChatOpenAI(**options)).abatch(questions))
+    loop = asyncio.new_event_loop()  # one for both: langchain-openai keeps its connections
+    yield "abatch", lambda: loop.run_until_complete(chain.abatch(questions))
+
+    async def then_a_clients() -> None:
+        await model.ainvoke(_QUESTION)
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
+            await client.chat.completions.create(model="m", messages=payloads.MESSAGES)
+
+    yield "then a client's", lambda: loop.run_until_complete(then_a_clients())
     server.reply = sse_reply(payloads.chunks())
     yield "stream", lambda: list(chain.stream(questions[0]))
     server.reply = json_reply(payloads.RESPONSE)
