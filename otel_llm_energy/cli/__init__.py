@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from otel_llm_energy.cli.meter_options import add_meter_options, named_meter
 from otel_llm_energy.cli.study_options import Commands, add_study
 from otel_llm_energy.version import __version__
 
@@ -166,9 +167,7 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
         description="Asks a small real model (SmolLM2 by llama.cpp, fetched once), or a server of yours, three "
         "questions one after another, four at once and one streamed, and shows the joules on the span tree.",
     )
-    meter = parser.add_mutually_exclusive_group()
-    meter.add_argument("--scaphandre", metavar="URL", help="page of a Scaphandre exporter to read")
-    meter.add_argument("--powercap", metavar="DIR", help="folder that holds intel-rapl:0, to read")
+    add_meter_options(parser)
     parser.add_argument("--base-url", metavar="URL", help="ask this OpenAI-compatible server instead of our own")
     parser.add_argument("--model", metavar="M", help="its model; without --base-url the path of a GGUF file to serve")
     parser.add_argument("--otlp", metavar="ENDPOINT", help="send the spans there too, such as http://localhost:4318")
@@ -206,8 +205,7 @@ def _demo(asked: argparse.Namespace) -> int:
     from otel_llm_energy.cli.demo import DemoOptions, run_demo
 
     options = DemoOptions(
-        scaphandre_url=asked.scaphandre,
-        powercap_root=asked.powercap,
+        named_meter=named_meter(asked),
         base_url=asked.base_url,
         model=asked.model,
         otlp_endpoint=asked.otlp,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -43,19 +44,17 @@ _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the user asked for; ``None`` where they did not.
+    """What the user asked for; ``None`` where they did not ask.
 
     Attributes:
-        scaphandre_url: page of the exporter to read.
-        powercap_root: folder that holds ``intel-rapl:0``, to read.
+        named_meter: the one to read, as options of `instrument`; none where they named none.
         base_url: of a server to ask instead of our own.
         model: its model; without ``base_url`` the path of a GGUF file.
         otlp_endpoint: where to send the spans, too.
         as_json: one object on standard output, and nothing else there.
     """
 
-    scaphandre_url: str | None = None
-    powercap_root: str | None = None
+    named_meter: Mapping[str, Any]
     base_url: str | None = None
     model: str | None = None
     otlp_endpoint: str | None = None
@@ -146,7 +145,7 @@ def _energy(options: DemoOptions, provider: TracerProvider) -> Iterator[otel_llm
             energy = _instrumented(options, provider)
             stack.callback(energy.uninstrument)
             status = status_once_discovered(energy.status)
-            if _named_meter(options) is not None:
+            if options.named_meter:
                 told += [one.message for one in missing(status)]
                 insist_on_the_named_meter(status)
         yield energy
@@ -156,24 +155,16 @@ def _instrumented(options: DemoOptions, provider: TracerProvider) -> otel_llm_en
     try:
         energy = otel_llm_energy.instrument(
             tracer_provider=provider,
-            meters=_named_meter(options),
             clients=["openai"],
             detail="full",
-            scaphandre_url=options.scaphandre_url,
-            powercap_root=options.powercap_root,
             board="off",  # its calls have a server of their own; other processes' settings are none of its business
+            **options.named_meter,
         )
     except otel_llm_energy.SettingError as error:
         raise CommandError(str(error)) from error
     if not energy.active:
         raise CommandError("OTEL_SDK_DISABLED=true switches everything off. Unset it.")
     return energy
-
-
-def _named_meter(options: DemoOptions) -> str | None:
-    if options.powercap_root is not None:
-        return "rapl"
-    return None if options.scaphandre_url is None else "scaphandre"
 
 
 def _wait_for_baseline(energy: otel_llm_energy.Instrumentation) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_llm_energy.cli import CommandError, missing_library, require_demo_extra, typed
+from otel_llm_energy.cli.meter_options import named_meter
 from otel_llm_energy.cli.metering import (
     insist_on_the_named_meter,
     learn_baseline,
@@ -69,7 +70,7 @@ def run_collect(asked: argparse.Namespace) -> int:
                 content=not asked.no_content,
                 retry_failed=asked.retry_failed,
                 addresses=addresses,
-                energy=_energy_options(asked),
+                energy=named_meter(asked),
             )
             progress = collect(plan, folder, options, before_calls=before_calls, on_progress=show)
     failed = f", {progress.failed} of them failures" if progress.failed else ""
@@ -152,14 +153,6 @@ def _embedded_servers(plan: Plan) -> Iterator[Mapping[str, str]]:
         yield addresses
 
 
-def _energy_options(asked: argparse.Namespace) -> dict[str, Any]:
-    if asked.powercap is not None:
-        return {"meters": "rapl", "powercap_root": asked.powercap}
-    if asked.scaphandre is not None:
-        return {"meters": "scaphandre", "scaphandre_url": asked.scaphandre}
-    return {}
-
-
 @contextmanager
 def _before_calls(asked: argparse.Namespace) -> Iterator[Callable[[Instrumentation], None]]:
     """What is done once measuring has begun: say what cannot be read, in one place, and wait for the idle power."""
@@ -171,7 +164,7 @@ def _before_calls(asked: argparse.Namespace) -> Iterator[Callable[[Instrumentati
             status = status_once_discovered(energy.status)
             told.extend(one.message for one in missing(status))
             quiet_log.close()
-            if _energy_options(asked):
+            if named_meter(asked):
                 insist_on_the_named_meter(status)
             _say_what_is_missing(status)
             if status.channels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from otel_llm_energy.cli.meter_options import add_meter_options
 from otel_llm_energy.study.plan import APIS, ORDERS
 
 Commands = argparse._SubParsersAction  # the type that add_subparsers returns has no public name
@@ -59,9 +60,7 @@ def _add_collect(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--score", metavar="FILE.py:FUNCTION", help="score(prompt, answer, expected) -> 0 to 1")
     parser.add_argument("--no-content", action="store_true", help="keep hashes of prompts and answers, not their texts")
     parser.add_argument("--retry-failed", action="store_true", help="ask again what failed in an earlier run")
-    meter = parser.add_mutually_exclusive_group()
-    meter.add_argument("--scaphandre", metavar="URL", help="page of a Scaphandre exporter to read")
-    meter.add_argument("--powercap", metavar="DIR", help="folder that holds intel-rapl:0, to read")
+    add_meter_options(parser)
     parser.set_defaults(command=_collect, own_signals=False)
 
 
