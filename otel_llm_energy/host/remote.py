@@ -24,7 +24,6 @@ from otel_llm_energy.ledger.idle import Baseline
 from otel_llm_energy.ledger.ledger import Balance
 from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, IdlePower, Reading
 
-_FORCE_SECONDS = 0.5
 _MOST_READINGS = 4096
 _EDGE_NS = NS_PER_SECOND // 10
 # Reasons for which the app itself would have to wait for the answer.
@@ -42,6 +41,7 @@ class RemoteLedger:
         unsettled: calls of this process that another ledger was keeping, open or closed.
         by_weight: windows are to tell their weight.
         clock_ns: the monotonic clock.
+        patience_seconds: how long `force` waits for a holder at most.
     """
 
     busy_elsewhere = False
@@ -53,8 +53,10 @@ class RemoteLedger:
         *,
         by_weight: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        patience_seconds: float = 0.5,
     ) -> None:
         self._clock_ns = clock_ns
+        self._patience_seconds = patience_seconds
         self.by_weight = by_weight
         self._lock = threading.Condition(threading.RLock())
         self._calls: dict[int, Entry] = {}
@@ -104,6 +106,7 @@ class RemoteLedger:
         with self._lock:
             self._send = None
             self._out = []
+            self._lock.notify_all()  # nobody answers whoever waits for it
 
     def asked(self) -> None:
         """The holder wants to know all until now."""
@@ -176,7 +179,9 @@ class RemoteLedger:
             wanted = {self._numbers[entry]: entry for entry in entries if entry in self._numbers}
             if wanted and reason not in _IN_THE_APPS_THREAD:
                 self._say(Force(list(wanted), reason))
-                self._lock.wait_for(lambda: self._bills.keys() >= wanted.keys(), _FORCE_SECONDS)
+                self._lock.wait_for(
+                    lambda: self._send is None or self._bills.keys() >= wanted.keys(), self._patience_seconds
+                )
             settled = self._take_bills()
             self._give_up([call for call, entry in wanted.items() if entry.bill is None])
             return settled
