@@ -34,6 +34,8 @@ class Instrumentation:
         self._runtime = runtime
         self._options = options
         self._undo: list[Callable[[], None]] = []
+        self._undoing: threading.Thread | None = None
+        self._undone = threading.Event()
         if runtime is not None:
             observer = runtime.watch = CallMeter(runtime)
             if not self._started(runtime):
@@ -80,28 +82,44 @@ class Instrumentation:
     def uninstrument(self) -> None:
         """Hand on what is held, stop measuring and leave no trace. A repeat does nothing."""
         with _registry_lock:
+            if self._runtime is not None:
+                self._undoing = threading.current_thread()  # before anybody can see that there is no runtime
             runtime, self._runtime = self._runtime, None
             _forget(self)
         if runtime is not None:
-            for undo in self._undo:
-                undo()
-            runtime.stop()
+            try:
+                for undo in self._undo:
+                    undo()
+                runtime.stop()
+            finally:
+                self._undoing = None
+                self._undone.set()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Settle what has ended and hand its spans on; False if that took longer than the timeout, ms."""
-        return self._runtime is None or self._runtime.force_flush(timeout_millis)
+        runtime = self._runtime
+        return self._is_undone(timeout_millis) if runtime is None else runtime.force_flush(timeout_millis)
+
+    def _is_undone(self, timeout_millis: int) -> bool:
+        """Whether nothing is held any more; waits for the thread that hands on what is, as `uninstrument` does."""
+        undoing = self._undoing
+        if undoing is None or not undoing.is_alive():  # in a child that was forked meanwhile it is not
+            return True
+        if undoing is threading.current_thread():  # in a handler of a signal
+            return False
+        return self._undone.wait(timeout_millis / 1000)
 
     def measure_idle(self, seconds: float) -> dict[str, float]:
         """See `otel_llm_energy.measure_idle`."""
-        if self._runtime is None:
+        runtime = self._runtime
+        if runtime is None:
             raise MeterError("no-meter", "Nothing is measured: OTEL_SDK_DISABLED is set, or uninstrument() was called.")
-        return self._runtime.measure_idle(seconds)
+        return runtime.measure_idle(seconds)
 
     def status(self) -> Status:
         """Which meters are read, how fresh they are, what was left out and why."""
-        if self._runtime is None:
-            return Status((), (), {}, "not instrumented")
-        return self._runtime.status()
+        runtime = self._runtime
+        return Status((), (), {}, "not instrumented") if runtime is None else runtime.status()
 
 
 _registry_lock = threading.RLock()
