@@ -87,7 +87,8 @@ class IdleMemory:
 
     def age_seconds(self, channel_id: str) -> float | None:
         """Age of the newest figure that is kept of a channel, s; ``None`` if there is none."""
-        newest_s = max((each.learned_unix_s for each in self._kept.get(channel_id, {}).values()), default=None)
+        kept = self._kept.get(channel_id, {}).copy()  # `keep` may be at it in another thread
+        newest_s = max((each.learned_unix_s for each in kept.values()), default=None)
         return None if newest_s is None else max(self._unix_clock_s() - newest_s, 0.0)
 
     def keep(self, learned: Mapping[str, Sequence[IdlePower]]) -> None:

@@ -109,8 +109,9 @@ def _server_line(key: str, server: Server) -> str:
 
 def channel_statuses(station: Station, *, named: bool = False) -> Sequence[ChannelStatus]:
     """The counters of a station; ``named`` says that the user named its meter for another host."""
-    if station.holder_state is not None:
-        return [_channel_of_holder(each) for each in station.holder_state.channels]
+    state = station.holder_state
+    if state is not None:
+        return [_channel_of_holder(each) for each in state.channels]
     baselines = station.books.baselines()
     readers = {channel.id: reader for reader in station.meters for channel in reader.open_meter.channels}
     return [
@@ -126,7 +127,7 @@ def _channel_status(
     kept_seconds = station.idle_memory.age_seconds(channel.id)
     if reader is None:
         return ChannelStatus(channel, balance, idle.watts, idle.origin, kept_seconds, None, None)
-    meter = reader.open_meter.meter
+    meter, problem = reader.open_meter.meter, reader.problem
     return ChannelStatus(
         channel,
         balance,
@@ -134,7 +135,7 @@ def _channel_status(
         idle_origin=idle.origin,
         idle_age_seconds=kept_seconds,
         age_seconds=reader.age_seconds(channel.id),
-        problem=None if reader.problem is None else str(reader.problem),
+        problem=None if problem is None else str(problem),
         where=repr(meter) if named else "",
         period_seconds=meter.pace.longest_idle_seconds,
     )

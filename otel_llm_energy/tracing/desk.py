@@ -177,8 +177,8 @@ class SettlingDesk:
         wanted = list(claims)
         done: list[Claim] = []
         for station in self.stations:
-            why = station.problem.reason if station.problem is not None else reason
-            done.extend(station.books.force(wanted, why))
+            problem = station.problem
+            done.extend(station.books.force(wanted, reason if problem is None else problem.reason))
         for claim in wanted:
             if claim.bill is None:
                 claim.bill = unavailable(claim.reason or reason)
@@ -221,8 +221,9 @@ class SettlingDesk:
 
     def _settle_at(self, station: Station) -> None:
         done = station.books.settle()
-        if station.problem is not None:
-            done += self._give_up(station, station.problem.reason)
+        problem = station.problem
+        if problem is not None:
+            done += self._give_up(station, problem.reason)
         if done:
             self._tell(done)
 

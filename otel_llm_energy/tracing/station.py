@@ -163,7 +163,8 @@ class Station:
 
     def follow(self, state: State) -> None:
         """Another process reads these meters; read what is cheap at calls' edges."""
-        known = None if self.holder_state is None else _channel_ids(self.holder_state)
+        before = self.holder_state
+        known = None if before is None else _channel_ids(before)
         self.holder_state = state
         self.left_out = [LeftOut(*each) for each in state.left_out]
         if known != _channel_ids(state) and not self._stopped:
@@ -199,8 +200,8 @@ class Station:
         """The books' name for the server at host:port, which is looked up if that is new."""
         host, _, port = address.rpartition(":")
         key = self._servers.key(host, int(port))
-        if self._servers.unresolved and self._look_up is not None:
-            self._look_up.wake()
+        if self._servers.unresolved:
+            self._look_up_soon()
         return key
 
     def wake(self) -> None:
@@ -223,8 +224,8 @@ class Station:
         self.read_edge()
         server = self._servers.key(host, port)
         self.books.open(claim, server, route, reports=reports, since_ns=since_ns)
-        if self._servers.unresolved and self._look_up is not None:
-            self._look_up.wake()
+        if self._servers.unresolved:
+            self._look_up_soon()
         if not was_busy:
             self._read_soon()
             if self.holder_state is not None:
@@ -255,8 +256,7 @@ class Station:
             return
         self._servers.final = True
         self._read_soon()
-        if self._look_up is not None:
-            self._look_up.wake()
+        self._look_up_soon()
 
     def learning_channels(self) -> list[str]:
         """The channels that are read and whose idle power is learned."""
@@ -270,15 +270,17 @@ class Station:
     @property
     def problem(self) -> MeterError | None:
         """Why a meter cannot be read just now."""
-        if self.holder_state is not None:
-            return None if self.holder_state.problem is None else MeterError(*self.holder_state.problem)
-        return next((reader.problem for reader in self.meters if reader.problem is not None), None)
+        state = self.holder_state
+        if state is not None:
+            return None if state.problem is None else MeterError(*state.problem)
+        return next(filter(None, (reader.problem for reader in self.meters)), None)
 
     @property
     def period_seconds(self) -> float:
         """The longest time until there is a reading of this instant, while calls are open."""
-        if self.holder_state is not None:
-            return self.holder_state.period_seconds
+        state = self.holder_state
+        if state is not None:
+            return state.period_seconds
         return max((reader.open_meter.meter.pace.longest_seconds for reader in self.meters), default=0.0)
 
     @property
@@ -293,6 +295,11 @@ class Station:
     def _read_soon(self) -> None:
         for reader in self.meters:
             reader.wake()
+
+    def _look_up_soon(self) -> None:
+        look_up = self._look_up  # another thread may stop it at any instruction
+        if look_up is not None:
+            look_up.wake()
 
     def _find_meters(self) -> float:
         if self.meters:
@@ -363,12 +370,13 @@ class Station:
 
 
 def _channel_state(channel: Channel, reader: MeterReader, baseline: Baseline | None) -> ChannelState:
+    problem = reader.problem
     return {
         "channel": channel_to_json(channel),
         "idle_watts": None if baseline is None else baseline.watts,
         "idle_origin": "unknown" if baseline is None else baseline.origin,
         "age_seconds": reader.age_seconds(channel.id),
-        "problem": None if reader.problem is None else str(reader.problem),
+        "problem": None if problem is None else str(problem),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,11 +17,13 @@ from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
 from otel_llm_energy.servers.props import LoadingError
 from otel_llm_energy.servers.server import Server
+from otel_llm_energy.status import channel_statuses
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.station import MachineAccess, Station
+from tests.support.interleaving import interleaved
 from tests.tracing.fakes import ManualClock
 
 PACKAGE, MEMORY = Channel("package-0", "cpu", "rapl", idle_watts=20), Channel("dram-0", "memory", "rapl", idle_watts=2)
@@ -378,6 +381,32 @@ def test_meters_are_read_now_by_whoever_reads_them_when_somebody_cannot_wait(lea
     assert (woken, seat.hastened) == ((["rapl", "servers"], 0) if leads else ([], 1))
     station._find_servers()
     assert seat.rounds == int(leads)  # what is known by now is settled, though no server is new
+    station.stop()
+
+
+@pytest.mark.parametrize(
+    ("functions", "look"),
+    [
+        ([Station.problem.fget], lambda station: station.problem),  # type: ignore[attr-defined]
+        ([Station.period_seconds.fget], lambda station: station.period_seconds),  # type: ignore[attr-defined]
+        ([channel_statuses], channel_statuses),
+        ([Station.hasten, Station._look_up_soon], Station.hasten),
+    ],
+)
+def test_station_answers_when_it_changes_its_part_at_any_instruction(
+    functions: list[Callable[..., object]], look: Callable[[Station], object]
+) -> None:
+    """The seat's thread changes it, and that which undoes `instrument()`, whoever looks meanwhile."""
+    machine, state = Machine(), state_of(PACKAGE, problem=("meter-silent", "It says nothing."))
+    station = machine.station
+    machine.at_edges = [Discovery((), ())] * 500
+    for before, after in ((station.lead, station.rest), (partial(station.follow, state), station.lead)):
+        before()
+        step = 0
+        while interleaved(functions, step, partial(look, station), after):
+            before()
+            step += 1
+        assert step > 3
     station.stop()
 
 
