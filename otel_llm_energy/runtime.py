@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
@@ -175,7 +175,7 @@ class Runtime:
         metrics_flush = threading.Thread(target=self._flush_metrics, args=(_EXIT_MILLIS,), daemon=True)
         metrics_flush.start()
         for gate in self.joining.gates:
-            gate.force_flush(_EXIT_MILLIS)
+            _flushed("The spans", partial(gate.force_flush, _EXIT_MILLIS))
         metrics_flush.join(_LONGEST_EXIT_SECONDS)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -185,20 +185,16 @@ class Runtime:
         def remaining_millis() -> int:
             return max((deadline_ns - monotonic_ns()) // 1_000_000, 1)
 
-        self.desk.settle_now(min(timeout_millis / 1000, self._period_seconds()), "flush")
-        flushed = True
+        settle = partial(self.desk.settle_now, min(timeout_millis / 1000, self._period_seconds()), "flush")
+        flushed = _flushed("The calls", settle)
         for gate in self.joining.gates:
-            flushed &= gate.force_flush(remaining_millis())
+            flushed &= _flushed("The spans", partial(gate.force_flush, remaining_millis()))
         return flushed & self._flush_metrics(remaining_millis())
 
     def _flush_metrics(self, timeout_millis: int) -> bool:
         provider = self._metrics.provider
         flush = getattr(provider, "force_flush", None)
-        try:
-            return flush is None or is_shut_down(provider) or flush(timeout_millis) is not False
-        except Exception:
-            _logger.warning("The metrics could not be flushed.", exc_info=True)
-            return False
+        return flush is None or is_shut_down(provider) or _flushed("The metrics", partial(flush, timeout_millis))
 
     def measure_idle(self, seconds: float) -> dict[str, float]:
         """See `otel_llm_energy.measure_idle`."""
@@ -321,3 +317,12 @@ class Runtime:
                 _logger.warning("LLM calls of this forked process are not measured: no thread can be started.")
             finally:
                 self._to_start_afresh = self._is_starting = False
+
+
+def _flushed(what: str, flush: Callable[[], object]) -> bool:
+    """Whether ``flush`` says so, or nothing; what it raises, as somebody's exporter may, is not the app's affair."""
+    try:
+        return flush() is not False
+    except Exception:
+        _logger.warning("%s could not be flushed.", what, exc_info=True)
+        return False

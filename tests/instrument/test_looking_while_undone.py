@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from otel_llm_energy import Instrumentation
 from otel_llm_energy.runtime import Runtime
@@ -69,3 +69,29 @@ def test_flush_waits_for_nobody_when_it_is_amid_undoing_itself(
     monkeypatch.setattr(Runtime, "stop", lambda runtime: flushed.append(energy.force_flush(timeout_millis=600_000)))
     energy.uninstrument()
     assert flushed == [False]
+
+
+class Failing(SpanProcessor):
+    """A processor that cannot flush."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        raise OSError("The exporter is gone.")
+
+
+def test_flush_is_false_when_an_exporter_raises(
+    make: Callable[[], Instrumentation], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the app's own provider it raises, as it does without us."""
+    energy = make()
+    runtime = energy._runtime
+    assert runtime is not None
+    provider = runtime.joining.provider()
+    assert isinstance(provider, TracerProvider)
+    provider.add_span_processor(Failing())
+    try:
+        assert not energy.force_flush()
+        assert "The spans could not be flushed." in caplog.text
+        with pytest.raises(OSError, match="gone"):
+            provider.force_flush()
+    finally:
+        energy.uninstrument()
