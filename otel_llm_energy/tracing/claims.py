@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.ledger.entry import Entry
+from otel_llm_energy.tracing.combining import CombinedBill
 
 if TYPE_CHECKING:
     from otel_llm_energy.tracing.books import Books
@@ -78,36 +80,72 @@ class ServerReport(Protocol):
 class Whole:
     """One operation that has several claims, one after the other: what it was paused for has claims of its own.
 
+    There may be a great many, so none is kept once it has its bill.
+
     Attributes:
-        settled: those of the claims that have their bill.
-        output_tokens: of the operation, once it has ended.
+        input_tokens, output_tokens: of the operation, once it has ended.
+        last: the claim whose bill came last.
+        bill: of all claims, once they have theirs.
     """
 
-    __slots__ = ("_once", "_parts", "output_tokens", "settled")
+    __slots__ = ("_adding", "_is_told", "_parts", "_sum", "_taken", "_waiting", "input_tokens", "last", "output_tokens")
 
     def __init__(self) -> None:
-        self.settled: list[Claim] = []
+        self.input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.last: Claim | None = None
+        self._waiting: deque[Claim] = deque()  # to be added
+        self._adding = threading.Lock()  # never waited for
+        self._sum: CombinedBill | None = None
+        self._taken = 0
         self._parts: int | None = None  # how many claims there are; there may be more while it is None
-        self._once = threading.Lock()  # never released, and never waited for
+        self._is_told = False
+
+    @property
+    def bill(self) -> Bill | None:
+        return None if self._sum is None else self._sum.bill
 
     def take(self, claim: Claim) -> bool:
         """A claim has its bill; returns whether the operation has ended and no other bill is missing."""
-        self.settled.append(claim)
-        return self._is_complete()
+        self._waiting.append(claim)
+        return self._add()
 
-    def end(self, parts: int, output_tokens: int | None) -> bool:
+    def end(self, parts: int, input_tokens: int | None, output_tokens: int | None) -> bool:
         """It has ended, with so many claims; returns whether they have their bills already.
 
         That is so where it was paused until then, for what goes on longer than itself.
         """
-        self.output_tokens = output_tokens
+        self.input_tokens, self.output_tokens = input_tokens, output_tokens
         self._parts = parts
-        return self._is_complete()
+        return self._add()
 
+    def _add(self) -> bool:
+        """Add what waits; true once, when that is all. What another thread is at, it sees to the rest of."""
+        completed = False
+        # Looked at again after each release: what comes while the lock is let go of has no other taker.
+        while (self._waiting or self._is_complete) and not completed and self._adding.acquire(blocking=False):
+            try:
+                while self._waiting:
+                    self._add_one(self._waiting.popleft())
+                completed = self._is_complete
+                self._is_told |= completed
+            finally:
+                self._adding.release()
+        return completed
+
+    @property
     def _is_complete(self) -> bool:
-        """True once: the last bill may come in another thread, just as the operation ends."""
-        return len(self.settled) == self._parts and self._once.acquire(blocking=False)
+        return self._taken == self._parts and not self._is_told
+
+    def _add_one(self, claim: Claim) -> None:
+        self.last = claim
+        self._taken += 1
+        if claim.bill is None:
+            return
+        if self._sum is None:
+            self._sum = CombinedBill(claim.bill)
+        else:
+            self._sum.add(claim.bill)
 
 
 class Claim:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
@@ -14,13 +14,12 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_llm_energy import conventions
 from otel_llm_energy.conventions import Tier
-from otel_llm_energy.ledger.bill import Bill, Phase, Quality, Scope
+from otel_llm_energy.ledger.bill import Bill, Phase, Quality
 from otel_llm_energy.quantities import JOULES_PER_KWH, NJ_PER_JOULE, NS_PER_SECOND
-from otel_llm_energy.tracing.claims import Claim, Tokens
+from otel_llm_energy.tracing.claims import Claim, Tokens, Whole
 from otel_llm_energy.tracing.span_facts import raw_attributes
 
 Value = str | bool | int | float
-_Key = TypeVar("_Key", bound=str)
 
 _NJ_PER_MJ: Final = 1_000_000
 _PHASE_KEYS: Final[Mapping[Phase, str]] = {
@@ -41,8 +40,6 @@ _CLASS_NAMES: Final = (
     f">={_CLASS_EDGES[-1]:g} J",
 )
 _KEYS_IN_ORDER: Final = tuple(attribute.key for attribute in conventions.ATTRIBUTES)
-_WORST_FIRST: Final = tuple(Quality)
-_NARROWEST_FIRST: Final[tuple[Scope, ...]] = ("process", "device", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,61 +140,20 @@ def energy_class(shown_joules: float) -> str:
     return _CLASS_NAMES[bisect_right(_CLASS_EDGES, shown_joules)]
 
 
-def combined(bills: Sequence[Bill]) -> Bill:
-    """One bill for a span that displays several calls: a retry or a fallback within one span of another library."""
-    known = [bill for bill in bills if bill.energy_nj is not None]
-    if not known:
-        return bills[0]
-    worst = min(bills, key=lambda bill: _WORST_FIRST.index(bill.quality))
-    missing = worst.quality is Quality.UNAVAILABLE
-    return Bill(
-        energy_nj=_sum(bill.energy_nj for bill in known),
-        quality=Quality.DEGRADED if missing else worst.quality,
-        reason=worst.reason,
-        above_idle_nj=_sum(bill.above_idle_nj for bill in known),
-        lower_nj=_sum(bill.lower_nj for bill in known),
-        upper_nj=None if missing else _sum(bill.upper_nj for bill in known),
-        phases_nj=_sums([bill.phases_nj for bill in known]),
-        components_nj=_sums([bill.components_nj for bill in known]),
-        meter="+".join(dict.fromkeys(name for bill in known for name in bill.meter.split("+"))),
-        scope=max((bill.scope for bill in known), key=_NARROWEST_FIRST.index),
-        method=known[0].method,
-        coverage=_by_work(known, [bill.coverage for bill in known]),
-        concurrency=_by_work(known, [bill.concurrency for bill in known]),
-        work_ns=sum(bill.work_ns for bill in known),
-        queue_ns=sum(bill.queue_ns for bill in known),
-    )
-
-
-def _sum(parts: Iterable[int | None]) -> int | None:
-    """The sum, unless a part is unknown."""
-    total = 0
-    for part in parts:
-        if part is None:
-            return None
-        total += part
-    return total
-
-
-def _sums(parts: Sequence[Mapping[_Key, int]]) -> dict[_Key, int]:
-    """The sums of the keys that all have: a phase that one call did not part is unknown for all of them."""
-    return {key: sum(part[key] for part in parts) for key in parts[0] if all(key in part for part in parts)}
-
-
-def _by_work(bills: Sequence[Bill], values: Sequence[float]) -> float:
-    work_ns = sum(bill.work_ns for bill in bills)
-    if not work_ns:
-        return sum(values) / len(values)
-    return sum(value * bill.work_ns for value, bill in zip(values, bills, strict=True)) / work_ns
-
-
-def combined_tokens(claims: Iterable[Claim]) -> Tokens:
+def combined_tokens(counted: Iterable[Claim | Whole]) -> Tokens:
     """The token counts of all the calls that one span displays."""
-    claims = list(claims)
-    return Tokens(
-        _sum(claim.input_tokens for claim in claims),
-        _sum(claim.output_tokens for claim in claims),
-    )
+    counted = list(counted)
+    return Tokens(_sum(each.input_tokens for each in counted), _sum(each.output_tokens for each in counted))
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """The sum, unless one is unknown."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def enriched_copy(span: ReadableSpan, values: Mapping[str, Value]) -> ReadableSpan:

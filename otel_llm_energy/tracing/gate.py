@@ -420,11 +420,11 @@ class Gate:
             if self._held.get(id(held.node)) is held:
                 self._release(held)
 
-    def _count_passed(self, bills: Iterable[tuple[Claim, Bill]]) -> None:
+    def _count_passed(self, bills: Iterable[tuple[object, Bill]]) -> None:
         self._health.passed += 1
         self._count(bills)
 
-    def _count(self, bills: Iterable[tuple[Claim, Bill]]) -> None:
+    def _count(self, bills: Iterable[tuple[object, Bill]]) -> None:
         for _, bill in bills:
             self._count_bill(bill)
 

@@ -72,7 +72,6 @@ class Measurement:
         self._token: Any = None
         self._lock = threading.RLock()  # an abandoned stream within may end, and resume us, at any allocation
         self._claim: Claim | None = None
-        self._newest_claim: Claim | None = None  # ended where the work is paused
         self._within = 0
         self._parts = 0
         self._whole = Whole()
@@ -175,7 +174,7 @@ class Measurement:
     def _open(self) -> None:
         if self._runtime is None:
             return
-        claim = self._claim = self._newest_claim = Claim(self.span.get_span_context())
+        claim = self._claim = Claim(self.span.get_span_context())
         claim.own_attributes = {key: value for key, value in self._attributes.items() if isinstance(value, (str, int))}
         for gate in self._runtime.gates:
             gate.bind(self.span, claim, self._outside)
@@ -189,19 +188,12 @@ class Measurement:
             self._parts += 1
             if self._parts > 1 or not last:
                 claim.whole = self._whole
-            claim.input_tokens = claim.output_tokens = 0  # of all parts together the last one has them
-        if last:
-            self._note_tokens()
-            if self._whole.end(self._parts, self.output_tokens):
-                self._runtime.ended_here(self._whole)
+            else:
+                claim.input_tokens, claim.output_tokens = self.input_tokens, self.output_tokens
+        if last and self._whole.end(self._parts, self.input_tokens, self.output_tokens):
+            self._runtime.ended_here(self._whole)
         if claim is not None:
             self._runtime.close_here(claim)
-
-    def _note_tokens(self) -> None:
-        """Before the span ends, which shows them by the joules; the claim may be closed, or settled, already."""
-        newest, self._newest_claim = self._newest_claim, None
-        if newest is not None:
-            newest.input_tokens, newest.output_tokens = self.input_tokens, self.output_tokens
 
     def _end_span(self, error: BaseException | None) -> None:
         if self.input_tokens is not None:

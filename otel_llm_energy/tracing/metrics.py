@@ -17,7 +17,6 @@ from otel_llm_energy.conventions import CHANNEL, COMPONENT, HOST, THREAD, Metric
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.quantities import NJ_PER_JOULE, Channel
 from otel_llm_energy.tracing.claims import Claim, Whole
-from otel_llm_energy.tracing.enrich import combined
 from otel_llm_energy.tracing.health import Health
 
 _Pairs = tuple[tuple[str, str | int], ...]  # attributes, as a key
@@ -206,8 +205,8 @@ class _Instruments:
 
     def record_whole(self, whole: Whole) -> None:
         """An operation in several parts, as one in the histograms."""
-        claim, bill = whole.settled[-1], combined([part.bill for part in whole.settled if part.bill is not None])
-        if bill.energy_nj is not None:
+        claim, bill = whole.last, whole.bill
+        if claim is not None and bill is not None and bill.energy_nj is not None:
             context = _context_of(claim.span_context)
             self._record_operation(bill.energy_nj, whole.output_tokens, _attributes(claim, bill), context)
 

@@ -6,7 +6,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_llm_energy.ledger.bill import Bill
 from otel_llm_energy.tracing import enrich
-from otel_llm_energy.tracing.claims import Claim, Tokens
+from otel_llm_energy.tracing.claims import Claim, Tokens, Whole
+from otel_llm_energy.tracing.combining import combined
 from otel_llm_energy.tracing.tree import Subtree
 
 
@@ -17,10 +18,12 @@ class Outgoing:
 
     def __init__(self, span: ReadableSpan, subtree: Subtree | None) -> None:
         self.span = span
-        self.bills: tuple[tuple[Claim, Bill], ...] = ()
+        self.bills: tuple[tuple[Claim | Whole, Bill], ...] = ()
         self.total: enrich.Total | None = None
         if subtree is not None:
             self.bills = tuple(subtree.bills)
+            if subtree.wholes:
+                self.bills += tuple((whole, parts.bill) for whole, parts in subtree.wholes.items())
             incomplete = subtree.incomplete or subtree.waiting > 0
             if subtree.has_calls_below:
                 self.total = enrich.Total(subtree.energy_nj, incomplete, subtree.estimated)
@@ -37,7 +40,7 @@ class Outgoing:
 
     def _in_one(self) -> tuple[Bill, Tokens]:
         if len(self.bills) == 1:
-            claim, bill = self.bills[0]
-            return bill, Tokens(claim.input_tokens, claim.output_tokens)
-        claims, bills = zip(*self.bills, strict=True)
-        return enrich.combined(bills), enrich.combined_tokens(claims)
+            counted, bill = self.bills[0]
+            return bill, Tokens(counted.input_tokens, counted.output_tokens)
+        bill = combined([bill for _, bill in self.bills])
+        return bill, enrich.combined_tokens(counted for counted, _ in self.bills)

@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace import Span
 from opentelemetry.trace import SpanContext
 
 from otel_llm_energy.ledger.bill import Bill, Quality
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Whole
+from otel_llm_energy.tracing.combining import CombinedBill
 
 
 class Node(weakref.ref[Span]):
@@ -36,7 +37,9 @@ class Subtree:
     """What was called and billed in a span and below it.
 
     Attributes:
-        bills, claims: settled and unsettled calls of the span itself, in the order of their start.
+        claims: unsettled calls of the span itself, in the order of their start.
+        bills: of those that are settled.
+        wholes: of those that are parts of an operation and are settled, the sum; made at the first of them.
         has_calls_below: there are calls in descendants, too.
         open: unsettled calls, here and below, that go on: their spans have not ended.
         waiting: unsettled calls, here and below, whose spans ended no later than this one.
@@ -56,10 +59,12 @@ class Subtree:
         "incomplete",
         "open",
         "waiting",
+        "wholes",
     )
 
     def __init__(self) -> None:
         self.bills: list[tuple[Claim, Bill]] = []
+        self.wholes: dict[Whole, CombinedBill] | None = None
         self.claims: list[Claim] = []
         self.has_calls_below = False
         self.open = 0
@@ -68,6 +73,18 @@ class Subtree:
         self.estimated = False
         self.incomplete = False
         self.ended_at = 0
+
+    def show(self, claim: Claim, bill: Bill) -> None:
+        """The span displays this bill."""
+        if claim.whole is None:
+            self.bills.append((claim, bill))
+            return
+        self.wholes = self.wholes or {}
+        parts = self.wholes.get(claim.whole)
+        if parts is None:
+            self.wholes[claim.whole] = CombinedBill(bill)
+        else:
+            parts.add(bill)
 
     def add(self, bill: Bill) -> None:
         """Take in the bill of a call here or below."""
@@ -210,7 +227,7 @@ class SpanTree:
         own = _subtree(binding.node)
         own.claims.remove(claim)
         if binding.shown and not claim.withdrawn:
-            own.bills.append((claim, bill))
+            own.show(claim, bill)
         added = None if claim.withdrawn else bill
         return [node for node in _chain(binding.node) if _settle_at(_subtree(node), binding, added)]
 

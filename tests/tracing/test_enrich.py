@@ -19,13 +19,12 @@ from otel_llm_energy.tracing.enrich import (
     Style,
     Total,
     call_attributes,
-    combined,
     energy_class,
     enriched_copy,
     rounded,
     total_attributes,
 )
-from tests.tracing.fakes import Collecting, bill_of
+from tests.tracing.fakes import Collecting
 
 FULL_BILL = Bill(
     energy_nj=12_345_678_901,
@@ -176,28 +175,3 @@ def test_attribute_of_the_user_wins_when_it_has_our_name() -> None:
     span = finished_span(**{conventions.METER: "mine"})
     copy = enriched_copy(span, {conventions.METER: "rapl"})
     assert dict(copy.attributes or {}) == {conventions.METER: "mine"}
-
-
-def test_bills_add_up_when_a_span_displays_several() -> None:
-    """Sums are sums, the quality is the worst one, and what one call does not know the sum does not."""
-    other = dataclasses.replace(
-        bill_of(1.0, Quality.DEGRADED, "coarse-meter"),
-        lower_nj=1,
-        phases_nj={"decode": 1},
-        meter="nvml",
-        scope="device",
-        work_ns=500_000_000,
-    )
-    total = combined([FULL_BILL, other])
-    assert total.energy_nj == 13_345_678_901
-    assert (total.quality, total.reason) == (Quality.DEGRADED, "coarse-meter")
-    assert (total.lower_nj, total.above_idle_nj) == (11_000_000_001, None)
-    assert total.phases_nj == {"decode": 10_000_000_001}
-    assert (total.meter, total.scope) == ("rapl+nvml", "device")
-    assert total.concurrency == 1.25
-
-
-def test_sum_is_degraded_when_one_of_several_bills_is_unavailable() -> None:
-    """A part that is missing is said to be missing."""
-    total = combined([bill_of(2.0), unavailable("no-reading")])
-    assert (total.energy_nj, total.quality, total.reason) == (2_000_000_000, Quality.DEGRADED, "no-reading")

@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import threading
+import weakref
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
@@ -19,7 +20,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from otel_llm_energy import conventions
 from otel_llm_energy.ledger.bill import Quality
 from otel_llm_energy.tracing import enrich
-from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.claims import Claim, Whole
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.processor import EnergySpanProcessor
 from tests.support.waiting import until
@@ -253,6 +254,30 @@ def test_span_shows_one_bill_when_two_calls_were_made_in_it() -> None:
     line.desk.settle(claims[1], 2.0)
     assert line.sent() == ["chat"]
     assert line.out.attributes("chat")[conventions.JOULES] == 3.0
+
+
+def test_no_part_of_an_operation_is_kept_when_it_has_its_bill() -> None:
+    """One that is paused ten thousand times would fill the memory; its span shows the sum."""
+    pipeline = Pipeline()
+    span = pipeline.tracer.start_span("measured")
+    whole, parts = Whole(), list[weakref.ref[Claim]]()
+    for _ in range(100):
+        claim = pipeline.call(span)
+        claim.whole = whole
+        pipeline.desk.settle(claim, 0.25)
+        parts.append(weakref.ref(claim))
+        del claim
+    gc.collect()
+    assert [part() for part in parts] == [None] * 100
+    last = pipeline.call(span)
+    last.whole = whole
+    whole.end(101, 10, 50)
+    span.end()
+    pipeline.desk.settle(last, 25.0, Quality.SHARED)
+    assert pipeline.sent() == ["measured"]
+    shown = pipeline.out.attributes("measured")
+    assert (shown[conventions.JOULES], shown[conventions.QUALITY]) == (50.0, "shared")
+    assert (shown[conventions.CLASS], shown[conventions.JOULES_PER_OUTPUT_TOKEN]) == ("10-100 J", 1.0)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +98,7 @@ def test_work_in_several_parts_is_in_the_histograms_once_when_all_of_them_are_se
         part.whole, part.output_tokens = whole, 0
     measured.metrics.settled(parts[:1])
     assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 3.0
-    assert not whole.end(2, 16)
+    assert not whole.end(2, None, 16)
     assert measured.points("llm.energy.operation") == []
     measured.metrics.settled([settled_claim(1.0), parts[1]])
     assert sum(point.value for _, point in measured.points("llm.energy.consumption")) == 9.0
@@ -104,6 +106,24 @@ def test_work_in_several_parts_is_in_the_histograms_once_when_all_of_them_are_se
     assert (operation.count, operation.sum) == (2, 9.0)
     ((_, per_token),) = measured.points("llm.energy.per_output_token")
     assert (per_token.count, per_token.sum) == (2, 0.1 + 0.5)
+
+
+def test_no_part_of_an_operation_is_kept_when_it_is_counted() -> None:
+    """But the last one, which says where and what it was."""
+    measured, whole, parts = Measured(), Whole(), list[weakref.ref[Claim]]()
+    for _ in range(100):
+        claim = settled_claim(0.25)
+        claim.whole = whole
+        measured.metrics.settled([claim])
+        parts.append(weakref.ref(claim))
+        del claim
+    gc.collect()
+    assert [part() for part in parts[:-1]] == [None] * 99
+    assert whole.end(100, 10, 50)
+    measured.metrics.ended(whole)
+    measured.metrics.catch_up()
+    ((_, operation),) = measured.points("llm.energy.operation")
+    assert (operation.count, operation.sum) == (1, 25.0)
 
 
 def test_operation_that_a_collection_ends_inside_the_sdk_is_recorded_afterwards() -> None:
@@ -114,7 +134,7 @@ def test_operation_that_a_collection_ends_inside_the_sdk_is_recorded_afterwards(
     part.facts, other.facts = CallFacts(), CallFacts(operation="embeddings")
 
     def reservoir() -> Callable[..., ExemplarReservoir]:
-        if whole.settled and whole.end(1, 16):
+        if whole.bill and whole.end(1, None, 16):
             measured.metrics.ended(whole)
         return AlignedHistogramBucketExemplarReservoir
 
