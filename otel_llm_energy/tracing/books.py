@@ -190,12 +190,15 @@ class Books:
             return [] if now_ns is None else self._billed(self._ledger.settle(now_ns, _GivingWay()))
 
     def force(self, claims: Iterable[Claim], reason: str) -> list[Claim]:
-        """Settle these claims from what is swept; open ones get a bill that says ``reason`` and nothing else."""
+        """Settle those of these claims that are closed from what is swept; whatever that comes to, they have a bill.
+
+        Open ones go on, and are settled after their end: whoever cannot wait for that has to do without their bills.
+        """
         with self._entered() as now_ns:
             mine = [claim for claim in claims if claim.books is self and claim.bill is None]
             done = [] if now_ns is None else self._force(mine, reason)
             for claim in mine:
-                if claim.bill is None:
+                if claim.bill is None and (claim.entry is None or claim.entry.closed):
                     claim.bill = unavailable(self._reason or reason)
                     done.append(claim)
             return done

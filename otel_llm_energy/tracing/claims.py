@@ -230,4 +230,7 @@ class Desk(Protocol):
         """Ask for readings now and wait until all claims closed by now are settled, or for the timeout."""
 
     def force(self, claims: Iterable[Claim], reason: str) -> None:
-        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""
+        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners.
+
+        Those whose calls go on may stay without a bill until they have ended.
+        """

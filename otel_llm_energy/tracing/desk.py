@@ -173,14 +173,17 @@ class SettlingDesk:
         self.report_balance()
 
     def force(self, claims: Iterable[Claim], reason: str) -> None:
-        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners."""
+        """Settle these claims now from what is known, degraded or unavailable for ``reason``, and tell listeners.
+
+        But those whose calls go on: every call counts, once it has ended.
+        """
         wanted = list(claims)
         done: list[Claim] = []
         for station in self.stations:
             problem = station.problem
             done.extend(station.books.force(wanted, reason if problem is None else problem.reason))
         for claim in wanted:
-            if claim.bill is None:
+            if claim.bill is None and self._station_of(claim) is None:
                 claim.bill = unavailable(claim.reason or reason)
                 done.append(claim)
         self._tell(done)

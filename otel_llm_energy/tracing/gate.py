@@ -371,7 +371,7 @@ class Gate:
             if bill is None:
                 if forced_for is None:
                     continue
-                bill = unavailable(forced_for)  # the desk failed; the span must leave
+                bill = unavailable(forced_for)  # the call goes on, or the desk failed; the span must leave
             for node in self._tree.settle(claim, bill):
                 held = self._held.get(id(node))
                 if held is not None:

@@ -8,22 +8,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from otel_llm_energy import conventions
 from otel_llm_energy.host.wire import State, decode, encode
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
-from otel_llm_energy.quantities import Channel, Reading
+from otel_llm_energy.quantities import NJ_PER_JOULE, Channel, Reading
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
+from otel_llm_energy.tracing.metrics import EnergyMetrics
 from otel_llm_energy.tracing.server_watch import ServerWatch
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.instrument.test_sampling import NoActivity, _nobody
 from tests.support.waiting import until
-from tests.tracing.fakes import ManualClock
+from tests.tracing.fakes import ManualClock, Pipeline
 
 
 class Listener:
@@ -41,6 +45,7 @@ class Office:
 
     def __init__(self, *, channel: bool = True) -> None:
         self.clock = ManualClock()
+        self.energy_uj = 0
         self.books = Books(Ledger(self.clock.now_ns), clock_ns=self.clock)
         if channel:
             self.books.add_channels([Channel("package-0", "cpu", "rapl", idle_watts=20)])
@@ -57,6 +62,16 @@ class Office:
         self.clock.advance(0.1)
         self.desk.close(claim)
         return claim
+
+    def pass_time(self, seconds: float) -> None:
+        """At 50 W, with a reading afterwards."""
+        self.clock.advance(seconds)
+        self.energy_uj += int(50e6 * seconds)
+        self.read()
+
+    def read(self) -> None:
+        now_ns = self.clock.now_ns
+        self.books.read([Reading("package-0", self.energy_uj, now_ns, now_ns)])
 
     def begin(self, host: str | None = "127.0.0.1") -> Claim:
         claim = Claim()
@@ -113,6 +128,46 @@ def test_calls_that_wait_are_billed_when_settling_cannot_wait() -> None:
     assert closed.bill.reason == "flush"
     assert still_open.bill is None
     assert office.listener.told == [closed]
+
+
+def test_call_is_counted_once_when_its_span_had_to_leave_before_its_end() -> None:
+    """As that of a stream may that is read for minutes; the span says so, the counters have what the call took."""
+    office, reader = Office(), InMemoryMetricReader()
+    pipeline = Pipeline(clock=office.clock)
+    metrics = EnergyMetrics(MeterProvider([reader]))
+    desk = SettlingDesk(office.directory, lambda: [metrics, pipeline.gate], clock_ns=office.clock)
+    pipeline.gate.desk = desk
+    span = pipeline.tracer.start_span("chat")
+    claim = pipeline.call(span)
+    office.read()
+    desk.open(claim, "127.0.0.1", 8080, "openai", "chat")
+    office.pass_time(1.0)
+    span.end()
+    desk._settle()
+    office.pass_time(31.0)
+    assert pipeline.sent() == ["chat"]
+    shown = pipeline.out.attributes("chat")
+    assert (shown[conventions.QUALITY], shown[conventions.REASON]) == ("unavailable", "max-hold")
+    desk.close(claim)
+    for _ in range(3):
+        office.pass_time(1.0)
+        desk._settle()
+    assert claim.bill is not None
+    assert claim.bill.energy_nj == 32 * 50 * NJ_PER_JOULE
+    assert totals(reader) == {conventions.CONSUMPTION.name: [1600.0], conventions.OPERATION.name: [1600.0]}
+    assert pipeline.sent() == ["chat"]
+
+
+def totals(reader: InMemoryMetricReader) -> dict[str, list[float]]:
+    """What the calls' counter and histogram hold."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [metric for each in data.resource_metrics[0].scope_metrics for metric in each.metrics]
+    return {
+        metric.name: [getattr(point, "sum", None) or point.value for point in metric.data.data_points]
+        for metric in metrics
+        if metric.name in (conventions.CONSUMPTION.name, conventions.OPERATION.name)
+    }
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -107,8 +107,9 @@ class Pipeline:
         max_held: int = 4096,
         provider: TracerProvider | None = None,
         forced_joules: float | None = None,
+        clock: ManualClock | None = None,
     ) -> None:
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.desk = FakeDesk(forced_joules)
         self.out = Collecting()
         self.provider = provider or TracerProvider(shutdown_on_exit=False)
