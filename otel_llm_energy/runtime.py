@@ -230,7 +230,7 @@ class Runtime:
         gate = Gate(
             downstream,
             self.desk,
-            style=Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity),
+            style=self._style(),
             max_hold_seconds=self._max_hold_seconds(),
             meter_period_seconds=self._period_seconds(),
         )
@@ -240,6 +240,11 @@ class Runtime:
     def _equip(self, gate: Gate) -> None:
         """One that was wired by hand."""
         gate.desk, gate.watch = self.desk, self.watch
+        if not gate.keeps_style:
+            gate.style = self._style()
+
+    def _style(self) -> Style:
+        return Style(detail=self._options.detail, grid_grams_per_kwh=self._options.grid_intensity)
 
     def _look_again(self) -> float:
         """Tracing may be set up later, or again (`logfire.configure()` twice)."""

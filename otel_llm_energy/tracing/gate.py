@@ -98,7 +98,8 @@ class Gate:
         clock_ns: monotonic, nanoseconds.
 
     Attributes:
-        keeps_max_hold: ``max_hold_seconds`` is this gate's own, however seldom there are readings.
+        style: see above.
+        keeps_max_hold, keeps_style: these are this gate's own, whatever `instrument()` says.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class Gate:
         self._health = Health()
         self.desk = desk
         self.meter_period_seconds = meter_period_seconds
-        self.keeps_max_hold = False
+        self.keeps_max_hold = self.keeps_style = False
         self.watch: SpanWatch | None = None
         self._next = downstream
-        self._style = style or enrich.Style()
+        self.style = style or enrich.Style()
         self._max_hold_ns = int(max_hold_seconds * NS_PER_SECOND)
         self._max_held = max_held
         self._most_noted = max_held // 2
@@ -316,7 +317,7 @@ class Gate:
         """A call of another library that nobody observed: nothing says what answered it."""
         bill = unavailable("server_unknown")
         self._mailbox.post(self._count_bill, bill)
-        return enrich.enriched_copy(span, enrich.call_attributes(bill, Tokens(), self._style))
+        return enrich.enriched_copy(span, enrich.call_attributes(bill, Tokens(), self.style))
 
     def _at_once(self, node: Node, span: ReadableSpan, reason: str) -> ReadableSpan:
         self._mailbox.post(self._tree.ended, node)
@@ -327,12 +328,12 @@ class Gate:
         node.left = True
         outgoing = Outgoing(span, node.subtree)
         self._mailbox.post(self._count_passed, outgoing.bills)
-        return outgoing.enriched(self._style)
+        return outgoing.enriched(self.style)
 
     def _deliver(self, outgoing: Outgoing) -> None:
         """In the forwarding thread: enrich and hand on."""
         try:
-            span = outgoing.enriched(self._style)
+            span = outgoing.enriched(self.style)
         except Exception:  # noqa: BLE001 - the span itself must not be lost
             self._failed("enrich", "A span goes on without its energy.")
             span = outgoing.span

@@ -49,7 +49,7 @@ class EnergySpanProcessor(SpanProcessor):
     Args:
         next_processor: what exports.
         desk: what settles the calls; ``None`` to set ``gate.desk`` later.
-        style: how much the spans say.
+        style: how much the spans say; ``None``: as much as `instrument()` says, else what is standard.
         max_hold_seconds: a span waits at most so long for its energy, seconds; 0 never holds. ``None``: as long as
             `instrument()` says, else 30 s.
         max_held: when more spans wait than that, the oldest leaves (`Gate`).
@@ -76,6 +76,7 @@ class EnergySpanProcessor(SpanProcessor):
             max_held=max_held,
         )
         self.gate.keeps_max_hold = max_hold_seconds is not None
+        self.gate.keeps_style = style is not None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         self.gate.on_start(span, parent_context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import OpenAI
@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm_energy
 from otel_llm_energy import EnergySpanProcessor, RaplMeter, conventions
 from otel_llm_energy.instrument import active_runtime
+from otel_llm_energy.tracing.enrich import Style
 from tests.support.powercap import PowercapTree
 from tests.support.waiting import until
 
@@ -81,6 +82,33 @@ def test_processors_hold_for_as_long_as_each_was_told_when_they_are_wired_by_han
     handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root), max_hold=7)
     try:
         until(lambda: [processor.gate.max_hold_seconds for processor in processors] == [0, 7])
+    finally:
+        handle.uninstrument()
+
+
+def test_processors_say_as_much_as_each_was_told_when_they_are_wired_by_hand(powercap: PowercapTree) -> None:
+    """Else as much as `instrument` was told, also if it is told something else the next time."""
+    exporters = [InMemorySpanExporter(), InMemorySpanExporter()]
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(exporters[0]), style=Style("minimal")))
+    provider.add_span_processor(EnergySpanProcessor(SimpleSpanProcessor(exporters[1])))
+    said: list[tuple[bool, bool, bool]] = []
+    for options in ({"detail": "full", "grid_intensity": 400}, {"detail": "full"}, {}):
+        _work(provider, powercap, **options)
+        own, told = (exporter.get_finished_spans()[-1].attributes or {} for exporter in exporters)
+        assert (conventions.JOULES in own, conventions.METER in own) == (True, False)
+        said.append((conventions.METER in told, conventions.METHOD in told, conventions.CO2E_GRAMS in told))
+    assert said == [(True, True, True), (True, True, False), (True, False, False)]
+
+
+def _work(provider: TracerProvider, powercap: PowercapTree, **options: Any) -> None:
+    """Work of this process, measured with these options."""
+    handle = otel_llm_energy.instrument(tracer_provider=provider, meters=RaplMeter(powercap.root), **options)
+    try:
+        until(lambda: bool(handle.status().channels))
+        with otel_llm_energy.measure("work"):
+            sum(range(1_000_000))
+        handle.force_flush()
     finally:
         handle.uninstrument()
 
