@@ -124,6 +124,14 @@ def as_path_or_word(value: Any) -> str:
     return path.lower() if path.lower() in ("auto", "off") else str(as_path(path))
 
 
+def as_folder_or_word(value: Any) -> str:
+    """The same of a folder in which processes meet, whatever the working folder of each is."""
+    path = as_path_or_word(value)
+    if path not in ("auto", "off") and not Path(path).is_absolute():
+        raise ValueError(value)
+    return path
+
+
 def as_path(value: Any) -> Path:
     """A path with the home folder put in."""
     try:

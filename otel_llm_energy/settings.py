@@ -161,10 +161,10 @@ OPTIONS: Final[tuple[Option[Any], ...]] = (
     Option(
         "board",
         "auto",
-        "auto (a folder in the user's runtime directory), off, or the path of a folder",
+        "auto (a folder in the user's runtime directory), off, or the path of a folder, from / or ~ on",
         "Where processes of this host share one metering; off: this is the only process that calls the servers.",
-        values.as_path_or_word,
-        values.as_path_or_word,
+        values.as_folder_or_word,
+        values.as_folder_or_word,
         common=False,
     ),
     Option(

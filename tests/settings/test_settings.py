@@ -70,6 +70,8 @@ WRONG: Mapping[str, tuple[tuple[object, str], ...]] = {
     "board": (
         (5, ""),
         ("/a/folder/", "/a/folder/"),
+        (Path("energy/board"), "energy/board"),  # another one for each working folder
+        ("./board", "board"),
         ("None", "None"),
         ("/a\0b", ""),
         ("/\ud800", ""),
@@ -226,6 +228,13 @@ def test_words_for_a_path_are_known_however_they_are_written(name: str) -> None:
     """Not as folders of that name."""
     for text, expected in (("OFF", "off"), ("Auto", "auto")):
         assert getattr(settings({}, **{name: text}), name) == expected
+
+
+@pytest.mark.parametrize("name", ["board", "idle_cache"])
+def test_path_may_begin_at_the_users_home(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the same place wherever a process works."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert getattr(settings({}, **{name: "~/energy"}), name) == "/home/somebody/energy"
 
 
 @pytest.mark.parametrize(
