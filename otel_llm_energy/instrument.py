@@ -20,7 +20,7 @@ from otel_llm_energy.meters.base import Meter, MeterError
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import SettingError, Settings, settings
 from otel_llm_energy.status import Status
-from otel_llm_energy.tracing.late import LateTracerProvider
+from otel_llm_energy.tracing.following_tracer import FollowingTracerProvider
 from otel_llm_instrumentation import add_observer, remove_observer
 from otel_llm_instrumentation.langchain import LangChainInstrumentor
 
@@ -246,7 +246,7 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
 def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:
     """Instrument the client libraries that the user did not instrument already; how to undo it."""
     undo: list[Callable[[], None]] = []
-    provider = LateTracerProvider(runtime.joining.provider_for_call, runtime.joining.check_tracer)
+    provider = FollowingTracerProvider(runtime.joining.provider_for_call, runtime.joining.check_tracer)
     for instrumentor in [each for name in clients for each in _instrumentors(name)]:
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(

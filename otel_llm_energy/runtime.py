@@ -23,12 +23,12 @@ from otel_llm_energy.tracing.claims import Claim, ClaimListener, Whole
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Metered
 from otel_llm_energy.tracing.enrich import Style
+from otel_llm_energy.tracing.following_tracer import FollowingTracerProvider
 from otel_llm_energy.tracing.forks import after_fork_in_child, at_exit_of_worker, start_in_child, while_alive
 from otel_llm_energy.tracing.forward import Downstream
 from otel_llm_energy.tracing.gate import DEFAULT_MAX_HOLD_SECONDS, Gate, SpanWatch
 from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.joining import Joining
-from otel_llm_energy.tracing.late import LateTracerProvider
 from otel_llm_energy.tracing.metrics import EnergyMetrics, MeterPlace, is_shut_down, records
 from otel_llm_energy.tracing.pollers import Poller
 from otel_llm_energy.tracing.reader import ReadingListener
@@ -128,7 +128,7 @@ class Runtime:
     @cached_property
     def tracer(self) -> trace.Tracer:
         """Makes spans of our own, with the provider that is there when they start."""
-        return LateTracerProvider(self.joining.provider_for_call, self.joining.check_tracer).get_tracer(
+        return FollowingTracerProvider(self.joining.provider_for_call, self.joining.check_tracer).get_tracer(
             "otel_llm_energy"
         )
 

@@ -1,4 +1,4 @@
-"""A tracer that makes up its mind at the first call: the app may set up tracing after `instrument()`."""
+"""Tracers that follow the tracer provider of now: the app may set up tracing after `instrument()`, and again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry import trace
 
 
-class LateTracerProvider(trace.TracerProvider):
+class FollowingTracerProvider(trace.TracerProvider):
     """Hands out tracers that ask for the real provider when they start a span.
 
     Args:
@@ -30,10 +30,10 @@ class LateTracerProvider(trace.TracerProvider):
         attributes: Any = None,
     ) -> trace.Tracer:
         scope = (instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
-        return _LateTracer(self._provider, self._check, scope)
+        return _FollowingTracer(self._provider, self._check, scope)
 
 
-class _LateTracer(trace.Tracer):
+class _FollowingTracer(trace.Tracer):
     def __init__(
         self,
         provider: Callable[[], trace.TracerProvider],
