@@ -108,6 +108,7 @@ class _Card:
         self._used_until_us = 0
         self._total_ns = 0
         self._by_server_ns: dict[str, int] = {}
+        self._seen_pids: set[int] | None = None
 
     def sample(self, servers: Mapping[str, Server], now_ns: int) -> ActivitySample | None:
         """Its work up to now; ``None`` while the driver has no news."""
@@ -140,19 +141,29 @@ class _Card:
         """Who holds contexts: processes by server, others' under ``""``; ``None`` if that cannot be seen from here."""
         roots = {server.pid: name for name, server in servers.items() if server.pid is not None}
         tenants: dict[str, set[int]] = {}
-        try:
-            pids = self._nvml.processes(self._gpu)
-            if not pids and self._nvml.busy_percent(self._gpu):
-                return None  # a container that does not see the host's processes: the list is empty
-        except NvmlError:
+        pids = self._pids()
+        if pids is None:
             return None
         for pid in pids:
-            if self._procfs.stat(pid) is None:
-                return None
             line = [pid, *self._procfs.ancestors(pid)]
             owner = next((roots[each] for each in line if each in roots), "")
             tenants.setdefault(owner, set()).add(pid)
         return tenants
+
+    def _pids(self) -> set[int] | None:
+        """Who holds contexts; ``None`` if that cannot be seen from here. Nobody comes to a GPU that is lost."""
+        try:
+            pids = self._nvml.processes(self._gpu)
+            if not pids and self._nvml.busy_percent(self._gpu):
+                return None  # a container that does not see the host's processes: the list is empty
+        except NvmlError as error:
+            if error.reason != "gpu-lost" or self._seen_pids is None:
+                return None
+            return {pid for pid in self._seen_pids if self._procfs.stat(pid) is not None}
+        if any(self._procfs.stat(pid) is None for pid in pids):
+            return None
+        self._seen_pids = pids
+        return pids
 
     def _work(self, tenants: dict[str, set[int]] | None, traceable: frozenset[str], length_ns: int) -> _Work | None:
         """How busy each tenant kept it since the last sample; ``None`` if the driver has no news yet."""

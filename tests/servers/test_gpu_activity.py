@@ -160,16 +160,36 @@ def test_part_is_unknown_when_the_driver_does_not_say_who_used_it(watch: Watch, 
     "answers",
     [
         {"gpu0_pids_error": NO_PERMISSION},
-        {"gpu0_error": LOST, "gpu0_pids_error": LOST},
         {"gpu0_pids": 2**22 + 1},
         {"gpu0_busy": 70},
     ],
-    ids=["refused", "lost", "pids of another namespace", "a container that is shown no process"],
+    ids=["refused", "pids of another namespace", "a container that is shown no process"],
 )
 def test_part_is_unknown_when_contexts_cannot_be_seen(watch: Watch, answers: dict[str, object]) -> None:
     """Nobody is said to be absent, and no exception is raised."""
     total_s, by_server, absent = watch.cell(**answers)
     assert (total_s, set(by_server.values()), absent) == (1.0, {None}, frozenset())
+
+
+def test_who_held_contexts_is_known_still_when_a_gpu_is_lost(watch: Watch) -> None:
+    """Calls to the other server, on other GPUs, do not wait for the readings of this one."""
+    one, two, stranger = watch.one.server.id, watch.two.server.id, Process()
+    watch.sample(gpu0_pids=f"{watch.one.child} {stranger.child}", gpu0_used="")
+    stranger.stop()
+    _, by_server, absent = watch.cell(gpu0_error=LOST, gpu0_pids_error=LOST)
+    assert (by_server[two], absent) == (0.0, frozenset({two}))
+    assert by_server[one] is not None
+
+
+@pytest.mark.parametrize("answers", [{"gpu0_pids_error": LOST}, {"gpu0_pids": 2**22 + 1}], ids=["unseen", "not ours"])
+def test_part_is_unknown_when_a_gpu_is_lost_of_which_contexts_were_never_seen(
+    gpu_driver: FakeDriver, processes: list[Process], answers: dict[str, object]
+) -> None:
+    gpu_driver.say(**answers)
+    watch = Watch(gpu_driver, processes)
+    _, by_server, absent = watch.cell(gpu0_error=LOST, gpu0_pids_error=LOST)
+    watch.activity.close()
+    assert (set(by_server.values()), absent) == ({None}, frozenset())
 
 
 def test_part_is_unknown_when_the_servers_process_is(watch: Watch) -> None:
