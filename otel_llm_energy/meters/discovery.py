@@ -171,7 +171,12 @@ def _refuse(meter: Meter, guest: bool, taken: Collection[Hashable]) -> None:
 
 def _open(meter: Meter, opened: Sequence[OpenMeter]) -> OpenMeter:
     """Open it and keep the channels that no earlier meter covers."""
-    channels = meter.open()
+    try:
+        channels = meter.open()
+    except MeterError:
+        raise
+    except Exception as error:  # a user's own may raise anything, and so may bindings of another version
+        raise MeterError("meter-unreadable", f"{meter.name}: its open() failed: {error!r}.") from error
     earlier = [channel for other in opened for channel in other.channels]
     fresh = tuple(channel for channel in channels if not any(_overlap(channel, other) for other in earlier))
     if fresh:

@@ -168,6 +168,13 @@ class Fixed:
         self.is_open = False
 
 
+class Broken(Fixed):
+    """A meter of the user's, or one that goes by somebody's bindings, that fails in its own way."""
+
+    def open(self) -> list[Channel]:
+        raise AttributeError("module 'pynvml' has no attribute 'nvmlInit'")
+
+
 GPU = Fixed("gpu", ("gpu-0", "gpu"), ("gpu-1", "gpu"))
 
 
@@ -193,6 +200,15 @@ def test_host_and_sockets_are_never_both_read_when_both_are_there(order: list[st
     assert [meters[name].is_open for name in order] == [True, False]
     assert names(found) == order[:1]
     assert reasons(found) == {order[1]: "overlap"}
+
+
+def test_the_others_are_read_when_one_fails_in_a_way_of_its_own(proc: Path) -> None:
+    """It was looked for again and again, and those that had been opened before it were never read, nor closed."""
+    found = discover([Fixed("rapl", ("package-0", "cpu")), Broken("nvml"), GPU], proc=proc)
+    assert names(found) == ["rapl", "gpu"]
+    (left_out,) = found.left_out
+    assert (left_out.name, left_out.reason) == ("nvml", "meter-unreadable")
+    assert "no attribute 'nvmlInit'" in left_out.message
 
 
 def test_an_exporter_is_left_to_the_servers_when_the_user_has_named_it_for_them(proc: Path, tmp_path: Path) -> None:
