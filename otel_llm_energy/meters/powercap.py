@@ -58,7 +58,7 @@ class _Counter:
     def _open(self) -> None:
         self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._file = os.fstat(self._descriptor)
-        self._text = prepared_pread(self._descriptor, _COUNTER_BYTES)
+        self._text: Callable[[], bytes] = prepared_pread(self._descriptor, _COUNTER_BYTES)
 
     def read(self) -> int:
         """What it says, µJ. Raises `OSError` or `ValueError`."""
@@ -73,6 +73,7 @@ class _Counter:
     def close(self) -> None:
         """Give back the descriptor, if it is still ours: a daemon closes all it has inherited. Never raises."""
         descriptor, self._descriptor = self._descriptor, -1
+        self._text = bytes  # nothing, until it is open again: the number may soon be that of a file of the app's
         try:
             if os.path.samestat(os.fstat(descriptor), self._file):
                 os.close(descriptor)

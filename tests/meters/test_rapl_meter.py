@@ -264,19 +264,42 @@ def test_a_counter_is_read_again_when_its_driver_was_unloaded_and_came_back(tmp_
     meter.close()
 
 
+def descriptor_of(file: Path) -> int:
+    """The one that this process holds of it."""
+    (number,) = [int(each.name) for each in Path("/proc/self/fd").iterdir() if os.path.realpath(each) == str(file)]
+    return number
+
+
 @pytest.mark.parametrize("reused", [False, True])
 def test_a_counter_is_read_on_when_the_app_closed_its_descriptor(tmp_path: Path, reused: bool) -> None:
     """A daemon closes all that it has; the number may be another's by now, who keeps it."""
-    counter = str(zone(tmp_path, "intel-rapl:0", "package-0", 7) / "energy_uj")
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 7) / "energy_uj"
     meter = RaplMeter(tmp_path)
     meter.open()
-    (number,) = [int(each.name) for each in Path("/proc/self/fd").iterdir() if os.path.realpath(each) == counter]
+    number = descriptor_of(counter)
     os.close(number)
     with socket.socket() if reused else nullcontext() as other:
         assert other is None or other.fileno() == number
         assert [reading.energy_uj for reading in (*meter.read(), *meter.read())] == [7, 7]
         assert other is None or os.fstat(number)
         meter.close()
+
+
+def test_a_lost_counter_is_not_read_from_what_the_app_opens_in_its_place(tmp_path: Path) -> None:
+    """The lowest free number is given to whatever is opened next."""
+    zone(tmp_path, "intel-rapl:0", "package-0", 7)
+    memory = zone(tmp_path, "intel-rapl:0:0", "dram", 3)
+    meter = RaplMeter(tmp_path)
+    meter.open()
+    number = descriptor_of(memory / "energy_uj")
+    (memory / "energy_uj").write_text("")
+    (memory / "energy_uj").unlink()
+    assert [reading.channel_id for reading in meter.read()] == ["package-0"]
+    (tmp_path / "apps").write_text("4711\n")
+    with (tmp_path / "apps").open() as apps:
+        assert apps.fileno() == number
+        assert [reading.channel_id for reading in meter.read()] == ["package-0"]
+    meter.close()
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
