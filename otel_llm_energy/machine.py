@@ -5,7 +5,6 @@ Below meters and servers because both need it: an estimate turns it into joules,
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.syscalls import pread
+from otel_llm_energy.syscalls import HeldFile
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -21,6 +20,7 @@ TICK_NS = NS_PER_SECOND // os.sysconf("SC_CLK_TCK")
 
 # Room for the lines of some 800 CPUs, which come first in /proc/stat.
 _STAT_BYTES = 1 << 16
+_COUNTER_BYTES = 64
 
 
 def cpu_model() -> str:
@@ -74,16 +74,16 @@ class _CpuAccounting:
     resolution_ns = TICK_NS
 
     def __init__(self, path: Path, clock_ns: Callable[[], int]) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = HeldFile(path, _COUNTER_BYTES)
         self._clock_ns = clock_ns
         self._cpus = os.cpu_count() or 1
 
     def read(self) -> BusySample:
-        busy_ns = int(pread(self._fd, 64))
+        busy_ns = self._file.read(int)
         return BusySample(self._clock_ns(), busy_ns, self._cpus)
 
     def close(self) -> None:
-        _close(self._fd)
+        self._file.close()
 
 
 class _NotIdle:
@@ -96,7 +96,7 @@ class _NotIdle:
     resolution_ns = 2 * TICK_NS  # idle and iowait are each cut off at a tick
 
     def __init__(self, path: Path, clock_ns: Callable[[], int]) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = HeldFile(path, _STAT_BYTES)
         self._clock_ns = clock_ns
         self._cpus = 0
         self._base_ns = 0  # busy time before the number of CPUs last changed
@@ -104,11 +104,8 @@ class _NotIdle:
         self._highest_ns = 0
 
     def read(self) -> BusySample:
-        text = pread(self._fd, _STAT_BYTES)
+        idle_ns, cpus = self._file.read(_idle)
         at_ns = self._clock_ns()
-        cpus = text.count(b"\ncpu")
-        _, _, _, _, idle, iowait, _, _, steal, *_ = text[: text.index(b"\n")].split()
-        idle_ns = (int(idle) + int(iowait) + int(steal)) * TICK_NS
         complement_ns = cpus * at_ns - idle_ns
         if cpus != self._cpus:
             self._cpus, self._base_ns, self._start_ns = cpus, self._highest_ns, complement_ns
@@ -117,9 +114,10 @@ class _NotIdle:
         return BusySample(at_ns, self._highest_ns, cpus)
 
     def close(self) -> None:
-        _close(self._fd)
+        self._file.close()
 
 
-def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):  # closed twice
-        os.close(fd)
+def _idle(text: bytes) -> tuple[int, int]:
+    """From /proc/stat the time in which CPUs were not busy with anything of ours, ns, and how many there are."""
+    _, _, _, _, idle, iowait, _, _, steal, *_ = text[: text.index(b"\n")].split()
+    return (int(idle) + int(iowait) + int(steal)) * TICK_NS, text.count(b"\ncpu")

@@ -10,13 +10,16 @@ Where the C library is of another kind these are Python's own functions.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+_T = TypeVar("_T")
 
 _PART_BYTES: Final = 4096
 
@@ -97,6 +100,49 @@ def prepared_pread(descriptor: int, most_bytes: int) -> Callable[[], bytes]:
         return buffer.raw[:size] if size >= 0 else again()  # which raises what is wrong
 
     return read
+
+
+class HeldFile:
+    """A file of the kernel's that is held open as it is read often. Neither thread-safe nor reentrant.
+
+    Its descriptor may be the app's by now: a daemon closes all that it has inherited, and opens files of its own.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], most_bytes: int) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+        self._open()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.fstat(self._descriptor)
+        self._text: Callable[[], bytes] = prepared_pread(self._descriptor, self._most_bytes)
+
+    def read(self, parse: Callable[[bytes], _T]) -> _T:
+        """What ``parse``, which raises `ValueError` for anything else, makes of it. Raises that, or `OSError`."""
+        try:
+            return parse(self._text())
+        except (OSError, ValueError):
+            # What comes back, such as the counter of a driver that was loaded anew, is another file of the same name.
+            self.close()
+            self._open()
+            return parse(self._text())
+
+    def close(self) -> None:
+        """Give back the descriptor. Never raises."""
+        close_own(self._descriptor, self._file)
+        self._descriptor = -1
+        self._text = bytes  # nothing, until it is open again: the number may soon be that of a file of the app's
+
+
+def close_own(descriptor: int, file: os.stat_result) -> None:
+    """Close a descriptor if it is still of the file that it was opened for. Never raises."""
+    with contextlib.suppress(OSError):  # closed by someone else
+        if os.path.samestat(os.fstat(descriptor), file):
+            os.close(descriptor)
 
 
 def read_file(path: str) -> bytes:

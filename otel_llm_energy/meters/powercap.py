@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from otel_llm_energy.meters.base import MeterError, Pace, as_scale_error
 from otel_llm_energy.quantities import Channel, Component, Reading
-from otel_llm_energy.syscalls import prepared_pread
+from otel_llm_energy.syscalls import HeldFile
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
 RAPL_SCALE_ERROR = 0.0
@@ -43,42 +44,11 @@ class _Zone:
     part: int | None
 
 
-class _Counter:
-    """A counter's file, held open. Not thread-safe, and not to be read while it is read.
+class _Counter(NamedTuple):
+    """A counter's file, held open."""
 
-    Raises:
-        OSError: it cannot be opened.
-    """
-
-    def __init__(self, channel_id: str, path: Path) -> None:
-        self.channel_id = channel_id
-        self._path = path
-        self._open()
-
-    def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        self._file = os.fstat(self._descriptor)
-        self._text: Callable[[], bytes] = prepared_pread(self._descriptor, _COUNTER_BYTES)
-
-    def read(self) -> int:
-        """What it says, µJ. Raises `OSError` or `ValueError`."""
-        try:
-            return int(self._text())
-        except (OSError, ValueError):
-            # Its driver was unloaded, or its socket's CPUs were; what comes back is another file of the same name.
-            self.close()
-            self._open()
-            return int(self._text())
-
-    def close(self) -> None:
-        """Give back the descriptor, if it is still ours: a daemon closes all it has inherited. Never raises."""
-        descriptor, self._descriptor = self._descriptor, -1
-        self._text = bytes  # nothing, until it is open again: the number may soon be that of a file of the app's
-        try:
-            if os.path.samestat(os.fstat(descriptor), self._file):
-                os.close(descriptor)
-        except OSError:
-            _logger.debug("descriptor %d was closed by someone else", descriptor)
+    channel_id: str
+    file: HeldFile
 
 
 class RaplMeter:
@@ -176,7 +146,7 @@ class RaplMeter:
         before_ns = clock_ns()
         for counter in self._counters:
             try:
-                energy_uj = counter.read()
+                energy_uj = counter.file.read(int)
             except (OSError, ValueError) as error:
                 self._note_lost(counter.channel_id, error)
                 before_ns = clock_ns()
@@ -291,7 +261,7 @@ def _limit_uw(constraint: Path) -> int | None:
 
 def _open_counter(root: Path, channel_id: str, path: Path) -> _Counter:
     try:
-        return _Counter(channel_id, path)
+        return _Counter(channel_id, HeldFile(path, _COUNTER_BYTES))
     except PermissionError:
         raise MeterError(
             "meter-permission",
@@ -304,7 +274,7 @@ def _open_counter(root: Path, channel_id: str, path: Path) -> _Counter:
 
 def _close_all(counters: Sequence[_Counter]) -> None:
     for counter in counters:
-        counter.close()
+        counter.file.close()
 
 
 def _text(path: Path) -> str | None:

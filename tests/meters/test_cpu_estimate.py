@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from otel_llm_energy.machine import TICK_NS, busy_time
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.cpu_estimate import CpuEstimate
 from tests.meters.exporters import ManualClock
+from tests.support.descriptors import of_file
 
 
 class Machine:
@@ -98,6 +101,21 @@ def test_busy_time_goes_on_when_a_cpu_is_taken_away(tmp_path: Path) -> None:
     assert busy.read().busy_ns - start_ns == 15_000_000_000
     busy.close()
     busy.close()
+
+
+def test_busy_time_is_read_on_when_a_daemon_closed_all_and_opened_files_of_its_own(tmp_path: Path) -> None:
+    """Activity was unknown from then on, and so all bills; and at the end the daemon's file was closed."""
+    machine = Machine(tmp_path, cpus=4)
+    busy = busy_time(tmp_path, tmp_path, machine.clock)
+    start_ns = busy.read().busy_ns
+    number = of_file(tmp_path / "stat")
+    os.close(number)
+    with socket.socket() as other:
+        assert other.fileno() == number
+        machine.work(5, busy_cpus=1)
+        assert busy.read().busy_ns - start_ns == 5_000_000_000
+        busy.close()
+        assert os.fstat(number)
 
 
 def test_the_root_cgroup_is_read_when_there_is_one(tmp_path: Path) -> None:

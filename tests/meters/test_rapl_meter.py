@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.meters import LeftOut, powercap
 from otel_llm_energy.meters.base import MeterError
 from otel_llm_energy.meters.powercap import RaplMeter
-from tests.support.descriptors import open_below
+from tests.support.descriptors import of_file, open_below
 from tests.support.powercap import MEMORY, PACKAGE, PowercapTree
 
 
@@ -264,19 +264,13 @@ def test_a_counter_is_read_again_when_its_driver_was_unloaded_and_came_back(tmp_
     meter.close()
 
 
-def descriptor_of(file: Path) -> int:
-    """The one that this process holds of it."""
-    (number,) = [int(each.name) for each in Path("/proc/self/fd").iterdir() if os.path.realpath(each) == str(file)]
-    return number
-
-
 @pytest.mark.parametrize("reused", [False, True])
 def test_a_counter_is_read_on_when_the_app_closed_its_descriptor(tmp_path: Path, reused: bool) -> None:
     """A daemon closes all that it has; the number may be another's by now, who keeps it."""
     counter = zone(tmp_path, "intel-rapl:0", "package-0", 7) / "energy_uj"
     meter = RaplMeter(tmp_path)
     meter.open()
-    number = descriptor_of(counter)
+    number = of_file(counter)
     os.close(number)
     with socket.socket() if reused else nullcontext() as other:
         assert other is None or other.fileno() == number
@@ -291,7 +285,7 @@ def test_a_lost_counter_is_not_read_from_what_the_app_opens_in_its_place(tmp_pat
     memory = zone(tmp_path, "intel-rapl:0:0", "dram", 3)
     meter = RaplMeter(tmp_path)
     meter.open()
-    number = descriptor_of(memory / "energy_uj")
+    number = of_file(memory / "energy_uj")
     (memory / "energy_uj").write_text("")
     (memory / "energy_uj").unlink()
     assert [reading.channel_id for reading in meter.read()] == ["package-0"]

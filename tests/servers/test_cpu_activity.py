@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from otel_llm_energy.servers import CpuActivity, Server, process_cpu_ns, resolve
 from otel_llm_energy.servers.procfs import Procfs
 from tests.servers.processes import working_server
 from tests.servers.working_server import WORK_SECONDS
+from tests.support.descriptors import of_file
 
 WORK_NS = round(WORK_SECONDS * 1e9)
 
@@ -176,6 +178,19 @@ def test_descriptors_are_given_back_when_servers_are_forgotten() -> None:
     activity.watch(Server("app", "app", "local", pid=os.getpid()))
     activity.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == at_first
+
+
+def test_an_apps_file_is_left_open_when_it_has_the_number_of_a_descriptor_that_a_daemon_closed() -> None:
+    """A daemon closes all that it has; what it opens then has the same numbers, and looks like an ended process."""
+    activity = CpuActivity()
+    activity.watch(Server("app", "app", "local", pid=os.getpid()))
+    number = of_file(Path(f"/proc/{os.getpid()}/stat"))
+    os.close(number)
+    with socket.socket() as other:
+        assert other.fileno() == number
+        assert taken(activity).by_server_ns["app"] is None
+        activity.close()
+        assert os.fstat(number)
 
 
 def test_children_are_looked_for_only_when_something_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
