@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
@@ -102,10 +102,37 @@ def prepared_pread(descriptor: int, most_bytes: int) -> Callable[[], bytes]:
     return read
 
 
+class Held(NamedTuple):
+    """A descriptor, and the file that it was opened for.
+
+    The number may be another file's by now: a daemon closes all that it has inherited, and opens files of its own.
+    """
+
+    number: int
+    file: os.stat_result
+
+    @classmethod
+    def of(cls, number: int) -> Held:
+        """A descriptor that is ours now."""
+        return cls(number, os.fstat(number))
+
+    @property
+    def is_ours(self) -> bool:
+        """It is still of the file that it was opened for."""
+        try:
+            return os.path.samestat(os.fstat(self.number), self.file)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Give it back, if it is ours. Never raises."""
+        if self.is_ours:
+            with contextlib.suppress(OSError):
+                os.close(self.number)
+
+
 class HeldFile:
     """A file of the kernel's that is held open as it is read often. Neither thread-safe nor reentrant.
-
-    Its descriptor may be the app's by now: a daemon closes all that it has inherited, and opens files of its own.
 
     Raises:
         OSError: it cannot be opened.
@@ -117,9 +144,8 @@ class HeldFile:
         self._open()
 
     def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        self._file = os.fstat(self._descriptor)
-        self._text: Callable[[], bytes] = prepared_pread(self._descriptor, self._most_bytes)
+        self._held = Held.of(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+        self._text: Callable[[], bytes] = prepared_pread(self._held.number, self._most_bytes)
 
     def read(self, parse: Callable[[bytes], _T]) -> _T:
         """What ``parse``, which raises `ValueError` for anything else, makes of it. Raises that, or `OSError`."""
@@ -133,16 +159,9 @@ class HeldFile:
 
     def close(self) -> None:
         """Give back the descriptor. Never raises."""
-        close_own(self._descriptor, self._file)
-        self._descriptor = -1
+        if self._text is not bytes:
+            self._held.close()
         self._text = bytes  # nothing, until it is open again: the number may soon be that of a file of the app's
-
-
-def close_own(descriptor: int, file: os.stat_result) -> None:
-    """Close a descriptor if it is still of the file that it was opened for. Never raises."""
-    with contextlib.suppress(OSError):  # closed by someone else
-        if os.path.samestat(os.fstat(descriptor), file):
-            os.close(descriptor)
 
 
 def read_file(path: str) -> bytes:

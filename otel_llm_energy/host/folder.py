@@ -7,6 +7,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from otel_llm_energy.syscalls import Held
+
 
 class BoardError(Exception):
     """Processes cannot share: what failed, where, and what to do.
@@ -51,14 +53,24 @@ class Folder:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise unusable(path, error.strerror or str(error)) from error
+        self._held: Held | None = Held.of(opened)
         try:
-            _check(path, os.fstat(self.descriptor))
+            _check(path, self._held.file)
         except BoardError:
             self.close()
             raise
+
+    @property
+    def descriptor(self) -> int:
+        return -1 if self._held is None else self._held.number
+
+    @property
+    def is_ours(self) -> bool:
+        """Nobody else has closed its descriptor."""
+        return self._held is not None and self._held.is_ours
 
     def names(self) -> list[str]:
         """The files in it."""
@@ -94,9 +106,9 @@ class Folder:
 
     def close(self) -> None:
         """Give back the descriptor."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
 
 def unusable(path: Path, what: str) -> BoardError:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from otel_llm_energy.host.folder import Folder, unusable
-from otel_llm_energy.host.lines import LineSocket, Waker, peer_pid, peer_user_id
+from otel_llm_energy.host.lines import LineSocket, Waker, close_socket, peer_pid, peer_user_id
 from otel_llm_energy.host.wire import Ask, Hello, Message, Ping, Pong, Refused, Welcome, WireError, decode, encode
+from otel_llm_energy.syscalls import Held
 
 _MOST_MEMBERS = 1024
 _ACCEPT_AGAIN_SECONDS = 0.1  # after an accept that failed: a connection that stays pending would keep a CPU busy
@@ -60,7 +61,8 @@ class Hub:
         self._holder = holder
         self._listener = _listening(folder, f"{name}.sock")
         self._waker = Waker()
-        self._selector = selectors.DefaultSelector()
+        self._listener_held = Held.of(self._listener.fileno())
+        self._selector = selectors.PollSelector()  # has no descriptor, which somebody else could close
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._connections: set[_Connection] = set()
@@ -69,8 +71,8 @@ class Hub:
         self._going = True
 
     def serve(self) -> None:
-        """Serve the members until `stop`."""
-        while self._going:
+        """Serve the members until `stop`, or until somebody else has closed our descriptors, as a daemon does."""
+        while self._going and self._waker.works and self._listener_held.is_ours:
             ready = self._selector.select(self._holder.patience_seconds())
             if not ready:
                 self._holder.patience_ended()
@@ -110,7 +112,7 @@ class Hub:
             connection.lines.close()
         self._connections.clear()
         self._members.clear()
-        self._listener.close()
+        close_socket(self._listener, self._listener_held)
         self._selector.close()
         self._waker.close()
 

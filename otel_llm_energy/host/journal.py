@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from otel_llm_energy.host.folder import Folder
 from otel_llm_energy.host.turns import newest, turn_name
 from otel_llm_energy.machine import PROC
+from otel_llm_energy.syscalls import Held
 
 Entered = tuple[Any, ...]
 """One thing that was entered: its kind and its values."""
@@ -61,7 +62,7 @@ class Journal:
         self._longest_bytes = longest_bytes
         self._lines: list[str] = []
         self._size = 0
-        self._file: int | None = None
+        self._file: Held | None = None
         if earlier is None:
             self._keep(self._begin_file)
         else:
@@ -79,6 +80,8 @@ class Journal:
 
     def write(self) -> None:
         """Write down what was noted: it is safe from this process's end then, though not from the machine's."""
+        if self._file is not None and not self._file.is_ours:
+            self.close()  # somebody else has closed it, and so the turn's lock
         if self._file is not None and self._lines:
             self._keep(self._write_lines)
         if self._file is not None and self._size > self._longest_bytes:
@@ -88,7 +91,7 @@ class Journal:
         """Give back the file; it stays for the next holder."""
         file, self._file = self._file, None
         if file is not None:
-            os.close(file)
+            file.close()
 
     def _go_on(self, earlier: Written) -> None:
         """With what was read then: a holder that was only stopped may still write a line into its own files."""
@@ -100,7 +103,7 @@ class Journal:
         self._write(_whole_lines(earlier.current))
 
     def _open(self, name: str) -> None:
-        self._file = self._folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        self._file = Held.of(self._folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
         self._size = 0
 
     def _begin_file(self) -> None:
@@ -116,7 +119,7 @@ class Journal:
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
-        if os.write(self._file, data) != len(data):
+        if os.write(self._file.number, data) != len(data):
             raise OSError("the disk is full")
         self._size += len(data)
 

@@ -9,6 +9,7 @@ import struct
 import threading
 
 from otel_llm_energy.host.wire import LONGEST_LINE
+from otel_llm_energy.syscalls import Held
 
 _PART_BYTES = 1 << 16
 _MOST_WAITING_BYTES = 1 << 26
@@ -21,30 +22,38 @@ class Waker:
         # A descriptor that is closed may be another file's by the time of the write. Reentrant, as a garbage collection
         # may end a call anywhere.
         self._lock = threading.RLock()
-        self._read_end, self._write_end = os.pipe()
-        for end in (self._read_end, self._write_end):
+        read_end, write_end = os.pipe()
+        for end in (read_end, write_end):
             os.set_blocking(end, False)
+        self._ends: tuple[Held, Held] | None = Held.of(read_end), Held.of(write_end)
+        self._read_end = read_end
 
     def fileno(self) -> int:
         return self._read_end
 
+    @property
+    def works(self) -> bool:
+        """Nobody else has closed it."""
+        ends = self._ends
+        return ends is not None and ends[0].is_ours and ends[1].is_ours
+
     def wake(self) -> None:
         """Never blocks."""
         with self._lock, contextlib.suppress(BlockingIOError):  # it is awake already
-            if self._write_end >= 0:
-                os.write(self._write_end, b"\0")
+            if self._ends is not None and self._ends[1].is_ours:
+                os.write(self._ends[1].number, b"\0")
 
     def drain(self) -> None:
         """The thread is awake."""
         with contextlib.suppress(BlockingIOError):
-            os.read(self._read_end, _PART_BYTES)
+            if self.works:
+                os.read(self._read_end, _PART_BYTES)
 
     def close(self) -> None:
         with self._lock:
-            ends, self._read_end, self._write_end = (self._read_end, self._write_end), -1, -1
-        for end in ends:
-            if end >= 0:
-                os.close(end)
+            ends, self._ends, self._read_end = self._ends, None, -1
+        for end in ends or ():
+            end.close()
 
     def renew_lock(self) -> None:
         """In a forked child: another thread of the parent may hold the lock for ever."""
@@ -57,6 +66,7 @@ class LineSocket:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
+        self._held = Held.of(connection.fileno())
         self._lock = threading.RLock()
         self._incoming = bytearray()
         self._outgoing = bytearray()
@@ -75,6 +85,7 @@ class LineSocket:
 
     def flush(self) -> None:
         """Send what the other side takes now. Raises `ConnectionError` if it is gone, or takes nothing for too long."""
+        self._see_that_it_is_ours()
         with self._lock:
             if len(self._outgoing) > _MOST_WAITING_BYTES:
                 raise ConnectionError("The other side has stopped reading.")
@@ -84,6 +95,7 @@ class LineSocket:
 
     def receive(self) -> list[bytes]:
         """The lines that have come. Raises `ConnectionError` if the other side is gone, or sends no lines."""
+        self._see_that_it_is_ours()
         try:
             part = self._socket.recv(_PART_BYTES)
         except BlockingIOError:
@@ -97,7 +109,19 @@ class LineSocket:
         return lines
 
     def close(self) -> None:
-        self._socket.close()
+        close_socket(self._socket, self._held)
+
+    def _see_that_it_is_ours(self) -> None:
+        if not self._held.is_ours:
+            raise ConnectionError("Somebody else has closed the connection.")
+
+
+def close_socket(opened: socket.socket, held: Held) -> None:
+    """Give back a socket's descriptor, if that is ours: `socket.socket.close` would close whatever has its number."""
+    if held.is_ours:
+        opened.close()
+    else:
+        opened.detach()
 
 
 def peer_pid(connection: socket.socket) -> int:

@@ -136,6 +136,8 @@ class Link:
         self.close()
 
     def _step(self) -> None:
+        if not self._waker.works:
+            raise ConnectionError("Somebody else has closed the connection.")
         self._lines.flush()
         writes = select.POLLOUT if self._lines.has_outgoing else 0
         self._poll.register(self._lines, select.POLLIN | writes)

@@ -12,6 +12,7 @@ import os
 import re
 
 from otel_llm_energy.host.folder import Folder, unusable
+from otel_llm_energy.syscalls import Held
 
 
 class Turn:
@@ -26,7 +27,7 @@ class Turn:
         self.folder = folder
         self.board = board
         self.number = number
-        self._lock = lock
+        self._lock: Held | None = Held.of(lock)
 
     @property
     def name(self) -> str:
@@ -35,15 +36,15 @@ class Turn:
 
     @property
     def is_over(self) -> bool:
-        """Somebody has taken the next turn meanwhile, or removed the files of this one; or it has ended."""
+        """Somebody has taken the next turn meanwhile, or removed the files of this one, or closed them; or it ended."""
         lock = self._lock
-        if lock < 0 or self.folder.has(f"{turn_name(self.board, self.number + 1)}.lock"):
+        if lock is None or self.folder.has(f"{turn_name(self.board, self.number + 1)}.lock"):
             return True
         try:
-            removed = os.fstat(lock).st_nlink == 0
+            removed = os.fstat(lock.number).st_nlink == 0
         except OSError:  # another thread has just ended it
             return True
-        return removed or self._lock < 0
+        return removed or not lock.is_ours or self._lock is None
 
     def clear_earlier(self) -> None:
         """Remove what earlier turns have left behind."""
@@ -54,9 +55,9 @@ class Turn:
 
     def end(self) -> None:
         """Let somebody else have it."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
 
 def turn_name(board: str, number: int) -> str:

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from otel_llm_energy.machine import CGROUP, PROC, TICK_NS, BusyTime, busy_time
 from otel_llm_energy.quantities import ActivitySample
 from otel_llm_energy.servers.procfs import Procfs, parse_stat
 from otel_llm_energy.servers.server import Server
-from otel_llm_energy.syscalls import close_own, pread
+from otel_llm_energy.syscalls import Held, pread
 
 _STAT_BYTES = 1024
 _CPUCLOCK_SCHED = 2
@@ -159,13 +158,6 @@ class CpuActivity:
             _logger.warning("The machine's CPU time cannot be read (%s): no server's part of it can be known.", error)
 
 
-class _Held(NamedTuple):
-    """A descriptor, and the file that it was opened for."""
-
-    descriptor: int
-    file: os.stat_result
-
-
 class ProcessTree:
     """The CPU time of a process and its descendants; what ended ones used stays in the sum. Not thread-safe.
 
@@ -195,7 +187,7 @@ class ProcessTree:
         self._disowned: set[int] = set()  # for good: what they used until they came back could not be told apart
         self._procfs = procfs
         self._cpu_clock = cpu_clock
-        self._descriptors: dict[int, _Held] = {}
+        self._descriptors: dict[int, Held] = {}
         self._cpu_ns: dict[int, int] = {}
         self._ended_ns = 0
         self._waited_ns: dict[int, int] = {}  # by process: what the children used for which it has waited
@@ -259,13 +251,13 @@ class ProcessTree:
     def close(self) -> None:
         """Give back the descriptors."""
         while self._descriptors:
-            close_own(*self._descriptors.popitem()[1])
+            self._descriptors.popitem()[1].close()
 
     def _read(self, pid: int) -> None:
         # The clock first: if the process still lives after it, the clock was its own and not a successor's.
         cpu_ns = self._cpu_clock(pid) if self._cpu_clock is not None else None
         try:
-            stat = parse_stat(pread(self._descriptors[pid].descriptor, _STAT_BYTES))
+            stat = parse_stat(pread(self._descriptors[pid].number, _STAT_BYTES))
         except (OSError, ValueError):
             self._newly_ended_ns += self._cpu_ns[pid] + self._waited_ns.get(pid, 0)
             self._dismiss(pid)
@@ -292,15 +284,14 @@ class ProcessTree:
 
     def _admit(self, pid: int) -> bool:
         try:
-            descriptor = os.open(f"{self._procfs.root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptors[pid] = Held.of(os.open(f"{self._procfs.root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             return False
-        self._descriptors[pid] = _Held(descriptor, os.fstat(descriptor))
         self._cpu_ns[pid] = self._waited_ns[pid] = 0
         return True
 
     def _dismiss(self, pid: int) -> None:
-        close_own(*self._descriptors.pop(pid))
+        self._descriptors.pop(pid).close()
         self._ended_ns += self._cpu_ns.pop(pid)
         self._waited_ns.pop(pid, None)
 

@@ -245,7 +245,6 @@ class Seat:
 
     def _hold_or_join(self) -> None:
         """Hold the board if nobody does, else become a member; who works alone does so when a holder accepts it."""
-        self._folder = self._folder or Folder(self._rules.folder)
         turn = self._succeed()
         if turn is not None:
             self._hold(turn)
@@ -254,11 +253,11 @@ class Seat:
 
     def _serve_as_member(self) -> None:
         """Be a member for as long as there is a holder; then hold the board, or look for the next one."""
-        assert self._folder is not None
-        number = newest(self._folder, self._rules.board)
+        folder = self._board()
+        number = newest(folder, self._rules.board)
         error: LinkError | None = None
         try:
-            self._membership = Membership(self._participant, self._accepted, self._folder, number)
+            self._membership = Membership(self._participant, self._accepted, folder, number)
             if not self._stopping.is_set():  # or whoever set it may have looked for a membership before there was one
                 self._membership.serve()
         except LinkError as broken:
@@ -280,15 +279,20 @@ class Seat:
             return None
         return self._overtake(number)
 
+    def _board(self) -> Folder:
+        """The folder, opened anew if a daemon has closed all that it had inherited."""
+        if self._folder is None or not self._folder.is_ours:
+            self._folder = Folder(self._rules.folder)
+        return self._folder
+
     def _succeed(self) -> Turn | None:
-        assert self._folder is not None
-        return None if self._resigned else succeed(self._folder, self._rules.board)
+        folder = self._board()
+        return None if self._resigned else succeed(folder, self._rules.board)
 
     def _overtake(self, number: int) -> Turn | None:
-        assert self._folder is not None
         if self._resigned:
             return None
-        turn = overtake(self._folder, self._rules.board, number)
+        turn = overtake(self._board(), self._rules.board, number)
         if turn is not None:
             self._troubles.warn(
                 "overtaken",

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from opentelemetry import trace
@@ -20,9 +23,15 @@ from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, 
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_llm_energy import conventions
+from otel_llm_energy.host.folder import Folder
+from otel_llm_energy.host.turns import newest
+from otel_llm_energy.ledger.ledger import Ledger
+from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.gate import Gate
 from otel_llm_energy.tracing.joint import CannotJoinError, Joint
+from otel_llm_energy.tracing.seat import Seat
+from tests.support.waiting import until
 from tests.tracing.fakes import Collecting, FakeDesk
 
 
@@ -252,6 +261,45 @@ def fastapi_sets_up_tracing_at_start() -> None:
     for span in out.spans:
         if span.name in ("chat", "agent"):  # FastAPI adds spans of its own
             say(described(span))
+
+
+def _settle(books: Books) -> None:
+    books.settle()
+
+
+def daemons_files_have_the_numbers_of_a_board() -> None:
+    """A holder and a member, and then an app's socket in the place of each descriptor; both must find each other again.
+
+    A daemon that is made after `instrument()`, as under ``otel-llm-energy run``, closes all and opens files of its own.
+    """
+    from tests.tracing.test_seat import Meters, rules_in
+
+    with tempfile.TemporaryDirectory() as folder:
+        rules = rules_in(Path(folder))
+        books = [Books(Ledger(0)) for _ in range(2)]
+        seats = [Seat(rules, Meters(each), Ledger, partial(_settle, each), lambda: True) for each in books]
+
+        def share() -> bool:
+            return sorted((seat.status.role, seat.status.members) for seat in seats) == [("holder", 1), ("member", 0)]
+
+        for seat in seats:
+            seat.start()
+        until(share)
+        numbers = [int(each.name) for each in Path("/proc/self/fd").iterdir() if int(each.name) > 2]
+        apps, far = socket.socketpair()
+        far.sendall(b"to the app")
+        for number in numbers:
+            os.dup2(apps.fileno(), number)
+        board = Folder(rules.folder)
+        until(lambda: newest(board, rules.board) > 1 and share())
+        for seat in seats:
+            seat.stop()
+        say(str(all(os.path.sameopenfile(number, apps.fileno()) for number in numbers)))
+        far.setblocking(False)
+        try:
+            say(str(far.recv(1000)))
+        except BlockingIOError:
+            say(str(apps.recv(1000)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.seat import Seat
 from otel_llm_energy.tracing.sharing import Rules
 from tests.support.waiting import until
+from tests.tracing.children import run_child
 
 PATIENCE_SECONDS = 3.0  # less than a holder that does not answer is waited for
 
@@ -544,3 +545,8 @@ def test_nothing_is_said_when_what_the_thread_waits_at_is_closed_in_a_forked_chi
     with pytest.raises(SystemExit, match="rests"):
         seat._run()
     assert caplog.text == ""
+
+
+def test_files_of_a_daemon_are_left_alone_when_they_have_the_numbers_of_descriptors_that_it_closed() -> None:
+    """Our lines went out on its sockets, and they were closed; and nobody knew of its calls any more."""
+    assert run_child("daemons_files_have_the_numbers_of_a_board") == ["True", "b'to the app'"]
