@@ -357,7 +357,7 @@ class Station:
         Claims settle when a cell is complete, so that is when settling is worth the trouble; not fifty times a second,
         as often as GPUs are read.
         """
-        first = self.meters[0] if self.meters else None
+        first = next((each for each in self.meters if each.problem is None), reader)
         worth_it = self._servers.sample() if reader is first else reader.is_slow
         if worth_it or reader.problem is not None:
             self._begin_round()

@@ -451,6 +451,22 @@ def test_activity_is_sampled_with_the_first_meter_and_settled_with_it_or_a_slow_
     station.stop()
 
 
+def test_activity_is_sampled_with_the_next_meter_while_the_first_cannot_be_read() -> None:
+    """That is tried only once a minute in the end: without activity no call had the energy of its GPU, either."""
+    machine = Machine()
+    gpus = Counters(machine.clock, (GPU,), Pace(1.0, 0.02), "nvml")
+    machine.found = [machine.opened(machine.meter, gpus)]
+    station = machine.read()
+    machine.meter.error = MeterError("meter-refused", "Nobody answers.")
+    sampled = []
+    for reader in (station.meters[0], station.meters[1], station.meters[1]):
+        machine.clock.advance(1)
+        reader._poll()
+        sampled.append(len(machine.processes.sampled_ns))
+    assert sampled == [0, 1, 2]
+    station.stop()
+
+
 def test_meters_are_found_in_the_background_when_a_station_starts_unless_its_seat_says_who_reads(
     started: list[str],
 ) -> None:
