@@ -306,6 +306,9 @@ class ServerWatch:
         for key in dict.fromkeys(self._keys.copy().values()):  # calls by new names come in other threads
             found = self._found.get(key)
             gone, idle = by_key.get(key) is None, found is not None and found.idle_ns >= _IDLE_NS
+            if by_key.get(key, 0) is None and found is not None and found.server.pid is not None and is_process(key):
+                self._forget(key, found.server)  # an app's process: no other one takes its place
+                continue
             pause_ns = _LOOK_AGAIN_NS if gone else _LOOK_AGAIN_IDLE_NS
             if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
@@ -313,6 +316,14 @@ class ServerWatch:
                 # What `learn_names` found goes where that one does.
                 called = [each for each in self._addresses_of(key) if _own_key(*each) in self._looked_ns]
                 self._waiting += sorted(called, key=lambda address: _own_key(*address) != key)
+
+    def _forget(self, key: str, server: Server) -> None:
+        for address in self._addresses_of(key):
+            del self._keys[address]
+        self._activity.forget(server.id)
+        self._gpus.forget(server.id)
+        for by_key in (self._found, self._looked_ns, self._to_ask):
+            by_key.pop(key, None)
 
     def _addresses_of(self, key: str) -> list[tuple[str, int]]:
         return [address for address, each in self._keys.copy().items() if each == key]

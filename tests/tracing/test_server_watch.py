@@ -317,6 +317,25 @@ def test_who_took_over_the_port_is_found_when_the_server_lives_on_without_it() -
     assert watched.watch.found() == {"localhost:80": other}
 
 
+def test_processes_of_apps_are_watched_no_more_when_they_have_ended() -> None:
+    """Workers come and go for weeks: each was looked for every two seconds ever after, while there was any call."""
+    apps = {pid: Server(f"pid:{pid}:1", "app", "local", pid=pid, start_ticks=1) for pid in (7, 8)}
+    watched = Watched(apps.copy())
+    host, _ = this_process()
+    keys = {pid: watched.watch.key(host, pid) for pid in apps}
+    watched.watch.sample()
+    assert watched.watch.found() == {keys[7]: apps[7], keys[8]: apps[8]}
+    watched.activity.watched[apps[7].id] = replace(apps[7], pid=None)  # its tree has ended
+    watched.now_ns += NS_PER_SECOND
+    watched.watch.sample()
+    assert watched.watch.found() == {keys[8]: apps[8]}
+    assert list(watched.activity.watched) == [apps[8].id]
+    watched.answers[7] = replace(apps[7], id="pid:7:2", start_ticks=2)  # the number is another one's now
+    assert watched.watch.key(host, 7) == keys[7]
+    watched.watch.sample()
+    assert watched.watch.found() == {keys[8]: apps[8], keys[7]: watched.answers[7]}
+
+
 def test_server_is_not_looked_up_again_while_it_works() -> None:
     """That takes some 10 ms of CPU time."""
     watched = Watched({80: OLLAMA})
