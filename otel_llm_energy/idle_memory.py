@@ -109,7 +109,7 @@ class IdleMemory:
         try:
             text = _own_text(self.path) if self.path is not None else None
             return {} if text is None else dict(self._valid(json.loads(text)))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             self._say("%s cannot be used, and idle power is learned anew: %s", self.path, error)
             return {}
 
@@ -219,7 +219,12 @@ def _own_text(path: Path) -> str | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
+        file = os.fdopen(descriptor, "rb")
+    except OSError:  # a folder
+        os.close(descriptor)
+        raise
+    with file:
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid():
             raise ValueError("it belongs to another user.")

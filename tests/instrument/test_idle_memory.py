@@ -38,6 +38,7 @@ from otel_llm_energy.tracing.idle_measurement import measure_idle
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.instrument.asking import ask, calls
 from tests.instrument.test_sampling import _nobody
+from tests.support.descriptors import open_below
 from tests.support.powercap import PowercapTree
 from tests.support.waiting import until
 from tests.tracing.fakes import ManualClock
@@ -174,8 +175,15 @@ def test_idle_power_is_not_kept_when_the_meter_does_not_say_what_it_reads(path: 
             }
         ).encode(),
         b" " * (1 << 21),
+        json.dumps(
+            {
+                "format": 1,
+                "machine": FACTS,
+                "channels": {"x": {"watts": 10**400, "lowest_watts": 1, "seconds": 1, "learned_unix_s": NOW_S}},
+            }
+        ).encode(),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_file_is_replaced_when_it_cannot_be_used(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """One line says so, however often it is tried; the next figure makes it whole again."""
@@ -231,6 +239,14 @@ def test_what_is_there_stays_when_it_is_no_file(path: Path, caplog: pytest.LogCa
     assert stat.S_ISFIFO(path.stat().st_mode)
     assert list(path.parent.iterdir()) == [path]
     assert len(caplog.records) == 1
+
+
+def test_no_descriptor_is_left_when_a_folder_is_named(tmp_path: Path) -> None:
+    """Each minute's news would leave one more open."""
+    each = memory(tmp_path)
+    assert each.recall(meters()) == {}
+    each.keep({"package-0": [IDLE]})
+    assert open_below(tmp_path) == []
 
 
 def test_file_is_written_only_when_there_is_news(kept: Path) -> None:
