@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from otel_llm_energy.meters.base import MeterError
+from otel_llm_energy.syscalls import Held
 
 _OPENING = b'{"host":'
 """Every record of ``scaphandre json`` begins like this, and nothing inside of one does: quotes in texts are escaped."""
@@ -33,10 +34,10 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = self._open()
+        self._held = self._open()
         self._rest = b""  # a record that is not whole yet
         self._missing = False
-        self._offset = max(os.fstat(self._descriptor).st_size - _LOOK_BACK_BYTES, 0)
+        self._offset = max(self._held.file.st_size - _LOOK_BACK_BYTES, 0)
 
     def read(self) -> list[Record | None]:
         """The records that have become whole since the last time; ``None`` where some may be missing in between.
@@ -44,27 +45,25 @@ class RecordFile:
         Raises:
             MeterError: ``meter-not-found``, ``meter-permission`` or ``meter-unreadable``.
         """
+        if not self._held.is_ours:  # a daemon closes all that it has
+            self._follow(self._open())
         records = self._read_on()
         if self._was_replaced():
-            descriptor, self._descriptor = self._descriptor, self._open()
-            os.close(descriptor)
-            self._start_again(0)
+            self._follow(self._open())
             records += self._read_on()
         return records
 
     def close(self) -> None:
         """Give back the descriptor."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._held.close()
 
     def _read_on(self) -> list[Record | None]:
-        size = os.fstat(self._descriptor).st_size
+        size = os.fstat(self._held.number).st_size
         if size < self._offset:  # cut off: its writer has started again
             self._start_again(0)
         if size - self._offset > _MOST_BYTES:
             self._start_again(size - _LOOK_BACK_BYTES)
-        new = os.pread(self._descriptor, size - self._offset, self._offset)
+        new = os.pread(self._held.number, size - self._offset, self._offset)
         self._offset += len(new)
         return self._whole_records(self._rest + new) if new else []
 
@@ -98,17 +97,24 @@ class RecordFile:
             named = os.stat(self.path)  # noqa: PTH116 - compared with a descriptor's
         except OSError:
             return False  # the new file is about to come
-        return not os.path.samestat(named, os.fstat(self._descriptor))
+        return not os.path.samestat(named, self._held.file)
 
-    def _open(self) -> int:
+    def _follow(self, held: Held) -> None:
+        former, self._held = self._held, held
+        former.close()
+        if not os.path.samestat(former.file, held.file):
+            self._start_again(0)
+
+    def _open(self) -> Held:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise self._error(error) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
+        held = Held.of(descriptor)
+        if not stat.S_ISREG(held.file.st_mode):
+            held.close()
             raise MeterError("meter-unreadable", f"{self.path}: not a file that can be followed.")
-        return descriptor
+        return held
 
     def _error(self, error: OSError) -> MeterError:
         if error.errno == errno.ENOENT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from otel_llm_energy.ledger.counter import Counter
 from otel_llm_energy.meters import MeterError, ScaphandreStream, meter_at
 from otel_llm_energy.meters.tail import RecordFile
 from otel_llm_energy.quantities import Channel, Reading
+from tests.support.descriptors import of_file
 
 FIXTURE = Path(__file__).with_name("fixtures") / "stream.json"
 RECORDED: bytes = FIXTURE.read_bytes()
@@ -221,6 +223,27 @@ def test_records_go_on_when_the_file_is_cut_off_under_its_writer(looked: bool, w
     readings += meter.read()
     assert len(readings) == len(RECORDS) - 4
     assert gaps(readings) == (["reset"] if looked else [])
+
+
+def test_the_file_is_followed_on_when_a_daemon_closed_all_and_opened_files_of_its_own(writer: Writer) -> None:
+    """What is at the number now is neither read nor closed."""
+    clocks = Clocks()
+    clocks.to_record(2)
+    writer.up_to(3)
+    meter = clocks.meter(writer.path)
+    meter.open()
+    readings = list(meter.read())
+    number = of_file(writer.path)
+    os.close(number)
+    with socket.socket() as other:
+        assert other.fileno() == number
+        clocks.to_record(3)
+        writer.up_to(4)
+        readings += meter.read()
+        meter.close()
+        assert os.fstat(number)
+    assert gaps(readings) == []
+    assert joules(readings) == pytest.approx(WATTS * seconds(2, 3), rel=0.01)
 
 
 def test_what_is_whole_is_read_when_a_record_is_not(tmp_path: Path) -> None:
