@@ -26,8 +26,11 @@ _LOOK_AGAIN_NS = 2 * NS_PER_SECOND
 _LOOK_AGAIN_IDLE_NS = 10 * NS_PER_SECOND
 _ASK_AGAIN_NS = 5 * NS_PER_SECOND  # a server that loads its model, which takes seconds to minutes
 _MOST_DOUBLINGS = 3
+_AT_ONCE_SECONDS = 0.05
 # Reasons for which it is in doubt whether this machine's energy is the server's at all.
 _CAUTIONS = frozenset({"relay", "not-listening"})
+
+_Address = tuple[str, int]
 
 _logger = logging.getLogger(__name__)
 
@@ -173,12 +176,21 @@ class ServerWatch:
                 return False
             due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
             if due:
-                self._sampling = True
-                try:
-                    self._sample()
-                finally:
-                    self._sampling = False
+                self._sample()
             return due
+
+    def find_at_once(self, host: str, port: int) -> None:
+        """Look up one new address, and sample, in a thread of the app's.
+
+        It waits for no other look-up, which may take seconds where the network does not answer.
+        """
+        if (host, port) in self._waiting and self._lock.acquire(timeout=_AT_ONCE_SECONDS):
+            try:
+                if not self._sampling:
+                    self.final = True  # however short the time since the last sample, which knew nothing of it
+                    self._sample(only=(host, port))
+            finally:
+                self._lock.release()
 
     def learn_names(self) -> None:
         """See which other names of this machine lead to the servers that were found; takes some 10 ms for each.
@@ -210,12 +222,14 @@ class ServerWatch:
                 del self._to_ask[key]
                 self._books.set_server(key, slots=slots, caution=None)
 
-    def _look_up_waiting(self) -> None:
+    def _look_up_waiting(self, only: _Address | None) -> None:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
         sample_of_now = self._activity.snapshot() if isinstance(self._activity, LooksBack) else lambda: None
         former = self.found()
-        while self._waiting:
-            self._look_up(*self._waiting.pop(0))
+        while wanted := self._waiting if only is None else [each for each in self._waiting if each == only]:
+            address = wanted[0]
+            self._waiting.remove(address)
+            self._look_up(*address)
         sample = sample_of_now()
         if sample is not None:
             self._carry_on(former, sample.by_server_ns)
@@ -235,9 +249,16 @@ class ServerWatch:
     def _carried_ns(self) -> Mapping[str, int]:
         return {key: found.carried_ns for key, found in self._found.items()}
 
-    def _sample(self) -> None:
+    def _sample(self, only: _Address | None = None) -> None:
+        self._sampling = True
+        try:
+            self._look_up_and_sample(only)
+        finally:
+            self._sampling = False
+
+    def _look_up_and_sample(self, only: _Address | None) -> None:
         if self._waiting:
-            self._look_up_waiting()
+            self._look_up_waiting(only)
         self._next_sample_ns = self._clock_ns() + ACTIVITY_GAP_NS
         final, self.final = self.final, False  # before the sample is taken: who asks meanwhile asks for the next one
         keys = self._keys_by_id()

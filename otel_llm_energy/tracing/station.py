@@ -239,9 +239,8 @@ class Station:
         """
         host, pid = this_process()
         self._servers.key(host, pid)
-        if self._servers.unresolved and (self.seat is None or self.seat.leads):
-            self._servers.final = True  # however short the time since the last sample, which knew nothing of us
-            self._servers.sample()
+        if self.seat is None or self.seat.leads:
+            self._servers.find_at_once(host, pid)
         self.open(claim, host, pid, "", reports=False)
 
     def read_edge(self) -> None:

@@ -15,6 +15,7 @@ from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import MeterError, Pace
 from otel_llm_energy.meters.discovery import Discovery, LeftOut, OpenMeter
 from otel_llm_energy.quantities import ActivitySample, Channel, Reading
+from otel_llm_energy.servers.own_process import this_process
 from otel_llm_energy.servers.props import LoadingError
 from otel_llm_energy.servers.server import Server
 from otel_llm_energy.status import channel_statuses
@@ -425,6 +426,54 @@ def test_work_of_this_process_is_sampled_when_it_first_begins(seat: OtherSeat | 
     for _ in range(2):
         station.open_here(Claim())
         assert cells_end == [True] * sampled
+    station.stop()
+
+
+def test_app_does_not_wait_for_names_of_others_when_its_own_work_begins() -> None:
+    """To look one up may take seconds, as long as the network does not answer; a thread of ours does, meanwhile."""
+    machine = Machine()
+    station = machine.read()
+    looked_up: list[str] = []
+
+    def resolve(host: str, port: int) -> Server:
+        looked_up.append(host)
+        return machine._resolve(host, port)
+
+    station._servers._resolve = resolve
+    host, _ = this_process()
+    station.open(Claim(), "llm.example.org", 443, "/v1/chat/completions", reports=False)
+    station.open_here(Claim())
+    station.open_here(Claim())
+    assert looked_up == [host]
+    station._servers.sample()
+    assert looked_up == [host, "llm.example.org"]
+    station.stop()
+
+
+def test_app_does_not_wait_while_a_name_is_looked_up_when_its_own_work_begins() -> None:
+    """Its work is found a moment later."""
+    machine = Machine()
+    station = machine.read()
+    asked, answered = threading.Event(), threading.Event()
+
+    def resolve(host: str, port: int) -> Server:
+        asked.set()
+        assert answered.wait(30)
+        return machine._resolve(host, port)
+
+    station._servers._resolve = resolve
+    station.expect("llm.example.org", 443)
+    looking_up = threading.Thread(target=station._servers.sample)
+    looking_up.start()
+    assert asked.wait(30)
+    app = threading.Thread(target=station.open_here, args=(Claim(),))
+    app.start()
+    app.join(10)
+    assert not app.is_alive()
+    answered.set()
+    for thread in (looking_up, app):
+        thread.join()
+    assert station.books.opened == 1
     station.stop()
 
 
