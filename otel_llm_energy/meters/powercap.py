@@ -243,14 +243,18 @@ def _unique(channels: Sequence[Channel]) -> list[Channel]:
 def _limit_watts(folder: Path) -> float | None:
     """The highest power that the hardware enforces, W; ``None`` if it says nothing or nonsense.
 
-    The long-term limit alone is no bound: up to half a minute the package may draw what the short-term one allows.
+    The long-term limit alone is no bound: up to half a minute the package may draw what the short-term one allows. Nor
+    is a low one that a saver of power has set for a while: the package may draw what it is made for later.
     """
     limits_uw = [_limit_uw(folder / f"constraint_{index}") for index in range(3)]
     names = [_text(folder / f"constraint_{index}_name") for index in range(3)]
     enforced_uw = [limit for name, limit in zip(names, limits_uw, strict=True) if name in ("long_term", "short_term")]
     if not enforced_uw or None in enforced_uw:
         return None
-    return max(limit for limit in enforced_uw if limit is not None) / 1e6
+    made_for_uw = [
+        _number(folder / f"constraint_{index}_max_power_uw") for index in range(3) if names[index] == "long_term"
+    ]
+    return max(limit for limit in (*enforced_uw, *made_for_uw) if limit is not None and limit in _LIMIT_UW) / 1e6
 
 
 def _limit_uw(constraint: Path) -> int | None:

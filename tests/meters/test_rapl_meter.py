@@ -149,6 +149,17 @@ LONG, SHORT = "constraint_0", "constraint_1"
         ),
         ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 0, f"{LONG}_max_power_uw": 45_000_000}, 45.0),
         ({f"{LONG}_name": "long_term", f"{LONG}_max_power_uw": 95_000_000}, 95.0),
+        (
+            {
+                f"{LONG}_name": "long_term",
+                f"{LONG}_power_limit_uw": 15_000_000,
+                f"{LONG}_max_power_uw": 65_000_000,
+                f"{SHORT}_name": "short_term",
+                f"{SHORT}_power_limit_uw": 20_000_000,
+                f"{SHORT}_max_power_uw": 0,
+            },
+            65.0,
+        ),
         ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 0}, None),
         ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": 4_095_999_755_859}, None),
         ({f"{LONG}_name": "long_term", f"{LONG}_power_limit_uw": "watts"}, None),
@@ -167,7 +178,7 @@ LONG, SHORT = "constraint_0", "constraint_1"
 def test_the_limit_is_the_highest_enforced_one_when_it_makes_sense(
     tmp_path: Path, files: dict[str, int | str], limit_watts: float | None
 ) -> None:
-    """A bound that the short-term limit breaks, or firmware's nonsense, is no bound."""
+    """A bound that the short-term limit breaks, or that a profile of power sets for a while, or nonsense, is none."""
     zone(tmp_path, "intel-rapl:0", "package-0", files=files)
     (channel,) = RaplMeter(tmp_path).open()
     assert channel.limit_watts == limit_watts
