@@ -11,6 +11,7 @@ from typing import NamedTuple
 from otel_llm_energy.servers.procfs import Procfs
 
 _ESTABLISHED, _LISTEN = "01", "0A"
+_DISCARD_PORT = 9
 _ANY = (ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::"))
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -59,16 +60,26 @@ def those_reached(found: Iterable[Listener], target: IPAddress, port: int) -> li
 
 
 def is_local_address(address: IPAddress) -> bool:
-    """Whether the address is this host's: only then can a socket be bound to it."""
+    """Whether the address is this host's: only then can a socket be bound to it, and be connected to it from there.
+
+    The first is not enough where ``net.ipv4.ip_nonlocal_bind`` is set; then IPv4 connects from no foreign address, and
+    IPv6 to one of its own from that one alone. Nothing is sent. Source: ip(7), RFC 6724 (rule 1).
+    """
     if address.is_loopback or address.is_unspecified:
         return True
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
+            if address.version == 4:
+                probe.connect((str(address), _DISCARD_PORT))
+                return True
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), _DISCARD_PORT))
+            own = ipaddress.ip_address(probe.getsockname()[0])
+            return int(own) == int(address)  # whatever the scope
     except OSError:
         return False
-    return True
 
 
 _End = tuple[IPAddress, int]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from otel_llm_energy.servers import resolve, resolve_named
 from otel_llm_energy.servers.procfs import Procfs, parse_stat
 from otel_llm_energy.servers.programs import is_llm_server, is_relay, program_name, slots_hint
-from otel_llm_energy.servers.sockets import Listener, those_reached
+from otel_llm_energy.servers.sockets import Listener, is_local_address, those_reached
 from tests.servers.processes import working_server
 from tests.support.children import free_port
 
@@ -109,6 +109,25 @@ def test_the_server_is_unknown_when_nothing_listens() -> None:
     """No pid, and why."""
     server = resolve("127.0.0.1", free_port())
     assert (server.pid, server.place, server.reason) == (None, "unknown", "not-listening")
+
+
+class BoundToAnything(socket.socket):
+    """What any socket is where ``net.ipv4.ip_nonlocal_bind`` is set, as beside keepalived: ip(7), linux/in6.h."""
+
+    def __init__(self, family: int, type_: int) -> None:
+        super().__init__(family, type_)
+        self.setsockopt(*((socket.SOL_IP, 15, 1) if family == socket.AF_INET else (socket.IPPROTO_IPV6, 78, 1)))
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_is_not_ours_when_sockets_may_be_bound_to_any(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of this machine that listens on all addresses would get the calls to one elsewhere. Ours stay ours."""
+    monkeypatch.setattr(socket, "socket", BoundToAnything)
+    with BoundToAnything(socket.AF_INET if "." in address else socket.AF_INET6, socket.SOCK_DGRAM) as bound:
+        bound.bind((address, 0))
+    assert not is_local_address(ip_address(address))
+    procfs = Procfs()
+    assert all(is_local_address(ip_address(own)) for own in procfs.addresses(os.getpid()))
 
 
 def test_the_server_is_remote_when_the_address_is_not_ours() -> None:
