@@ -69,11 +69,14 @@ class CpuActivity:
         self._warned = False
 
     def watch(self, server: Server) -> None:
-        """From now on sample this server too; one without a process tree counts as unknown."""
+        """From now on sample this server too; one without a process tree counts as unknown.
+
+        One that seemed to have ended is tried again: there may have been no descriptor left for it.
+        """
         with self._lock:
-            if server.id in self._trees:
+            tree = self._trees.get(server.id)
+            if server.id in self._trees and (tree is None or tree.is_there):
                 return
-            tree = None
             if server.pid is not None:
                 self._roots.add(server.pid)
                 for other in self._trees.values():
@@ -200,6 +203,11 @@ class ProcessTree:
         self._look_for_children()
         self._waited_ns.clear()  # what they have waited for by now was used before; of those that come it was not
 
+    @property
+    def is_there(self) -> bool:
+        """The root is known to live."""
+        return self.root in self._descriptors
+
     def read_ns(self, forked: bool = True) -> int | None:
         """The sum, ns; ``None`` once the root has ended.
 
@@ -210,7 +218,7 @@ class ProcessTree:
             self._look_for_children()
         for pid in list(self._descriptors):
             self._read(pid)
-        if self.root not in self._descriptors:
+        if not self.is_there:
             self.close()
             return None
         self._add_unseen()

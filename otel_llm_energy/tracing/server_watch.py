@@ -282,6 +282,7 @@ class ServerWatch:
         found = self._found.get(key)
         if found is not None and found.server == server:
             self._keys[host, port] = key  # it may have led to another one meanwhile
+            self._activity.watch(server)
             return
         other_key = next((name for name, other in self._found.items() if other.server.id == server.id), key)
         if other_key != key:  # another name of a server that is watched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -140,6 +141,29 @@ def test_the_part_is_unknown_when_the_number_is_another_processs() -> None:
         former = replace(server, id="former", start_ticks=server.start_ticks - 1)
         activity.watch(former)
         assert taken(activity).by_server_ns == {"former": None}
+    activity.close()
+
+
+def test_a_servers_part_is_known_at_the_next_try_when_no_descriptor_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may be out of them for a moment, and the server's process has not ended by that."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    activity = CpuActivity()
+    with working_server() as running:
+        server = resolve("127.0.0.1", running.port)
+        taken(activity)
+        with monkeypatch.context() as full:
+            full.setattr(os, "open", refuse)
+            activity.watch(server)
+        assert taken(activity).by_server_ns == {server.id: None}
+        activity.watch(server)
+        assert taken(activity).by_server_ns[server.id] is not None
+        running.kill()
+        assert taken(activity).by_server_ns == {server.id: None}
+        activity.watch(server)
+        assert taken(activity).by_server_ns == {server.id: None}
     activity.close()
 
 

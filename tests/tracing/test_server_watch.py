@@ -336,6 +336,18 @@ def test_processes_of_apps_are_watched_no_more_when_they_have_ended() -> None:
     assert watched.watch.found() == {keys[8]: apps[8], keys[7]: watched.answers[7]}
 
 
+def test_server_is_watched_again_when_it_seemed_to_have_ended_and_is_there() -> None:
+    """Its process could not be looked into for a moment, as no descriptor was left."""
+    watched = Watched({80: OLLAMA})
+    assert not watched.caution(80)
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    watched.activity.watched[OLLAMA.id] = replace(OLLAMA, pid=None)
+    for _ in range(5):
+        watched.now_ns += NS_PER_SECOND
+        watched.watch.sample()
+    assert watched.activity.watched == {OLLAMA.id: OLLAMA}
+
+
 def test_server_is_not_looked_up_again_while_it_works() -> None:
     """That takes some 10 ms of CPU time."""
     watched = Watched({80: OLLAMA})
