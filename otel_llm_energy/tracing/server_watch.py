@@ -24,6 +24,7 @@ _IDLE_PART = 0.02
 _IDLE_NS = NS_PER_SECOND // 2
 _LOOK_AGAIN_NS = 2 * NS_PER_SECOND
 _LOOK_AGAIN_IDLE_NS = 10 * NS_PER_SECOND
+_CALLED_LATELY_NS = 60 * NS_PER_SECOND  # nobody asks who answers by now where it is called no more
 _ASK_AGAIN_NS = 5 * NS_PER_SECOND  # a server that loads its model, which takes seconds to minutes
 _MOST_DOUBLINGS = 3
 _AT_ONCE_SECONDS = 0.05
@@ -117,6 +118,7 @@ class ServerWatch:
         self._keys: dict[tuple[str, int], str] = {}
         self._found: dict[str, _Found] = {}  # by key
         self._looked_ns: dict[str, int] = {}  # by key: when it was looked up, or was put on the list to be so again
+        self._called_ns: dict[str, int] = {}  # by key
         self._last_sample: ActivitySample | None = None
         self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
@@ -144,6 +146,7 @@ class ServerWatch:
         if key is None:
             key = self._keys[host, port] = _own_key(host, port)
             self._waiting.append((host, port))
+        self._called_ns[key] = self._clock_ns()
         return key
 
     def look_out_for(self, host: str, port: int) -> None:
@@ -331,20 +334,21 @@ class ServerWatch:
             if by_key.get(key, 0) is None and found is not None and found.server.pid is not None and is_process(key):
                 self._forget(key, found.server)  # an app's process: no other one takes its place
                 continue
+            called = now_ns - self._called_ns.get(key, 0) < _CALLED_LATELY_NS
             pause_ns = _LOOK_AGAIN_NS if gone else _LOOK_AGAIN_IDLE_NS
-            if (gone or idle) and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
+            if (gone or idle) and called and self._books.busy and now_ns - self._looked_ns.get(key, 0) > pause_ns:
                 self._looked_ns[key] = now_ns
                 # Its own address first, so that the others, which may lead elsewhere by now, find it under its name.
                 # What `learn_names` found goes where that one does.
-                called = [each for each in self._addresses_of(key) if _own_key(*each) in self._looked_ns]
-                self._waiting += sorted(called, key=lambda address: _own_key(*address) != key)
+                looked_up = [each for each in self._addresses_of(key) if _own_key(*each) in self._looked_ns]
+                self._waiting += sorted(looked_up, key=lambda address: _own_key(*address) != key)
 
     def _forget(self, key: str, server: Server) -> None:
         for address in self._addresses_of(key):
             del self._keys[address]
         self._activity.forget(server.id)
         self._gpus.forget(server.id)
-        for by_key in (self._found, self._looked_ns, self._to_ask):
+        for by_key in (self._found, self._looked_ns, self._called_ns, self._to_ask):
             by_key.pop(key, None)
 
     def _addresses_of(self, key: str) -> list[tuple[str, int]]:

@@ -348,6 +348,39 @@ def test_server_is_watched_again_when_it_seemed_to_have_ended_and_is_there() -> 
     assert watched.activity.watched == {OLLAMA.id: OLLAMA}
 
 
+def test_server_that_has_ended_is_not_looked_for_when_it_is_called_no_more() -> None:
+    """Each look takes some 10 ms of CPU time, and an app may start a server on a port of its own for each job."""
+    looked_for: list[int] = []
+
+    class Answers(dict[int, Server]):
+        def __getitem__(self, port: int) -> Server:
+            looked_for.append(port)
+            return super().__getitem__(port)
+
+    watched = Watched(Answers({80: OLLAMA, 81: LLAMA}))
+    for port in (80, 81):
+        watched.watch.key("localhost", port)
+    watched.watch.sample()
+    watched.books.open(Claim(INVALID_SPAN_CONTEXT), "localhost:80", "", reports=False)
+    watched.activity.watched[LLAMA.id] = replace(LLAMA, pid=None)
+    watched.answers[81] = NOBODY
+
+    def looks_for_the_ended_one(seconds: int) -> int:
+        looked_for.clear()
+        for _ in range(seconds):
+            watched.now_ns += NS_PER_SECOND
+            watched.activity.busy_ns += NS_PER_SECOND
+            watched.watch.key("localhost", 80)
+            watched.watch.sample()
+        return looked_for.count(81)
+
+    assert looks_for_the_ended_one(10) > 1
+    looks_for_the_ended_one(60)
+    assert looks_for_the_ended_one(60) == 0
+    watched.watch.key("localhost", 81)
+    assert looks_for_the_ended_one(10) > 1
+
+
 def test_server_is_not_looked_up_again_while_it_works() -> None:
     """That takes some 10 ms of CPU time."""
     watched = Watched({80: OLLAMA})
