@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import selectors
+import select
 import socket
 import time
 from collections import deque
@@ -62,10 +63,11 @@ class Hub:
         self._listener = _listening(folder, f"{name}.sock")
         self._waker = Waker()
         self._listener_held = Held.of(self._listener.fileno())
-        self._selector = selectors.PollSelector()  # has no descriptor, which somebody else could close
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._waker, selectors.EVENT_READ)
-        self._connections: set[_Connection] = set()
+        # It has no descriptor, which somebody else could close. Looked up by name: gevent has one of its own.
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(self._waker, select.POLLIN)
+        self._connections: dict[int, _Connection] = {}  # by descriptor
         self._members: dict[str, _Connection] = {}
         self._posts: deque[tuple[str, bytes]] = deque()
         self._going = True
@@ -73,16 +75,17 @@ class Hub:
     def serve(self) -> None:
         """Serve the members until `stop`, or until somebody else has closed our descriptors, as a daemon does."""
         while self._going and self._waker.works and self._listener_held.is_ours:
-            ready = self._selector.select(self._holder.patience_seconds())
+            seconds = self._holder.patience_seconds()
+            ready = self._poll.poll(None if seconds is None else math.ceil(seconds * 1000))
             if not ready:
                 self._holder.patience_ended()
-            for key, events in ready:
-                if key.fileobj is self._waker:
+            for number, events in ready:
+                if number == self._waker.fileno():
                     self._waker.drain()
-                elif key.fileobj is self._listener:
+                elif number == self._listener.fileno():
                     self._accept()
-                else:
-                    self._serve(key.data, events)
+                elif number in self._connections:
+                    self._serve(self._connections[number], events)
             self._send_posts()
 
     def stop(self) -> None:
@@ -108,12 +111,11 @@ class Hub:
     def close(self) -> None:
         """Give back all descriptors: the members notice that this holder is gone."""
         self._going = False
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             connection.lines.close()
         self._connections.clear()
         self._members.clear()
         close_socket(self._listener, self._listener_held)
-        self._selector.close()
         self._waker.close()
 
     def close_in_child(self) -> None:
@@ -132,12 +134,12 @@ class Hub:
                 accepted.close()
                 return
             connection = _Connection(LineSocket(accepted), peer_pid(accepted))
-            self._connections.add(connection)
-            self._selector.register(connection.lines, selectors.EVENT_READ, connection)
+            self._connections[connection.lines.fileno()] = connection
+            self._poll.register(connection.lines, select.POLLIN)
 
     def _serve(self, connection: _Connection, events: int) -> None:
         try:
-            if events & selectors.EVENT_READ:
+            if events & ~select.POLLOUT:
                 for line in connection.lines.receive():
                     self._hear(connection, line)
             self._flush(connection)
@@ -184,12 +186,12 @@ class Hub:
 
     def _flush(self, connection: _Connection) -> None:
         connection.lines.flush()
-        writes = selectors.EVENT_WRITE if connection.lines.has_outgoing else 0
-        self._selector.modify(connection.lines, selectors.EVENT_READ | writes, connection)
+        writes = select.POLLOUT if connection.lines.has_outgoing else 0
+        self._poll.register(connection.lines, select.POLLIN | writes)
 
     def _drop(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
-        self._selector.unregister(connection.lines)
+        del self._connections[connection.lines.fileno()]
+        self._poll.unregister(connection.lines)
         connection.lines.close()
         if connection.is_stranger:
             self._count_strangers()
@@ -198,7 +200,7 @@ class Hub:
             self._holder.left(connection.member)
 
     def _count_strangers(self) -> None:
-        self._holder.estranged(sum(connection.is_stranger for connection in self._connections))
+        self._holder.estranged(sum(connection.is_stranger for connection in self._connections.values()))
 
 
 class _Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -238,6 +239,27 @@ def test_nobody_is_let_in_all_the_time_when_no_descriptor_is_left(
         hub.serve()
     hub.close()
     assert seen == ["rest"]
+
+
+def test_members_are_waited_for_as_gevent_does_where_it_has_replaced_the_kernels_way(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is imported before or after us; whoever waited by the kernel's way would stop all its threads."""
+    waited: list[int | None] = []
+
+    class Poll:
+        def register(self, file: object, events: int) -> None: ...
+
+        def poll(self, millis: int | None) -> list[tuple[int, int]]:
+            waited.append(millis)
+            hub.stop()
+            return []
+
+    monkeypatch.setattr(select, "poll", Poll)
+    hub = Hub(folder, "local.1", MagicMock(patience_seconds=lambda: 0.0123))
+    hub.serve()
+    hub.close()
+    assert waited == [13]
 
 
 def test_journal_says_what_was_entered_when_it_is_read(folder: Folder) -> None:
