@@ -31,7 +31,7 @@ from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.forks import rest_for_ever
 from otel_llm_energy.tracing.handover import LedgerHandover, close_journal, remote
-from otel_llm_energy.tracing.holding import Holding
+from otel_llm_energy.tracing.holdership import Holdership
 from otel_llm_energy.tracing.membership import Membership
 from otel_llm_energy.tracing.sharing import Metering, Participant, Rules
 from otel_llm_energy.troubles import Troubles
@@ -79,8 +79,8 @@ class SeatStatus:
 class Seat:
     """Takes part in the board from `start` to `stop`, in a thread of its own.
 
-    One after the other it holds the board (`Holding`), is a member (`Membership`), or works alone; whichever it is, its
-    ledger is made from the one before (`LedgerHandover`).
+    One after the other it holds the board (`Holdership`), is a member (`Membership`), or works alone; whichever it is,
+    its ledger is made from the one before (`LedgerHandover`).
 
     Args:
         rules: what all must agree on.
@@ -107,7 +107,7 @@ class Seat:
         self._settle = settle
         self._handover = LedgerHandover(self._participant, make_ledger, self._say)
         self._folder: Folder | None = None
-        self._holding: Holding | None = None
+        self._holdership: Holdership | None = None
         self._membership: Membership | None = None
         self._error: BoardError | None = None  # why this process works alone
         self._told: set[str] = set()
@@ -135,7 +135,7 @@ class Seat:
     def stop(self) -> None:
         """Stand up: somebody else may hold the board."""
         self._stopping.set()
-        for place in (self._holding, self._membership):
+        for place in (self._holdership, self._membership):
             if place is not None:
                 place.stop()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
@@ -145,10 +145,10 @@ class Seat:
     def resign(self) -> None:
         """This process is about to end, and no more to read the meters where another one can."""
         self._resigned = True
-        holding = self._holding
-        if holding is not None and holding.members:
-            holding.make_room()
-            holding.closed.wait(_RESIGN_SECONDS)
+        holdership = self._holdership
+        if holdership is not None and holdership.members:
+            holdership.make_room()
+            holdership.closed.wait(_RESIGN_SECONDS)
 
     def _hand_over(self) -> None:
         """What is settled from now on, the next holder settles."""
@@ -161,20 +161,20 @@ class Seat:
         self._is_parents = True
         self._stopping = threading.Event()
         self._stopping.set()
-        for place in (self._holding, self._membership):
+        for place in (self._holdership, self._membership):
             if place is not None:
                 place.close_in_child()
-        self._holding = self._membership = None
+        self._holdership = self._membership = None
         self._close()
 
     @property
     def status(self) -> SeatStatus:
         """Where this process sits now."""
-        holding, membership, error = self._holding, self._membership, self._error
+        holdership, membership, error = self._holdership, self._membership, self._error
         if error is not None:
             return SeatStatus("alone", self._rules.folder, None, 0, str(error))
-        if holding is not None:
-            return SeatStatus("holder", self._rules.folder, os.getpid(), holding.members, holding.refusal)
+        if holdership is not None:
+            return SeatStatus("holder", self._rules.folder, os.getpid(), holdership.members, holdership.refusal)
         holder_pid = None if membership is None else membership.holder_pid
         return SeatStatus("member", self._rules.folder, holder_pid, 0, "")
 
@@ -185,16 +185,16 @@ class Seat:
 
     def may_read(self) -> bool:
         """False if this process was stopped for so long that another reads the meters by now."""
-        holding = self._holding
-        return holding is None or holding.may_read()
+        holdership = self._holdership
+        return holdership is None or holdership.may_read()
 
     def begin_round(self) -> None:
         """There are new readings: settle as soon as all members have said what they know."""
-        holding = self._holding
-        if holding is None:
+        holdership = self._holdership
+        if holdership is None:
             self._settle()
         else:
-            holding.begin_round()
+            holdership.begin_round()
 
     def hasten(self) -> None:
         """Ask the holder to read now what may be read now."""
@@ -230,13 +230,13 @@ class Seat:
 
     def _serve_in_place(self) -> None:
         """Hold the board, be a member, or work alone, until that is over or is to be tried anew."""
-        holding = self._holding
-        if holding is not None or self._error is not None:
+        holdership = self._holdership
+        if holdership is not None or self._error is not None:
             self._lead()  # if no thread could be started when it took this place
-        if holding is not None:
-            holding.serve()
+        if holdership is not None:
+            holdership.serve()
             if not self._stopping.is_set():
-                self._step_down(holding)
+                self._step_down(holdership)
         elif self._error is not None:
             self._stopping.wait(_ALONE_SECONDS)
             self._share_again()
@@ -322,38 +322,38 @@ class Seat:
         if folder is not None:
             folder.close()
         self._hold_or_join()
-        if self._holding is None:
+        if self._holdership is None:
             self._serve_as_member()
 
     def _close(self) -> None:
         """Give back all descriptors."""
-        holding, membership, folder = self._holding, self._membership, self._folder
-        self._holding = self._membership = self._folder = None
+        holdership, membership, folder = self._holdership, self._membership, self._folder
+        self._holdership = self._membership = self._folder = None
         close_journal(self._books.ledger)
-        for each in (holding, membership, folder):
+        for each in (holdership, membership, folder):
             if each is not None:
                 with suppress(OSError):
                     each.close()
 
     def _say(self, member: str, message: Message) -> None:
         """For the ledger that this process shares."""
-        holding = self._holding
-        if holding is not None:
-            holding.say(member, message)
+        holdership = self._holdership
+        if holdership is not None:
+            holdership.say(member, message)
 
     # Changing places
 
     def _hold(self, turn: Turn) -> None:
         """Read the meters for all, and go on where the holder before us stopped."""
-        holding = Holding(self._participant, self._handover, turn)
+        holdership = Holdership(self._participant, self._handover, turn)
         try:
             self._take_ledger(turn)
         except BaseException:
-            holding.close()  # or nobody else could hold the board, nor this process at its next try
+            holdership.close()  # or nobody else could hold the board, nor this process at its next try
             raise
         self._error = None
         self._books.caution = None
-        self._holding = holding
+        self._holdership = holdership
         ledger = self._books.ledger
         if isinstance(ledger, SharedLedger):
             for server in ledger.register.servers:  # under the names that the ledger has for them
@@ -393,27 +393,27 @@ class Seat:
             self._become_member()
         self._error = None
 
-    def _step_down(self, holding: Holding) -> None:
+    def _step_down(self, holdership: Holdership) -> None:
         """This process was stopped, and another has taken the next turn meanwhile; or it is relieved."""
         self._stop_leading()
         self._become_member()
-        self._end_holding()
-        if holding.is_relieved:
+        self._end_holdership()
+        if holdership.is_relieved:
             self._stopping.wait(_ROOM_SECONDS)
 
     def _stop_leading(self) -> None:
         self._leading = False
         self._metering.rest()
 
-    def _end_holding(self) -> None:
-        holding, self._holding = self._holding, None
-        if holding is not None:
-            holding.close()
+    def _end_holdership(self) -> None:
+        holdership, self._holdership = self._holdership, None
+        if holdership is not None:
+            holdership.close()
 
     def _work_alone(self, error: BoardError) -> None:
         """Read the meters for this process alone, and have its bills say so."""
         self._tell(error)
-        self._end_holding()
+        self._end_holdership()
         self._error = error
         if isinstance(self._books.ledger, RemoteLedger):
             self._books.change_ledger(self._handover.alone)

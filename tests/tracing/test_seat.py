@@ -30,7 +30,7 @@ from otel_llm_energy.host.wire import State
 from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.quantities import NS_PER_SECOND
 from otel_llm_energy.syscalls import monotonic_ns
-from otel_llm_energy.tracing import handover, holding, membership
+from otel_llm_energy.tracing import handover, holdership, membership
 from otel_llm_energy.tracing import seat as seats
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
@@ -373,7 +373,7 @@ def test_stranger_degrades_the_bills_only_while_it_is_there_and_calls(tmp_path: 
 def numbered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time that a process says its number it is another one, as in a pool; and it tries again at once."""
     numbers = SimpleNamespace(getpid=partial(next, itertools.count(1000)))
-    for module in (holding, membership):
+    for module in (holdership, membership):
         monkeypatch.setattr(module, "os", numbers)
     monkeypatch.setattr(seats, "_ALONE_SECONDS", 0.01)
     monkeypatch.setattr(troubles, "_PERIOD_NS", 0)

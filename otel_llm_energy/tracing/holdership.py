@@ -24,7 +24,7 @@ _SAME_CLOCK_NS = 60 * NS_PER_SECOND
 _logger = logging.getLogger(__name__)
 
 
-class Holding:
+class Holdership:
     """Holds the board until `close`; `serve` is for the seat's thread, which tells it what members say.
 
     Its ledger stays the process's own until the first member comes.
