@@ -180,6 +180,7 @@ class ActivityLog:
         parts.known = covered_ns == end_ns - start_ns
         if not parts.known:
             parts.worked.update(timelines)
+            _extend(parts, cells, timelines, start_ns, end_ns)
         return parts
 
     def _rate_soon(self, server: str, after_ns: int, timeline: Timeline) -> float:
@@ -225,6 +226,22 @@ def _hide(parts: Parts, server: str, soon_ns: float) -> None:
         _add_before(parts, server, int(soon_ns))
     else:
         parts.others_ns += parts.by_server_ns.pop(server, 0)
+
+
+def _extend(parts: Parts, cells: Sequence[Cell], timelines: Mapping[str, Timeline], start_ns: int, end_ns: int) -> None:
+    """Not all of the bucket was sampled: the rest is taken to be alike, but not where a server did much of its work."""
+    sampled = [(max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)) for cell in cells]
+    length_ns, sampled_ns = end_ns - start_ns, sum([last - first for first, last in sampled])
+    for server, busy_ns in list(parts.by_server_ns.items()):
+        busy = timelines[server].busy
+        work_ns, sampled_work_ns = busy.between(start_ns, end_ns), sum([busy.between(*each) for each in sampled])
+        if work_ns - sampled_work_ns > _FOUND_LATE * work_ns:
+            parts.others_ns += parts.by_server_ns.pop(server)
+        elif work_ns:
+            parts.by_server_ns[server] = busy_ns * work_ns // sampled_work_ns
+        else:
+            parts.by_server_ns[server] = busy_ns * length_ns // sampled_ns
+    parts.others_ns = parts.others_ns * length_ns // sampled_ns if sampled_ns else parts.others_ns
 
 
 def _add_before(parts: Parts, server: str, before_ns: int) -> None:

@@ -61,8 +61,8 @@ def test_bill_is_measured_when_little_of_the_work_was_before_the_server_was_foun
     assert bill.lower_nj / NJ_PER_JOULE < truth_joules < bill.energy_nj / NJ_PER_JOULE < 1.05 * truth_joules
 
 
-def bill_when_samplers_change(last_sample_ms: int, first_ms: int) -> Bill:
-    """Of a call from 1 s to 2 s that keeps one CPU busy, beside a program that always does; read every 50 ms.
+def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: int = 50) -> Bill:
+    """Of a call from 1 s to 2 s that keeps one CPU busy, beside a program that always does.
 
     One sampler ends at ``last_sample_ms``, and the next begins at ``first_ms``.
     """
@@ -73,7 +73,8 @@ def bill_when_samplers_change(last_sample_ms: int, first_ms: int) -> Bill:
     for now_ms in range(0, 4001, 50):
         server_ms = min(max(now_ms - 1000, 0), 1000)
         energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
-        ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
+        if now_ms % read_each_ms == 0:
+            ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
         if now_ms == first_ms:
             ledger.interrupt_activity()
         if now_ms % 250 == 0 and not last_sample_ms < now_ms < first_ms:
@@ -98,3 +99,27 @@ def test_part_is_unknown_when_nobody_sampled_activity_during_the_call() -> None:
 def test_bill_is_measured_when_samplers_change_before_the_call() -> None:
     """What was known of others does not matter to it."""
     assert bill_when_samplers_change(last_sample_ms=250, first_ms=750).quality is Quality.MEASURED
+
+
+@pytest.mark.parametrize(("last_sample_ms", "first_ms"), [(1000, 1500), (1250, 2500), (1250, 1750)])
+def test_part_is_unknown_when_nobody_sampled_activity_during_much_of_the_work_in_a_bucket(
+    last_sample_ms: int, first_ms: int
+) -> None:
+    """What was sampled of the rest says nothing of it, and is not taken for the whole."""
+    bill = bill_when_samplers_change(last_sample_ms, first_ms, read_each_ms=2000)
+    assert (bill.scope, bill.quality) == ("host", Quality.DEGRADED)
+    assert bill.lower_nj is not None
+    assert bill.upper_nj is not None
+    truth_joules = IDLE_WATTS + WATTS_PER_CPU
+    assert bill.lower_nj / NJ_PER_JOULE <= truth_joules <= bill.upper_nj / NJ_PER_JOULE
+
+
+@pytest.mark.parametrize(("last_sample_ms", "first_ms"), [(1500, 1750), (750, 1250), (250, 1000)])
+def test_bill_is_measured_when_nobody_sampled_activity_during_little_of_the_work_in_a_bucket(
+    last_sample_ms: int, first_ms: int
+) -> None:
+    """The rest of the bucket went on as what was sampled of it."""
+    bill = bill_when_samplers_change(last_sample_ms, first_ms, read_each_ms=2000)
+    assert (bill.scope, bill.quality) == ("process", Quality.MEASURED)
+    assert bill.energy_nj is not None
+    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.001)
