@@ -122,11 +122,9 @@ class ActivityLog:
 
     def needed_until(self, end_ns: int) -> int | None:
         """End of the cell that a bucket ending at ``end_ns`` reaches into; ``None`` while it is still open."""
-        if self._last is None:
-            return end_ns
-        if not self._ends_ns or self._ends_ns[-1] < end_ns:
-            return end_ns if end_ns <= self._first_ns else None
-        return self._ends_ns[bisect_left(self._ends_ns, end_ns)]
+        if self._ends_ns and end_ns <= self._ends_ns[-1]:
+            return self._ends_ns[bisect_left(self._ends_ns, end_ns)]
+        return end_ns if self._last is None or end_ns <= self._first_ns else None
 
     @property
     def _first_ns(self) -> int:

@@ -123,3 +123,23 @@ def test_bill_is_measured_when_nobody_sampled_activity_during_little_of_the_work
     assert (bill.scope, bill.quality) == ("process", Quality.MEASURED)
     assert bill.energy_nj is not None
     assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.001)
+
+
+@pytest.mark.parametrize("samplers_change", [False, True])
+def test_the_whole_cell_is_waited_for_when_samplers_change_at_its_end(samplers_change: bool) -> None:
+    """A call of its second half is still open: how busy the server was at work in the first is not known before."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm")
+    first, second = ledger.open("llm", 0), ledger.open("llm", 600 * MS)
+    ledger.close(first, (Window(0, 400 * MS),), reported=True)
+    for now_ms, joules in ((0, 0), (500, 34), (1000, 68)):
+        ledger.read(Reading("package-0", joules * 1_000_000, now_ms * MS, now_ms * MS))
+    for now_ms, total_ms, server_ms in ((0, 0, 0), (1000, 1200, 800)):
+        ledger.sample(ActivitySample("cpu", now_ms * MS, total_ms * MS, {"llm": server_ms * MS}, 2, 0, 0))
+    if samplers_change:
+        ledger.interrupt_activity()
+    ledger.settle(1000 * MS + 1)
+    ledger.close(second, (Window(600 * MS, 1000 * MS),), reported=True)
+    ledger.settle(1000 * MS + 1)
+    assert [entry.bill.energy_nj for entry in (first, second) if entry.bill] == [24 * NJ_PER_JOULE] * 2
