@@ -105,13 +105,15 @@ class Biller:
         else:
             reason = reason or entry.caution or _weakness(entry, sums, coverage, upper_nj - lower_nj)
         lower_nj = max(lower_nj - sums.unknown_nj, 0)
+        missed_nj = channels.most_missed_nj(stretches, work_ns) if coverage < 1 else 0
+        is_whole = is_whole and missed_nj is not None and not passed_on
         bill = Bill(
             energy_nj=energy_nj,
             quality=_quality(reason, concurrency, estimated=channels.estimated),
             reason=reason,
             above_idle_nj=sums.dyn_nj if sums.baseline else None,
             lower_nj=lower_nj,
-            upper_nj=upper_nj if is_whole and not passed_on else None,
+            upper_nj=upper_nj + (missed_nj or 0) if is_whole else None,
             phases_nj=sums.phases_nj,
             components_nj=sums.components_nj,
             meter=channels.meter,
@@ -168,6 +170,20 @@ class _Channels:
         if stretches and self._whole_from_ns <= stretches[0][0] and stretches[-1][1] <= self._whole_to_ns:
             return length_ns(stretches)
         return min([each.covered_ns(stretches) for each in self.each])
+
+    def most_missed_nj(self, stretches: Sequence[Stretch], work_ns: int) -> int | None:
+        """The most that can have been drawn in so much work where it is in no reading, or was charged to others.
+
+        ``None`` where it is not known how much can be drawn.
+        """
+        missed_nj = 0.0
+        for each in self.each:
+            missed_ns = work_ns - each.covered_ns(stretches)
+            most_watts = each.sweep.idle.baseline().highest_watts
+            if missed_ns and most_watts is None:
+                return None
+            missed_nj += missed_ns * (most_watts or 0.0)
+        return int(missed_nj)
 
 
 def _why_not_covered(entry: Entry, channels: _Channels) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,6 +174,47 @@ def test_power_seen_before_bounds_what_one_of_two_calls_took_when_they_share_a_b
         [round((nj or 0) / NJ_PER_JOULE) for nj in (bill.lower_nj, bill.energy_nj, bill.upper_nj)] for bill in bills
     ]
     assert joules == [[50, 50, 50], [27, 40, 53], [27, 40, 53]]
+
+
+@pytest.mark.parametrize(("gap_ms", "quality"), [(50, Quality.DEGRADED), (10, Quality.MEASURED)])
+@pytest.mark.parametrize("limit_watts", [LIMIT_WATTS, None])
+def test_upper_bound_has_room_for_what_was_drawn_in_a_gap(
+    gap_ms: int, quality: Quality, limit_watts: float | None
+) -> None:
+    """A call draws 80 W for a second, of which some is in no reading: it may have been as much as ever there."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS, limit_watts=limit_watts))
+    ledger.add_server("llm")
+    entry = ledger.open("llm", 0)
+    ledger.close(entry, (Window(0, 1000 * MS),), reported=True)
+    for now_ms in (0, 500, 500 + gap_ms, 1000):
+        if now_ms == 500 + gap_ms:
+            ledger.interrupt("suspend")
+        ledger.read(Reading("package-0", 80 * now_ms * 1000, now_ms * MS, now_ms * MS))
+    for now_ms in (0, 1000):
+        ledger.sample(ActivitySample("cpu", now_ms * MS, now_ms * MS, {"llm": now_ms * MS}, 2, 0, 0))
+    ledger.settle(1000 * MS + 1)
+    assert entry.bill is not None
+    known_nj = 80 * (1000 - gap_ms) * MS
+    most_watts = limit_watts or 1.1 * 80
+    assert (entry.bill.quality, entry.bill.energy_nj) == (quality, known_nj)
+    assert entry.bill.upper_nj == pytest.approx(known_nj + most_watts * gap_ms * MS, abs=10)
+
+
+def test_there_is_no_upper_bound_when_nothing_says_what_can_be_drawn_in_a_gap() -> None:
+    """No limit of the hardware is known, and calls were at work for too short a time to see how much they take."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    ledger.add_server("llm")
+    entry = ledger.open("llm", 2 * MS)
+    ledger.close(entry, (Window(2 * MS, 102 * MS),), reported=True)
+    for now_ms in (3, 102, 103):
+        ledger.read(Reading("package-0", 80 * now_ms * 1000, now_ms * MS, now_ms * MS))
+    for now_ms in (0, 103):
+        ledger.sample(ActivitySample("cpu", now_ms * MS, now_ms * MS, {"llm": now_ms * MS}, 2, 0, 0), final=True)
+    ledger.settle(103 * MS + 1)
+    assert entry.bill is not None
+    assert (entry.bill.energy_nj, entry.bill.upper_nj) == (80 * 99 * MS, None)
 
 
 def test_edge_bucket_holds_what_power_allows() -> None:
