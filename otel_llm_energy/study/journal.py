@@ -61,7 +61,9 @@ class Journal:
         Raises:
             OSError: it could not be written, and nothing of it was: the disk is full.
         """
-        line = json.dumps(row, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+        # No table can hold half a character, which a server may have cut an error's words in: with one none of the rows
+        # could be read.
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         with self._append_lock:
             size = os.fstat(self._descriptor).st_size
             try:

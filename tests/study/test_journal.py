@@ -77,6 +77,15 @@ def test_no_half_row_stays_when_the_disk_is_full(tmp_path: Path) -> None:
     assert (tmp_path / ROWS).read_bytes().endswith(b"\n")
 
 
+def test_rows_can_be_read_when_a_text_holds_half_a_character(tmp_path: Path) -> None:
+    """A server that cuts a prompt it quotes, say, at so many halves: the error is kept, and so are all other rows."""
+    with Journal(tmp_path) as journal:
+        journal.append(_row(0, response="Wörter \U0001f600\u2028"))
+        journal.append(_row(1, error="too long: \ud83d..."))
+    texts = scan([tmp_path]).select("response", "error").collect().rows()
+    assert texts == [("Wörter \U0001f600\u2028", None), (None, "too long: ?...")]
+
+
 def test_second_collector_is_refused_when_the_first_is_at_work(tmp_path: Path) -> None:
     """Two would double rows."""
     with Journal(tmp_path), pytest.raises(StudyError, match="another process collects into it"):
