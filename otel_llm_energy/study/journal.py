@@ -6,6 +6,7 @@ process died: it never was a row. When a study is complete, or is taken up again
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -59,12 +60,14 @@ class Journal:
         """Keep a row for good; it is on the disk when this returns.
 
         Raises:
-            OSError: it could not be written, and nothing of it was: the disk is full.
+            OSError: it could not be written, and nothing of it was: the disk is full, or the journal closed.
         """
         # No table can hold half a character, which a server may have cut an error's words in: with one none of the rows
         # could be read.
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         with self._append_lock:
+            if self._lock_file.closed:  # its descriptor may be another file's by now
+                raise OSError(errno.EBADF, "the journal is closed")
             size = os.fstat(self._descriptor).st_size
             try:
                 self._write(line)
@@ -81,9 +84,10 @@ class Journal:
 
     def close(self) -> None:
         """Let another process have the folder. A repeat does nothing."""
-        if not self._lock_file.closed:
-            os.close(self._descriptor)
-            self._lock_file.close()
+        with self._append_lock:
+            if not self._lock_file.closed:
+                os.close(self._descriptor)
+                self._lock_file.close()
 
     def _write(self, line: bytes) -> None:
         while line:

@@ -86,6 +86,18 @@ def test_rows_can_be_read_when_a_text_holds_half_a_character(tmp_path: Path) -> 
     assert texts == [("Wörter \U0001f600\u2028", None), (None, "too long: ?...")]
 
 
+def test_no_other_file_is_written_to_when_a_call_ends_after_its_collection_was_broken_off(tmp_path: Path) -> None:
+    """Its thread still has the journal, whose descriptor is another file's by now."""
+    journal = Journal(tmp_path)
+    journal.close()
+    others = [(tmp_path / str(number)).open("wb") for number in range(8)]
+    with pytest.raises(OSError, match="the journal is closed"):
+        journal.append(_row(0))
+    for other in others:
+        other.close()
+    assert [(tmp_path / str(number)).read_bytes() for number in range(8)] == [b""] * 8
+
+
 def test_second_collector_is_refused_when_the_first_is_at_work(tmp_path: Path) -> None:
     """Two would double rows."""
     with Journal(tmp_path), pytest.raises(StudyError, match="another process collects into it"):
