@@ -44,7 +44,7 @@ def run_fit(asked: argparse.Namespace) -> int:
 
 
 def _interval(stage: Stage) -> str:
-    """Of 90 % of the calls, or of as many as the calls that it was learned from can tell of."""
+    """Of 90 % of the calls, or of as many as the prompts that it was learned from can tell of."""
     level = min(0.9, stage.most_level)
     low, high = stage.interval_factors(level)
     return f"{100 * level:.0f} % of calls take {low:.2f} to {high:.2f}"
@@ -90,7 +90,7 @@ def run_predict(asked: argparse.Namespace) -> int:
         strange = _limits_not_learned(forecast, deployments, asked.max_tokens) if when == "before" else []
         most_level = forecast.stage(when).most_level
     if asked.level > most_level:
-        say(f"So few calls were learned from that intervals hold {most_level:.1%} of calls, not {_percent(asked)}.")
+        say(f"So few prompts were learned from that intervals hold {most_level:.1%} of calls, not {_percent(asked)}.")
     if too_long:
         say(f"{too_long} prompts are longer than any that was learned from: their intervals do not hold.")
     if strange:

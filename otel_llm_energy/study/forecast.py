@@ -130,7 +130,7 @@ class Stage:
         categories: the names that were collected, by column; others are unknown to the trees.
         trees: LightGBM's own text form.
         factors: quantiles, evenly spaced from the least to the greatest, of truth / forecast of unseen prompts.
-        calibrated: how many calls these are of.
+        calibrated: how many prompts these are of: repeats of one are no more evidence of the next.
     """
 
     when: When
@@ -151,7 +151,7 @@ class Stage:
     def interval_factors(self, level: float) -> tuple[float, float]:
         """Of the forecast: what the truth is between, with probability ``level``, for a call like those collected.
 
-        The next call is as likely to come before the first, between two, or after the last of those that there were:
+        The next prompt is as likely to come before the first, between two, or after the last of those that there were:
         the interval begins and ends at ranks among one more than these. Above `most_level` it is all that was seen.
         """
         rank = (1 - level) / 2 * (self.calibrated + 1)  # from 1, from either end
@@ -278,7 +278,7 @@ def _fit_stage(rows: pl.DataFrame, target: Target, when: When, seed: int) -> Sta
         line,
         whole.model_to_string(num_iteration=trees),
         tuple(float(f"{each:.6g}") for each in np.quantile(factors, np.linspace(0, 1, _QUANTILES))),
-        rows.height,
+        rows["prompt_sha256"].n_unique(),
     )
 
 

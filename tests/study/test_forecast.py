@@ -97,6 +97,15 @@ def test_command_says_what_intervals_hold_when_too_few_calls_were_seen(
     assert "Intervals: 99.5%" in said.out
 
 
+def test_repeats_are_no_more_evidence_when_intervals_are_said_to_hold(tmp_path: Path) -> None:
+    """Of 12 prompts, each asked some 20 times, none says where 99 % of all are: prompts differ, repeats hardly."""
+    forecast = fit(training_rows(short_rows([write(tmp_path / "s", dataset(240, prompts=12))]), "joules"))
+    for stage in (forecast.before, forecast.after):
+        assert stage is not None
+        assert stage.most_level == 11 / 13
+        assert stage.interval_factors(0.9) == (min(stage.factors), max(stage.factors))
+
+
 def test_forecast_beats_the_baselines_when_only_the_prompt_is_known(errors: list[Error]) -> None:
     """Before the call: better than the model's mean and the line in tokens; its intervals are wider and hold, too."""
     before = _of(errors, "before", "boosted trees")
