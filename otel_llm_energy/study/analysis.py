@@ -240,7 +240,7 @@ def longest_calls_with_power(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def conversations(rows: pl.LazyFrame, basis: Basis) -> list[Conversation]:
     """The conversations that take the most energy."""
     talks = usable(rows, basis).filter(pl.col("conversation").fill_null("") != "")
-    runs = talks.group_by("conversation", "deployment", "repeat", "max_tokens").agg(
+    runs = talks.group_by("study", "conversation", "deployment", "repeat", "max_tokens").agg(
         turns=pl.len(),
         joules=pl.col("energy").sum(),
         tokens=pl.col("output_tokens").sum(),

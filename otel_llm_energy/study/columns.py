@@ -63,12 +63,17 @@ _KEPT: Final = (
 def short_rows(folders: Sequence[Path]) -> pl.LazyFrame:
     """All rows of these folders under short names, without texts and without what is only drawn.
 
+    ``study`` is the number of the folder: two may hold the same calls of the same plan.
+
     Raises:
         otel_llm_energy.study.StudyError: a folder holds no study.
     """
     import polars as pl
 
-    return scan(folders).select(
-        *_KEPT,
-        *(pl.col(long).alias(short) for long, short in _RENAMED.items()),
+    renamed = [pl.col(long).alias(short) for long, short in _RENAMED.items()]
+    return pl.concat(
+        [
+            scan([folder]).select(*_KEPT, *renamed, pl.lit(number).alias("study"))
+            for number, folder in enumerate(folders)
+        ]
     )

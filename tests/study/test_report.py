@@ -227,6 +227,19 @@ def test_a_conversation_has_no_growth_when_it_has_one_turn(tmp_path: Path) -> No
     assert [(each.name, each.turns, each.last_over_first) for each in found] == [("talk", 2, 2.0), ("solo", 1, None)]
 
 
+def test_a_conversation_was_held_twice_when_two_studies_hold_it(tmp_path: Path) -> None:
+    """Not once with twice the turns, and twice the joules."""
+    frame = dataset(2, prompts=2, machines=MACHINES[:1]).with_columns(
+        conversation=pl.lit("talk"),
+        turn=pl.Series([0, 1]),
+        max_tokens=pl.lit(64, pl.Int64),
+        **{"llm.energy.above_idle_joules": pl.Series([10.0, 20.0])},
+    )
+    folders = [write(tmp_path / name, frame) for name in ("first", "second")]
+    (found,) = analysis.conversations(short_rows(folders), "above_idle_joules")
+    assert (found.turns, found.runs, found.joules, found.last_over_first) == (2, 2, 30.0, 2.0)
+
+
 def test_page_fetches_nothing_when_it_is_opened(study: Path) -> None:
     """No script, no link, no picture from elsewhere; and the browser is forbidden to fetch any."""
     page = report([study])
