@@ -18,6 +18,7 @@ from otel_llm_energy.study import StudyError
 CHECKS: Final = ("exact", "contains", "regex")
 _BUILT_IN: Final = ("starter",)
 _ID_DIGITS: Final = 16
+_LINE_END: Final = re.compile("\r\n|\r|\n")  # `splitlines` takes several characters of texts for one, too
 _HALF: Final = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -113,7 +114,7 @@ def _rows(name: str, content: bytes) -> Sequence[Mapping[str, Any]]:
     if suffix in (".jsonl", ".ndjson"):
         return list(_json_rows(name, text))
     if suffix == ".txt":
-        return [{"prompt": line} for line in text.splitlines() if line.strip()]
+        return [{"prompt": line} for line in _LINE_END.split(text) if line.strip()]
     raise StudyError(
         f"{name}: prompts are read from .csv, .jsonl, .txt or .parquet, not from {suffix or 'a file without a suffix'}."
     )

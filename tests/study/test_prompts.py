@@ -42,6 +42,13 @@ def test_each_line_is_a_prompt_when_the_file_is_plain_text(tmp_path: Path) -> No
     assert [each.text for each in read_prompts(str(tmp_path / "p.txt")).prompts] == ["One?", "Two?"]
 
 
+def test_a_line_is_whole_when_it_holds_what_only_some_take_for_an_end_of_lines(tmp_path: Path) -> None:
+    """Pages of the web hold U+2028 and U+0085, and old files form feeds; editors show them inside the line."""
+    (tmp_path / "p.txt").write_bytes("One\u2028and\x85two\x0cthree?\r\nFour?\r\n".encode())
+    prompts = read_prompts(str(tmp_path / "p.txt")).prompts
+    assert [each.text for each in prompts] == ["One\u2028and\x85two\x0cthree?", "Four?"]
+
+
 def test_built_in_set_is_there_when_it_is_named() -> None:
     """50 prompts of several types, some with expected answers that its own checks understand."""
     prompts = read_prompts("starter").prompts
