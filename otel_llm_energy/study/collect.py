@@ -362,6 +362,8 @@ class _Run:
 
     def _ask_again(self, call: PlannedCall, messages: Sequence[Message]) -> str:
         """An earlier turn of which only the hash was kept; it makes no second row."""
+        if not call.prompt.text.strip():
+            return ""  # it was not asked then either
         answer: list[str] = []
         try:
             self._askers[call.server.name].ask(self._request(call.model, messages, call.max_tokens), answer)

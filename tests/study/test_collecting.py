@@ -203,6 +203,19 @@ def test_a_turn_carries_all_before_it_when_a_conversation_is_asked_or_taken_up_a
     assert _table(tmp_path / "out")["turn"].to_list() == [0, 1]
 
 
+def test_an_empty_turn_is_never_asked_when_its_conversation_is_taken_up_again(tmp_path: Path) -> None:
+    """It has a row, but no answer that could have been kept."""
+    prompts = [{"prompt": text, "conversation": "c"} for text in ("", "Two?")]
+    options = Options(energy=_NO_METER)
+    posted: list[bytes] = []
+    with answering(_ANSWER, "application/json", posted=posted) as base_url:
+        plan = _plan(tmp_path, base_url, prompts, stream=False)
+        collect(plan, tmp_path / "out", options)
+        _table(tmp_path / "out").filter(pl.col("turn") == 0).write_parquet(tmp_path / "out" / "calls.parquet")
+        assert collect(plan, tmp_path / "out", options).done_now == 1
+    assert _texts_asked(posted) == [["", "", "Two?"]] * 2
+
+
 def test_models_are_warmed_up_without_rows_when_the_plan_says_how_often(tmp_path: Path) -> None:
     """Each by as many calls, before all others; a model that does not answer is said at once."""
     posted: list[bytes] = []
