@@ -1,4 +1,4 @@
-"""When something was so of a server: that it drew nothing from a channel, or rested while it was called."""
+"""When something was so of a server: that it drew nothing from a channel, rested while it was called, or was hidden."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class ServerTimes:
         """It was so in all of [start_ns, end_ns]."""
         lengths = self._lengths.get(server)
         return lengths is not None and lengths.between(start_ns, end_ns) >= end_ns - start_ns
+
+    def during(self, server: str, start_ns: int, end_ns: int) -> bool:
+        """It was so in some of [start_ns, end_ns]."""
+        lengths = self._lengths.get(server)
+        return lengths is not None and lengths.between(start_ns, end_ns) > 0
 
     def until(self, server: str, end_ns: int) -> bool:
         """It was so in the bucket that ended at ``end_ns``, and none came after."""

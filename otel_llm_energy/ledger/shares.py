@@ -151,11 +151,12 @@ class ServerChannel:
         share_nj = idle_nj + dyn_end_nj - dyn_start_nj
         lower_nj, upper_nj = min(lower_nj, share_nj), max(upper_nj, share_nj)  # doubts add to the figure, not to less
         scale = self._scale_error
-        if first.hides_server or last.hides_server:
+        is_hidden = self.sweep.was_hidden(self.server, start_ns, end_ns)
+        if is_hidden:
             sums.unknown_nj += self._unknown_nj(first, last, begin, end, weight)
         sums.lower_nj += max(lower_nj - doubt_nj, 0.0) * (1 - scale)
         sums.upper_nj += (upper_nj + doubt_nj + _drift_doubt_nj(first, last, idle_nj)) * (1 + scale)
-        sums.known = sums.known and first.known and last.known
+        sums.known = sums.known and first.known and last.known and not is_hidden
         sums.baseline = sums.baseline and first.has_baseline and last.has_baseline
         sums.origins.add(first.baseline.origin)
         sums.origins.add(last.baseline.origin)

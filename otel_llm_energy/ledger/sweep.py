@@ -63,6 +63,7 @@ class Sweep:
         self._runs = Runs()
         self._absent = ServerTimes()
         self._resting = ServerTimes()
+        self._hidden = ServerTimes()
         self._powers: dict[str, WorkPower] = {}
         self._now: Mapping[str, ClockReading] = {}
         # All servers draw from CPUs, so that their calls have one clock of idle energy; not all draw from a GPU.
@@ -101,6 +102,7 @@ class Sweep:
                 track.forget_before(time_ns)
         self._absent.forget_before(time_ns)
         self._resting.forget_before(time_ns)
+        self._hidden.forget_before(time_ns)
 
     def sweep(
         self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog, ahead: Iterable[Bucket]
@@ -119,6 +121,7 @@ class Sweep:
             self._note_resting(bucket, steps, parts)
             unsampled = activity.ever_sampled and not parts.known
             shared = self._share(bucket, steps, everyone, parts, unsampled=unsampled)
+            self._note_hidden(bucket, shared)
         else:
             self.unattributed_nj["gap"] += bucket.energy_nj
             steps, shared = {}, NOTHING_SHARED
@@ -154,6 +157,16 @@ class Sweep:
     def rested_throughout(self, server: str, start_ns: int, end_ns: int) -> bool:
         """The server hardly did anything in [start_ns, end_ns], though it was at work."""
         return self._resting.throughout(server, start_ns, end_ns)
+
+    def _note_hidden(self, bucket: Bucket, shared: Shared) -> None:
+        """Of some servers at work it is not known which part of the activity was theirs."""
+        for name in shared.parts:
+            if shared.hides(name):
+                self._hidden.add(name, bucket)
+
+    def was_hidden(self, server: str, start_ns: int, end_ns: int) -> bool:
+        """The server's part of the activity was not known in some of [start_ns, end_ns], while it was at work."""
+        return self._hidden.during(server, start_ns, end_ns)
 
     def _share(
         self,

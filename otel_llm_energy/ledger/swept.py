@@ -48,6 +48,10 @@ class Shared(NamedTuple):
     unsampled: bool
     even: bool
 
+    def hides(self, server: str) -> bool:
+        """Activity is known, here or at other times, but the server's part of it is not."""
+        return not self.parts.get(server, NO_PART).known and (self.busy.busy_ns > 0 or self.unsampled)
+
 
 NOTHING_SHARED: Final = Shared(Baseline(None, 0.0, None, "unknown"), 0, {}, Busy(0, 0, 0), unsampled=False, even=True)
 
@@ -125,7 +129,7 @@ class ServerBucket:
 
     def __init__(self, swept: Swept, server: str, clocks: ServerClocks) -> None:
         bucket = swept.bucket
-        baseline, dyn_nj, parts, busy, unsampled, even = swept.shared
+        baseline, dyn_nj, parts, busy, _, even = swept.shared
         part = parts.get(server, NO_PART)
         self.start_ns, self.end_ns = bucket.start_ns, bucket.end_ns
         self.start_error_ns, self.end_error_ns = bucket.start_error_ns, bucket.end_error_ns
@@ -133,7 +137,7 @@ class ServerBucket:
         self.after = swept.after.get(server) or clocks.at(bucket.end_ns)
         self.baseline = baseline
         self.known = part.known
-        self.hides_server = not part.known and (busy.busy_ns > 0 or unsampled)
+        self.hides_server = swept.shared.hides(server)
         self.portion = part.dyn_nj / dyn_nj if dyn_nj else 0.0
         self._at_start = bucket.start_ns, self.before.idle_nj, self.before.dyn_nj
         self._at_end = bucket.end_ns, self.after.idle_nj, self.after.dyn_nj

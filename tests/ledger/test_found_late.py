@@ -61,8 +61,8 @@ def test_bill_is_measured_when_little_of_the_work_was_before_the_server_was_foun
     assert bill.lower_nj / NJ_PER_JOULE < truth_joules < bill.energy_nj / NJ_PER_JOULE < 1.05 * truth_joules
 
 
-def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: int = 50) -> Bill:
-    """Of a call from 1 s to 2 s that keeps one CPU busy, beside a program that always does.
+def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: int = 50, work_ms: int = 1000) -> Bill:
+    """Of a call from 1 s on that keeps one CPU busy, beside a program that always does.
 
     One sampler ends at ``last_sample_ms``, and the next begins at ``first_ms``.
     """
@@ -70,8 +70,8 @@ def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: 
     ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
     ledger.add_server("llm")
     entry = ledger.open("llm", 1000 * MS)
-    for now_ms in range(0, 4001, 50):
-        server_ms = min(max(now_ms - 1000, 0), 1000)
+    for now_ms in range(0, 3001 + work_ms, 50):
+        server_ms = min(max(now_ms - 1000, 0), work_ms)
         energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
         if now_ms % read_each_ms == 0:
             ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
@@ -80,8 +80,8 @@ def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: 
         if now_ms % 250 == 0 and not last_sample_ms < now_ms < first_ms:
             sample = ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, {"llm": server_ms * MS}, 2, 0, 0)
             ledger.sample(sample)
-    ledger.close(entry, (Window(1000 * MS, 2000 * MS),), reported=True)
-    ledger.settle(4000 * MS + 1)
+    ledger.close(entry, (Window(1000 * MS, (1000 + work_ms) * MS),), reported=True)
+    ledger.settle((3000 + work_ms) * MS + 1)
     assert entry.bill is not None
     return entry.bill
 
@@ -94,6 +94,18 @@ def test_part_is_unknown_when_nobody_sampled_activity_during_the_call() -> None:
     assert bill.energy_nj is not None
     truth_joules = IDLE_WATTS + WATTS_PER_CPU
     assert bill.lower_nj / NJ_PER_JOULE <= truth_joules <= bill.energy_nj / NJ_PER_JOULE
+
+
+@pytest.mark.parametrize("work_ms", [3000, 20_000])
+def test_lower_bound_allows_for_others_when_nobody_sampled_activity_amid_the_call(work_ms: int) -> None:
+    """For three quarters of a second: what others drew in that is in the bill, which lies in doubt by as much."""
+    bill = bill_when_samplers_change(last_sample_ms=1500, first_ms=2250, work_ms=work_ms)
+    assert bill.scope == "host"
+    assert bill.quality is (Quality.DEGRADED if work_ms == 3000 else Quality.MEASURED)
+    assert bill.lower_nj is not None
+    assert bill.energy_nj is not None
+    truth_joules = work_ms / 1000 * (IDLE_WATTS + WATTS_PER_CPU)
+    assert bill.lower_nj / NJ_PER_JOULE < truth_joules < bill.energy_nj / NJ_PER_JOULE
 
 
 def test_bill_is_measured_when_samplers_change_before_the_call() -> None:
