@@ -121,16 +121,11 @@ class ActivityLog:
         return found
 
     def needed_until(self, end_ns: int) -> int | None:
-        """End of the cell that a bucket ending at ``end_ns`` reaches into; ``None`` while it is still open."""
-        if self._ends_ns and end_ns <= self._ends_ns[-1]:
-            return self._ends_ns[bisect_left(self._ends_ns, end_ns)]
-        return end_ns if self._last is None or end_ns <= self._first_ns else None
-
-    @property
-    def _first_ns(self) -> int:
-        if self._cells:
-            return self._cells[0].start_ns
-        return self._last.at_ns if self._last else 0
+        """End of the cell that a bucket ending at ``end_ns`` reaches into, or its own; ``None`` while that is open."""
+        index = bisect_left(self._ends_ns, end_ns)
+        if index < len(self._cells):
+            return self._ends_ns[index] if self._cells[index].start_ns < end_ns else end_ns
+        return end_ns if self._last is None or end_ns <= self._last.at_ns else None
 
     def forget_before(self, time_ns: int) -> None:
         keep = bisect_right(self._ends_ns, time_ns)

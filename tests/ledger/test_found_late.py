@@ -70,7 +70,7 @@ def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: 
     ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
     ledger.add_server("llm")
     entry = ledger.open("llm", 1000 * MS)
-    for now_ms in range(0, 3001 + work_ms, 50):
+    for now_ms in range(0, 5001 + work_ms, 50):
         server_ms = min(max(now_ms - 1000, 0), work_ms)
         energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
         if now_ms % read_each_ms == 0:
@@ -81,7 +81,7 @@ def bill_when_samplers_change(last_sample_ms: int, first_ms: int, read_each_ms: 
             sample = ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, {"llm": server_ms * MS}, 2, 0, 0)
             ledger.sample(sample)
     ledger.close(entry, (Window(1000 * MS, (1000 + work_ms) * MS),), reported=True)
-    ledger.settle((3000 + work_ms) * MS + 1)
+    ledger.settle((5000 + work_ms) * MS + 1)
     assert entry.bill is not None
     return entry.bill
 
@@ -155,3 +155,11 @@ def test_the_whole_cell_is_waited_for_when_samplers_change_at_its_end(samplers_c
     ledger.close(second, (Window(600 * MS, 1000 * MS),), reported=True)
     ledger.settle(1000 * MS + 1)
     assert [entry.bill.energy_nj for entry in (first, second) if entry.bill] == [24 * NJ_PER_JOULE] * 2
+
+
+def test_what_was_sampled_is_not_scaled_by_what_was_not_when_samplers_change() -> None:
+    """A bucket at the end of the call reaches into the time that nobody sampled, and 3 s of it follow."""
+    bill = bill_when_samplers_change(last_sample_ms=2000, first_ms=5000, read_each_ms=450, work_ms=1000)
+    assert (bill.scope, bill.quality) == ("process", Quality.MEASURED)
+    assert bill.energy_nj is not None
+    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.001)
