@@ -222,18 +222,24 @@ def _hide(parts: Parts, server: str, soon_ns: float) -> None:
 
 
 def _extend(parts: Parts, cells: Sequence[Cell], timelines: Mapping[str, Timeline], start_ns: int, end_ns: int) -> None:
-    """Not all of the bucket was sampled: the rest is taken to be alike, but not where a server did much of its work."""
+    """Not all of the bucket was sampled: the rest is taken to be alike, unless a server did much of its work there.
+
+    Then it is not known how busy all were in the bucket together, and so nobody's part of that.
+    """
     sampled = [(max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)) for cell in cells]
     length_ns, sampled_ns = end_ns - start_ns, sum([last - first for first, last in sampled])
-    for server, busy_ns in list(parts.by_server_ns.items()):
-        busy = timelines[server].busy
-        work_ns, sampled_work_ns = busy.between(start_ns, end_ns), sum([busy.between(*each) for each in sampled])
+    busy_ns: dict[str, int] = {}
+    for server, timeline in timelines.items():
+        work_ns = timeline.busy.between(start_ns, end_ns)
+        sampled_work_ns = sum([timeline.busy.between(first, last) for first, last in sampled])
         if work_ns - sampled_work_ns > _FOUND_LATE * work_ns:
-            parts.others_ns += parts.by_server_ns.pop(server)
-        elif work_ns:
-            parts.by_server_ns[server] = busy_ns * work_ns // sampled_work_ns
-        else:
-            parts.by_server_ns[server] = busy_ns * length_ns // sampled_ns
+            parts.others_ns += sum(parts.by_server_ns.values())
+            parts.by_server_ns = {}
+            return
+        if server in parts.by_server_ns:
+            times = (work_ns, sampled_work_ns) if work_ns else (length_ns, sampled_ns)
+            busy_ns[server] = parts.by_server_ns[server] * times[0] // times[1]
+    parts.by_server_ns = busy_ns
     parts.others_ns = parts.others_ns * length_ns // sampled_ns if sampled_ns else parts.others_ns
 
 

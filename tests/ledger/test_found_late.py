@@ -163,3 +163,24 @@ def test_what_was_sampled_is_not_scaled_by_what_was_not_when_samplers_change() -
     assert (bill.scope, bill.quality) == ("process", Quality.MEASURED)
     assert bill.energy_nj is not None
     assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.001)
+
+
+def test_no_part_is_known_when_nobody_sampled_activity_while_one_of_two_servers_worked() -> None:
+    """What the other one was seen to do is all that was sampled of the bucket, but not all that was done in it."""
+    ledger = Ledger(0)
+    ledger.add_channel(Channel("package-0", "cpu", "rapl", idle_watts=IDLE_WATTS))
+    entries = []
+    for server, work_ms in (("one", 200), ("other", 1000)):
+        ledger.add_server(server)
+        entries.append(ledger.open(server, 0))
+        ledger.close(entries[-1], (Window(0, work_ms * MS),), reported=True)
+    for now_ms in (0, 1000):
+        energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + min(now_ms, 200))) * 1000
+        ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
+    for now_ms in (200, 1000):
+        by_server_ns = {"one": 200 * MS, "other": now_ms * MS}
+        ledger.sample(ActivitySample("cpu", now_ms * MS, (200 + now_ms) * MS, by_server_ns, 2, 0, 0))
+    ledger.settle(1000 * MS + 1)
+    for entry in entries:
+        assert entry.bill is not None
+        assert (entry.bill.scope, entry.bill.quality) == ("host", Quality.DEGRADED)
