@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from otel_llm_energy.ledger.timeline import Timeline
@@ -149,7 +149,8 @@ class ActivityLog:
         timelines = without(timelines, parts.absent)
         covered_ns = 0
         hidden_ns: dict[str, int] = {}
-        for cell in cells:
+        for sampled in cells:
+            cell = self._completed(sampled, timelines)
             first, last = max(cell.start_ns, start_ns), min(cell.end_ns, end_ns)
             covered_ns += last - first
             parts.resolution_ns = max(parts.resolution_ns, cell.resolution_ns)
@@ -159,7 +160,7 @@ class ActivityLog:
                 if server in cell.by_server_ns:
                     inside = _busy_inside(cell, cell.by_server_ns[server], timeline, first, last)
                     parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + inside.busy_ns
-                    if inside.worked:
+                    if inside.worked or server not in sampled.by_server_ns:
                         parts.worked.add(server)
                     found.append(inside)
                 else:
@@ -169,12 +170,25 @@ class ActivityLog:
         for server, at_work_ns in hidden_ns.items():
             work_ns = timelines[server].busy.between(start_ns, end_ns)
             if not _reveal(parts, server, at_work_ns, work_ns):
-                _hide(parts, server, self._rate_soon(server, end_ns, timelines[server]) * at_work_ns)
+                parts.others_ns += parts.by_server_ns.pop(server, 0)
         parts.known = covered_ns == end_ns - start_ns
         if not parts.known:
             parts.worked.update(timelines)
             _extend(parts, cells, timelines, start_ns, end_ns)
         return parts
+
+    def _completed(self, cell: Cell, timelines: Mapping[str, Timeline]) -> Cell:
+        """With the servers that were found soon after: what they did as soon as they were known they did before."""
+        found: dict[str, int] = {}
+        others_ns = cell.others_ns
+        for server, timeline in timelines.items():
+            if server not in cell.by_server_ns:
+                at_work_ns = timeline.busy.between(cell.start_ns, cell.end_ns)
+                rate = self._rate_soon(server, cell.end_ns, timeline) if at_work_ns else 0.0
+                if rate:
+                    found[server] = min(int(rate * at_work_ns), others_ns)
+                    others_ns -= found[server]
+        return replace(cell, by_server_ns={**cell.by_server_ns, **found}) if found else cell
 
     def _rate_soon(self, server: str, after_ns: int, timeline: Timeline) -> float:
         """How busy the server was while at work in the first cell that knows it, if that comes soon; else 0.
@@ -209,16 +223,10 @@ def _reveal(parts: Parts, server: str, hidden_ns: int, at_work_ns: int) -> bool:
         return True
     if hidden_ns > _FOUND_LATE * at_work_ns:
         return False
-    _add_before(parts, server, parts.by_server_ns.get(server, 0) * hidden_ns // (at_work_ns - hidden_ns))
+    before_ns = min(parts.by_server_ns.get(server, 0) * hidden_ns // (at_work_ns - hidden_ns), parts.others_ns)
+    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + before_ns
+    parts.others_ns -= before_ns
     return True
-
-
-def _hide(parts: Parts, server: str, soon_ns: float) -> None:
-    """A server of which too little is known in this bucket: what it did soon after it did before, or it is unknown."""
-    if soon_ns:
-        _add_before(parts, server, int(soon_ns))
-    else:
-        parts.others_ns += parts.by_server_ns.pop(server, 0)
 
 
 def _extend(parts: Parts, cells: Sequence[Cell], timelines: Mapping[str, Timeline], start_ns: int, end_ns: int) -> None:
@@ -241,12 +249,6 @@ def _extend(parts: Parts, cells: Sequence[Cell], timelines: Mapping[str, Timelin
             busy_ns[server] = parts.by_server_ns[server] * times[0] // times[1]
     parts.by_server_ns = busy_ns
     parts.others_ns = parts.others_ns * length_ns // sampled_ns if sampled_ns else parts.others_ns
-
-
-def _add_before(parts: Parts, server: str, before_ns: int) -> None:
-    before_ns = min(before_ns, parts.others_ns)
-    parts.by_server_ns[server] = parts.by_server_ns.get(server, 0) + before_ns
-    parts.others_ns -= before_ns
 
 
 def _too_short(length_ns: int, total_ns: int) -> bool:

@@ -12,7 +12,7 @@ MS = 1_000_000
 IDLE_WATTS, WATTS_PER_CPU = 20, 60
 
 
-def bill_of_first_call(found_ms: int, work_ms: int = 1000) -> Bill:
+def bill_of_first_call(found_ms: int, work_ms: int = 1000, others_cpus: float = 1) -> Bill:
     """Of a call from 0.1 s on that keeps one CPU busy, beside a program that always does; read every 50 ms."""
     last_ms = work_ms + 1000
     ledger = Ledger(0)
@@ -21,23 +21,27 @@ def bill_of_first_call(found_ms: int, work_ms: int = 1000) -> Bill:
     entry = ledger.open("llm", 100 * MS)
     for now_ms in range(0, last_ms + 1, 50):
         server_ms = min(max(now_ms - 100, 0), work_ms)
-        energy_uj = (IDLE_WATTS * now_ms + WATTS_PER_CPU * (now_ms + server_ms)) * 1000
+        busy_ms = others_cpus * now_ms + server_ms
+        energy_uj = int(IDLE_WATTS * now_ms + WATTS_PER_CPU * busy_ms) * 1000
         ledger.read(Reading("package-0", energy_uj, now_ms * MS, now_ms * MS))
         if now_ms % 250 == 0:
             known = {"llm": server_ms * MS} if now_ms >= found_ms else {}
-            ledger.sample(ActivitySample("cpu", now_ms * MS, (now_ms + server_ms) * MS, known, 2, 0, 0))
+            ledger.sample(ActivitySample("cpu", now_ms * MS, int(busy_ms * MS), known, 2, 0, 0))
     ledger.close(entry, (Window(100 * MS, (100 + work_ms) * MS),), reported=True)
     ledger.settle(last_ms * MS + 1)
     assert entry.bill is not None
     return entry.bill
 
 
+@pytest.mark.parametrize("others_cpus", [0, 0.2, 1])
 @pytest.mark.parametrize("found_ms", [0, 250, 500])
-def test_other_programs_work_is_not_billed_when_the_server_is_found_in_mid_work(found_ms: int) -> None:
+def test_other_programs_work_is_not_billed_when_the_server_is_found_in_mid_work(
+    found_ms: int, others_cpus: float
+) -> None:
     """What it did as soon as it was known it is taken to have done before: in short buckets nothing else tells."""
-    bill = bill_of_first_call(found_ms)
+    bill = bill_of_first_call(found_ms, others_cpus=others_cpus)
     assert bill.energy_nj is not None
-    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.05)
+    assert bill.energy_nj / NJ_PER_JOULE == pytest.approx(IDLE_WATTS + WATTS_PER_CPU, rel=0.005)
     assert bill.scope == "process"
 
 
