@@ -17,11 +17,14 @@ def assert_adds_up(results: Results, within: float = 1e-3) -> None:
     assert results.joules + results.unattributed_joules == pytest.approx(results.metered_joules, rel=within)
 
 
-def assert_measured(results: Results, count: int) -> None:
-    """All calls have joules that are measured well; on a busy machine the readings may be rare for such short calls."""
+def assert_measured(results: Results, count: int, *, another_holder: bool = False) -> None:
+    """All calls have joules that are measured well; on a busy machine the readings may be rare for such short calls.
+
+    Between one holder and ``another_holder`` nobody may sample what the server does of a call.
+    """
     assert len(results.calls) == count
     assert all(names.JOULES in call for call in results.calls), results
-    assert results.reasons <= {"coarse-meter"}, results
+    assert results.reasons <= ({"coarse-meter", "part-unknown"} if another_holder else {"coarse-meter"}), results
 
 
 def test_energy_of_all_processes_adds_up_when_they_call_at_once(workers: Crew) -> None:
@@ -53,7 +56,7 @@ def test_others_go_on_when_the_holder_is_killed(workers: Crew) -> None:
     until(lambda: all(worker.tell("status")["spans"] == 4 for worker in others))
     assert {worker.role for worker in others} == {"holder", "member"}
     results = together([worker.finish() for worker in others])
-    assert_measured(results, 8)
+    assert_measured(results, 8, another_holder=True)
 
 
 @pytest.mark.e2e
@@ -67,7 +70,7 @@ def test_others_go_on_when_the_holder_is_undone(workers: Crew) -> None:
     until(lambda: other.tell("status")["spans"] == 8)
     until(lambda: other.role == "holder")
     results = together([first, other.finish()])
-    assert_measured(results, 8)
+    assert_measured(results, 8, another_holder=True)
     assert_adds_up(results)
 
 
