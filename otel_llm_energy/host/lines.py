@@ -26,10 +26,10 @@ class Waker:
         for end in (read_end, write_end):
             os.set_blocking(end, False)
         self._ends: tuple[Held, Held] | None = Held.of(read_end), Held.of(write_end)
-        self._read_end = read_end
 
     def fileno(self) -> int:
-        return self._read_end
+        ends = self._ends  # another thread may close it
+        return -1 if ends is None else ends[0].number
 
     @property
     def works(self) -> bool:
@@ -47,11 +47,11 @@ class Waker:
         """The thread is awake."""
         with contextlib.suppress(BlockingIOError):
             if self.works:
-                os.read(self._read_end, _PART_BYTES)
+                os.read(self.fileno(), _PART_BYTES)
 
     def close(self) -> None:
         with self._lock:
-            ends, self._ends, self._read_end = self._ends, None, -1
+            ends, self._ends = self._ends, None
         for end in ends or ():
             end.close()
 
