@@ -73,6 +73,15 @@ def writer(tmp_path: Path) -> Writer:
     return Writer(tmp_path / "scaphandre.json")
 
 
+def followed(clocks: Clocks, writer: Writer, records: int) -> tuple[ScaphandreStream, list[Reading]]:
+    """A meter that was opened just after so many records were written, and has read them."""
+    clocks.to_record(records - 1)
+    writer.up_to(records)
+    meter = clocks.meter(writer.path)
+    meter.open()
+    return meter, list(meter.read())
+
+
 def joules(readings: list[Reading]) -> float:
     """What the ledger makes of them: the sum of all buckets, J; gaps count nothing."""
     counter = Counter(Channel("host", "host", "scaphandre-stream"))
@@ -186,11 +195,7 @@ def test_energy_is_a_gap_when_a_record_has_no_time(timestamp: object, writer: Wr
 def test_the_new_file_is_followed_with_a_gap_when_the_old_one_ends(how: str, writer: Writer) -> None:
     """logrotate puts a new file in its place, or Scaphandre is started again and begins the same file anew."""
     clocks = Clocks()
-    clocks.to_record(4)
-    writer.up_to(5)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    readings = list(meter.read())
+    meter, readings = followed(clocks, writer, 5)
     rest = RECORDED[writer.ends[6] :]
     if how == "replaced":
         new = writer.path.with_suffix(".new")
@@ -208,11 +213,7 @@ def test_the_new_file_is_followed_with_a_gap_when_the_old_one_ends(how: str, wri
 def test_records_go_on_when_the_file_is_cut_off_under_its_writer(looked: bool, writer: Writer) -> None:
     """logrotate's copytruncate: the writer goes on at its old place, and what was before reads as zeros."""
     clocks = Clocks()
-    clocks.to_record(4)
-    writer.up_to(5)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    readings = list(meter.read())
+    meter, readings = followed(clocks, writer, 5)
     os.truncate(writer.path, 0)
     if looked:
         readings += meter.read()
@@ -228,11 +229,7 @@ def test_records_go_on_when_the_file_is_cut_off_under_its_writer(looked: bool, w
 def test_the_file_is_followed_on_when_a_daemon_closed_all_and_opened_files_of_its_own(writer: Writer) -> None:
     """What is at the number now is neither read nor closed."""
     clocks = Clocks()
-    clocks.to_record(2)
-    writer.up_to(3)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    readings = list(meter.read())
+    meter, readings = followed(clocks, writer, 3)
     number = of_file(writer.path)
     os.close(number)
     with socket.socket() as other:
@@ -284,11 +281,7 @@ def test_the_wall_clock_may_step_without_any_energy_being_made_up(step_seconds: 
     """Between two records, forward or back: one gap, and times on our clock go on evenly."""
     clocks = Clocks()
     stepped = dated_later(step_seconds)
-    clocks.to_record(3)
-    writer.up_to(4)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    readings = list(meter.read())
+    meter, readings = followed(clocks, writer, 4)
     clocks.to_record(7)
     clocks.unix_ns += round(step_seconds * 1e9)
     writer.path.write_text(json.dumps([*RECORDS[:4], *stepped[4:8]], separators=(",", ":")))
@@ -305,11 +298,7 @@ def test_readings_go_on_when_the_wall_clock_is_set_before_a_record_was_read(step
     Or it is an hour ago, before that of the last one.
     """
     clocks = Clocks()
-    clocks.to_record(3)
-    writer.up_to(4)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    readings = list(meter.read())
+    meter, readings = followed(clocks, writer, 4)
     clocks.to_record(4)
     clocks.unix_ns += step_seconds * 1_000_000_000
     writer.up_to(5)
@@ -326,11 +315,7 @@ def test_readings_go_on_when_the_wall_clock_is_set_before_a_record_was_read(step
 def test_the_meter_says_so_when_scaphandre_has_stopped(writer: Writer) -> None:
     """At opening and later; and it goes on by itself when records come again."""
     clocks = Clocks()
-    writer.up_to(2)
-    clocks.to_record(1)
-    meter = clocks.meter(writer.path)
-    meter.open()
-    meter.read()
+    meter, _ = followed(clocks, writer, 2)
     clocks.advance(11)
     for attempt in (meter.read, clocks.meter(writer.path).open):
         with pytest.raises(MeterError, match="still running") as caught:
