@@ -19,14 +19,11 @@ from otel_llm_energy.quantities import NS_PER_SECOND, ActivitySample, Channel, I
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.claims import Claim, ServerReport
 from otel_llm_energy.tracing.clocks import WallClock
+from otel_llm_energy.tracing.right_of_way import BackgroundThread
 from otel_llm_energy.troubles import Troubles
 
 _KEEP_NS = 1_000_000  # see `_GivingWay`
 _LONG_NS = 250_000_000  # by then there is something new to settle
-# The settling thread enters what was noted every second; where it does not come to that it is helped.
-_STARVED_NS = 1_500_000_000
-_STARVED_CALLS = 256
-_HELP_SECONDS = 0.0005
 _INTAKE_SECONDS = 0.02
 _ASIDE_SECONDS = 0.001
 
@@ -66,8 +63,6 @@ class Books:
         # refers to other things, Python's garbage collection looks at time and again. An event is made before the list
         # is looked up: a collection while it is made may settle, and put another list there.
         self._intake: list[Any] = []
-        self._entered_ns = clock_ns()
-        self._closed_entered = 0
         self._ledger_lock = threading.RLock()
         self._is_at_work = False  # a collection amid the ledger's work may end a span, and so come to `force`
         self._claims: dict[Entry, Claim] = {}
@@ -124,11 +119,6 @@ class Books:
             self._closed += 1
             event = (Books._close, claim, ended_ns, prefill_seconds, decode_seconds, load_seconds, end_unix_ns)
             self._intake.extend(event)
-            waiting = self._closed - self._closed_entered
-        if waiting > _STARVED_CALLS and now_ns - self._entered_ns > _STARVED_NS:
-            # An app that lets go of the interpreter time and again, for less than it takes a thread to wake up, keeps
-            # all others from it, for seconds; what is held would grow until the app's threads must wait for all of it.
-            time.sleep(_HELP_SECONDS)
 
     # From the meters' threads
 
@@ -294,8 +284,7 @@ class Books:
     def _enter(self) -> int:
         """Enter what was noted; the lock of the queue is held, and let go of."""
         try:
-            now_ns = self._entered_ns = self._clock_ns()
-            self._closed_entered = self._closed
+            now_ns = self._clock_ns()
             told, self._intake = iter(self._intake), []
         finally:
             self._intake_lock.release()
@@ -395,7 +384,8 @@ class _GivingWay:
     def __call__(self) -> None:
         now_ns = time.perf_counter_ns()
         if now_ns - self._since_ns > _KEEP_NS and now_ns - self._began_ns < _LONG_NS:
-            time.sleep(0)
+            with BackgroundThread() as this, this.waiting(0):
+                time.sleep(0)
             self._since_ns = time.perf_counter_ns()
 
 

@@ -14,6 +14,7 @@ from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel
 from otel_llm_energy.tracing.claims import Claim, ClaimListener, ServerReport
 from otel_llm_energy.tracing.directory import Directory, Metered
 from otel_llm_energy.tracing.pollers import Poller
+from otel_llm_energy.tracing.right_of_way import RIGHT_OF_WAY
 from otel_llm_energy.tracing.station import Station
 from otel_llm_energy.troubles import Troubles
 
@@ -144,6 +145,7 @@ class SettlingDesk:
             why = claim.reason or ("server_unknown" if claim.books is None else "no-reading")
             claim.bill = unavailable(why)
             self._tell([claim])
+        RIGHT_OF_WAY.give_way()
 
     def _station_of(self, claim: Claim) -> Station | None:
         return None if claim.books is None else self._station_by_books.get(claim.books)

@@ -36,13 +36,14 @@ def start_in_child(work: Callable[[], None]) -> None:
     Where gevent plays threads, whoever waits in the hook, even for a thread to start, lets the parent's green threads
     run on in the child, so that what they do is done twice. And all that its ``subprocess`` starts are such children.
     """
-    if _threads_are_green():
+    if threads_are_green():
         _thread.start_new_thread(_do_later, (work,))
     else:
         work()
 
 
-def _threads_are_green() -> bool:
+def threads_are_green() -> bool:
+    """What `threading` starts are no threads, but played by one, as by gevent."""
     return _thread.start_new_thread.__module__ != "_thread"
 
 

@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, Span, SpanProcessor
 
 from otel_llm_energy.tracing.forks import rest_for_ever
+from otel_llm_energy.tracing.right_of_way import BackgroundThread
 
 _Item = TypeVar("_Item")
 _MOST_BETWEEN_LOOKS = 32  # at the clock, which would cost as much as sending an item does
@@ -95,6 +96,7 @@ class Forwarder(Generic[_Item]):
         """Start afresh, as a forked child must: its parent sends what is queued."""
         self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._background = BackgroundThread()
 
     def __len__(self) -> int:
         return self._queue.qsize()
@@ -121,11 +123,13 @@ class Forwarder(Generic[_Item]):
 
     def put(self, item: _Item) -> None:
         self.start()
+        self._background.woken()
         self._queue.put(item)
 
     def look_soon(self) -> None:
         """Have ``tick`` called soon, by the thread that sends."""
         self.start()
+        self._background.woken()
         self._queue.put(threading.Event())
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -162,13 +166,18 @@ class Forwarder(Generic[_Item]):
                 return self._queue.empty()
 
     def _run(self) -> None:
+        with self._background as this:
+            self._send_all(this)
+
+    def _send_all(self, this: BackgroundThread) -> None:
         items, before_look = self._queue, 0
         while True:
             if not before_look or items.empty():
                 before_look = _MOST_BETWEEN_LOOKS
                 wait_seconds = self._tick()
             try:
-                item = items.get(timeout=wait_seconds)
+                with this.waiting(wait_seconds):
+                    item = items.get(timeout=wait_seconds)
             except queue.Empty:
                 continue
             finally:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_llm_energy.tracing.forks import rest_for_ever
+from otel_llm_energy.tracing.right_of_way import BackgroundThread
 from otel_llm_energy.troubles import Troubles
 
 _AFTER_ERROR_SECONDS = 5.0
@@ -28,6 +29,7 @@ class Poller:
         self._name = name
         self._work = work
         self._wakes = _new_queue()
+        self._background = BackgroundThread()
         self._stopped = self._is_parents = False
         self._thread: threading.Thread | None = None
         self._troubles = Troubles(_logger)
@@ -44,6 +46,7 @@ class Poller:
 
     def wake(self) -> None:
         """Do it now."""
+        self._background.woken()
         if self._wakes.empty():
             self._wakes.put(None)
 
@@ -60,10 +63,11 @@ class Poller:
         self._is_parents = True
 
     def _run(self) -> None:
-        with suppress_instrumentation():
+        with suppress_instrumentation(), self._background:
             while not self._stopped:
-                with suppress(queue.Empty):
-                    self._wakes.get(timeout=max(self._step(), 0.0))
+                seconds = max(self._step(), 0.0)
+                with suppress(queue.Empty), self._background.waiting(seconds):
+                    self._wakes.get(timeout=seconds)
                 if self._is_parents:
                     rest_for_ever()
 

@@ -23,6 +23,7 @@ from otel_llm_energy.tracing.claims import Claim
 from otel_llm_energy.tracing.desk import SettlingDesk
 from otel_llm_energy.tracing.directory import Address, Directory, Metered, Unmetered, is_this_machine
 from otel_llm_energy.tracing.metrics import EnergyMetrics
+from otel_llm_energy.tracing.right_of_way import BackgroundThread, RightOfWay
 from otel_llm_energy.tracing.server_watch import ServerWatch
 from otel_llm_energy.tracing.station import MachineAccess, Station
 from tests.instrument.test_sampling import NoActivity, _nobody
@@ -87,6 +88,21 @@ def test_call_is_settled_at_once_when_nothing_can_meter_its_server(host: str | N
     assert claim.bill is not None
     assert (claim.bill.energy_nj, claim.bill.reason) == (None, reason)
     assert office.listener.told == [claim]
+
+
+def test_end_of_a_call_lets_a_thread_have_the_interpreter_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may keep our threads from it for seconds, and what is not settled must not grow for ever."""
+    clock, slept_seconds = ManualClock(), list[float]()
+    right_of_way = RightOfWay(clock, slept_seconds.append)
+    monkeypatch.setattr("otel_llm_energy.tracing.desk.RIGHT_OF_WAY", right_of_way)
+    monkeypatch.setattr("otel_llm_energy.tracing.right_of_way._has_lock", lambda: True)
+    office = Office()
+    with BackgroundThread(right_of_way) as late, late.waiting(0):
+        clock.advance(0.002)
+        claim = office.begin()
+        assert not slept_seconds  # the app waits for its answer
+        office.desk.close(claim)
+    assert len(slept_seconds) == 1
 
 
 def test_meters_that_are_left_out_are_known_where_another_process_reads_the_meters() -> None:

@@ -379,7 +379,7 @@ def test_forked_child_starts_no_green_threads_before_its_first_call(
     powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under gevent to wait for them in the hook would run the parent's."""
-    monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: True)
+    monkeypatch.setattr("otel_llm_energy.tracing.forks.threads_are_green", lambda: True)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 600)
 
     def only_from_the_first_call_on() -> bool:
@@ -396,7 +396,7 @@ def test_forked_child_starts_to_read_when_it_makes_no_call(
     powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch, green: bool
 ) -> None:
     """Idle power is to be known by its first one."""
-    monkeypatch.setattr("otel_llm_energy.tracing.forks._threads_are_green", lambda: green)
+    monkeypatch.setattr("otel_llm_energy.tracing.forks.threads_are_green", lambda: green)
     monkeypatch.setattr("otel_llm_energy.tracing.forks._UNTIL_EXEC_SECONDS", 0)
 
     def in_the_end() -> bool:

@@ -17,32 +17,34 @@ from otel_llm_energy.quantities import NJ_PER_JOULE, ActivitySample, Channel, Re
 from otel_llm_energy.tracing.accounts import Accounts
 from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.right_of_way import RIGHT_OF_WAY
 from otel_llm_instrumentation import ServerTimings
 from tests.tracing.fakes import ManualClock
 
 
-def test_callers_let_others_have_the_interpreter_when_nothing_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only then: an app may keep our threads from it for seconds, and what is not settled must not grow for ever."""
-    clock, slept_seconds = ManualClock(), list[float]()
-    books = Books(Ledger(0), clock_ns=clock, unix_clock_ns=clock)
-    monkeypatch.setattr(time, "sleep", slept_seconds.append)
+def test_settling_that_gives_way_is_seen_by_callers_to_want_the_interpreter_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or an app that lets go of it for moments only would keep it from it for a second and more."""
+    stopwatch = ManualClock()
 
-    def call(times: int) -> None:
-        for _ in range(times):
-            claim = Claim()
-            books.open(claim, "server", "")
-            books.close(claim, None)
+    class Slow(Ledger):
+        def settle(self, until_ns: int, breathe: Callable[[], None] = lambda: None) -> list[Entry]:
+            stopwatch.advance(0.002)
+            breathe()
+            return super().settle(until_ns, breathe)
 
-    call(300)
-    assert not slept_seconds  # much is waiting, but not for long
-    clock.advance(2.0)
-    call(2)
-    assert slept_seconds == [0.0005, 0.0005]
-    books.settle()
-    slept_seconds.clear()
-    clock.advance(2.0)
-    call(2)
-    assert not slept_seconds  # nothing happened for long, but not much is waiting
+    def is_wanted() -> bool:
+        return any(thread.since_ns <= RIGHT_OF_WAY.clock_ns() for thread in RIGHT_OF_WAY._threads)
+
+    wanted = list[bool]()
+    monkeypatch.setattr("otel_llm_energy.tracing.right_of_way._has_lock", lambda: True)
+    monkeypatch.setattr(RIGHT_OF_WAY, "_threads", [])
+    monkeypatch.setattr(time, "perf_counter_ns", stopwatch)
+    monkeypatch.setattr(time, "sleep", lambda _: wanted.append(is_wanted()))
+    Books(Slow(0)).settle()
+    assert wanted == [True]
+    assert not is_wanted()
 
 
 class Machine:
