@@ -144,6 +144,7 @@ class Register:
         ]
 
     def _open(self, member: str, number: int, server: str, at_ns: int, route: str) -> None:
+        self.ledger.add_server(server)  # a holder before may have forgotten it later than this ledger did
         entry = self.calls[member, number] = self.ledger.open(server, at_ns, route)
         self.names[entry] = (member, number)
 
@@ -164,7 +165,10 @@ class Register:
 
     def _settle(self, until_ns: int, breathe: Callable[[], None]) -> list[tuple[Call, Bill]]:
         self.until_ns = max(self.until_ns, until_ns)
-        return self._billed(self.ledger.settle(until_ns, breathe))
+        entries = self.ledger.settle(until_ns, breathe)
+        for forgotten in self.servers.keys() - self.ledger.servers.keys():
+            del self.servers[forgotten]
+        return self._billed(entries)
 
     def _force(self, member: str, numbers: Sequence[int], reason: str) -> list[tuple[Call, Bill]]:
         entries = [self.calls[member, number] for number in numbers if (member, number) in self.closed]

@@ -43,6 +43,7 @@ class _Server:
     open: dict[Entry, None] = field(default_factory=dict)  # a set, in the order of opening once `put_in_order`
     in_order: bool = True
     newest_ns: int = 0  # when the last call was opened that may be there
+    sampled_ns: int | None = None  # when what it does was sampled last
 
     def opened(self, entry: Entry) -> None:
         """Those of another process, or of a span that was noticed late, may have been opened before the last one."""
@@ -57,6 +58,11 @@ class _Server:
         if not self.in_order:
             self.open = dict.fromkeys(sorted(self.open, key=lambda entry: entry.opened_ns))
             self.in_order = True
+
+    def was_left(self, before_ns: int) -> bool:
+        """It was sampled, called and at work before then, but not since."""
+        was_sampled = self.sampled_ns is not None and self.sampled_ns < before_ns
+        return was_sampled and not self.open and self.timeline.rests_since(before_ns)
 
     def may_report(self, entry: Entry) -> bool:
         """The call's window is not known while it is open."""
@@ -178,7 +184,11 @@ class Ledger:
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity; ``final``: however short the time since the last one."""
-        self._activity.setdefault(sample.resource, ActivityLog()).add(sample, final=final)
+        log = self._activity.setdefault(sample.resource, ActivityLog())
+        log.add(sample, final=final)
+        if log.last is sample:
+            for name in sample.by_server_ns.keys() & self._servers.keys():
+                self._servers[name].sampled_ns = sample.at_ns
 
     def idle_learning(self) -> dict[str, Mapping[str, Learning]]:
         """What each channel's idle power is learned from, by state: for another ledger to `go_on_learning` from."""
@@ -459,10 +469,25 @@ class Ledger:
         oldest_ns = min([oldest_ns, *(entry.start_ns for entry in self._closed)])
         for server in self._servers.values():
             server.timeline.forget_before(steps_ns, oldest_ns - _KEEP_FREE_NS)
+        self._forget_servers(oldest_ns - _KEEP_FREE_NS)
         for account in self._accounts.values():
             account.sweep.forget_before(oldest_ns)
         for log in self._activity.values():
             log.forget_before(steps_ns)
+
+    def _forget_servers(self, before_ns: int) -> None:
+        """Drop those whose activity is sampled no more: apps' own processes that have ended, of which there may be
+        thousands. A process that comes back begins anew.
+        """
+        sampled = [log.last for log in self._activity.values() if log.ever_sampled]
+        if None in sampled:
+            return  # the next sampler has not said yet whom it knows
+        known = {name for each in sampled if each is not None for name in each.by_server_ns}
+        gone = {name for name, server in self._servers.items() if name not in known and server.was_left(before_ns)}
+        for name in gone.difference(entry.server for entry in self._closed) if gone else ():
+            del self._servers[name]
+            for account in self._accounts.values():
+                account.sweep.forget_server(name)
 
 
 def _joined(windows: Sequence[Window], *, by_weight: bool) -> list[tuple[int, int, int, int]]:

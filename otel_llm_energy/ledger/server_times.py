@@ -35,6 +35,10 @@ class ServerTimes:
         lengths = self._lengths.get(server)
         return lengths is not None and lengths.end_ns >= end_ns
 
+    def forget(self, server: str) -> None:
+        """It will not be asked for any more."""
+        self._lengths.pop(server, None)
+
     def forget_before(self, time_ns: int) -> None:
         """Nothing before ``time_ns`` will be asked for."""
         for lengths in self._lengths.values():

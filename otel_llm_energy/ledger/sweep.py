@@ -104,6 +104,13 @@ class Sweep:
         self._resting.forget_before(time_ns)
         self._hidden.forget_before(time_ns)
 
+    def forget_server(self, server: str) -> None:
+        """No bill will ask for this server, and it is not called any more."""
+        self._clocks.pop(server, None)
+        self._powers.pop(server, None)
+        for times in (self._absent, self._resting, self._hidden):
+            times.forget(server)
+
     def sweep(
         self, bucket: Bucket, timelines: Mapping[str, Timeline], activity: ActivityLog, ahead: Iterable[Bucket]
     ) -> None:

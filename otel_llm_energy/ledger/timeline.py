@@ -131,6 +131,10 @@ class Timeline:
             self._counts.append(count)
             self._weights.append(weight)
 
+    def rests_since(self, time_ns: int) -> bool:
+        """No call has been at work from ``time_ns`` on, nor is one to be, as far as is known."""
+        return not self._edges and not self.count and self._times_ns[-1] <= time_ns
+
     def steps(self, start_ns: int, end_ns: int) -> list[Step]:
         """The stretches with calls at work inside [start_ns, end_ns], which must be frozen."""
         times_ns = self._times_ns

@@ -354,3 +354,32 @@ def test_holders_own_calls_are_the_boards_when_the_first_member_comes() -> None:
             one.enter(each)
         bills = {call: bill.energy_nj for call, bill in one.enter(("settle", 100 * MS))}
         assert bills == {("first", 1): 5_000_000_000, ("first", 2): 5_000_000_000}
+
+
+def goes_on(register: Register, from_ms: int, until_ms: int, **busy_ms: int) -> None:
+    """The package draws 50 W, and these servers are sampled, which have been busy for so long."""
+    sampled = {name: busy * MS for name, busy in busy_ms.items()}
+    for at_ms in range(from_ms, until_ms, 500):
+        sample = {**SAMPLE, "at_ns": at_ms * MS, "total_ns": at_ms * MS, "by_server_ns": sampled}
+        register.enter(("sample", sample, False))
+        register.enter(("read", PACKAGE.id, at_ms * 50_000, at_ms * MS, at_ms * MS))
+        register.enter(("settle", at_ms * MS))
+
+
+def test_process_that_has_ended_is_forgotten_and_known_again_when_it_comes_back() -> None:
+    """The next holder is told of no server that has no call, though there were thousands."""
+    register = entering(("start", 0), ("holder", "first"), ("channel", channel_to_json(PACKAGE), []))
+    register.enter(("server", "process", None, None, None))
+    register.enter(("open", "first", 1, "process", 500 * MS, ""))
+    goes_on(register, 500, 1500, process=100)
+    register.enter(("close", "first", 1, [[500 * MS, 1000 * MS, "work"]], False))
+    goes_on(register, 1500, 2500, process=100)
+    assert set(register.servers) == {"process"}
+    goes_on(register, 2500, 8000)
+    assert not register.servers
+    assert "server" not in [kind for kind, *_ in register.snapshot()]
+    register.enter(("open", "first", 2, "process", 8000 * MS, ""))
+    goes_on(register, 8000, 9000)
+    register.enter(("close", "first", 2, [[8000 * MS, 8500 * MS, "work"]], False))
+    goes_on(register, 9000, 12000)
+    assert not register.calls
