@@ -476,15 +476,17 @@ class Ledger:
             log.forget_before(steps_ns)
 
     def _forget_servers(self, before_ns: int) -> None:
-        """Drop those whose activity is sampled no more: apps' own processes that have ended, of which there may be
-        thousands. A process that comes back begins anew.
+        """Drop those whose activity is sampled no more; one that comes back begins anew.
+
+        These are apps' own processes that have ended, of which there may be thousands.
         """
-        sampled = [log.last for log in self._activity.values() if log.ever_sampled]
-        if None in sampled:
+        if any(log.ever_sampled and log.last is None for log in self._activity.values()):
             return  # the next sampler has not said yet whom it knows
-        known = {name for each in sampled if each is not None for name in each.by_server_ns}
+        known = {name for sample in self.last_samples for name in sample.by_server_ns}
         gone = {name for name, server in self._servers.items() if name not in known and server.was_left(before_ns)}
-        for name in gone.difference(entry.server for entry in self._closed) if gone else ():
+        if not gone:
+            return  # to look at the closed calls takes sorting them
+        for name in gone.difference(entry.server for entry in self._closed):
             del self._servers[name]
             for account in self._accounts.values():
                 account.sweep.forget_server(name)

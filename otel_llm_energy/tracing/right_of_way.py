@@ -22,7 +22,7 @@ from otel_llm_energy.tracing.forks import after_fork_in_child, threads_are_green
 
 _LATE_NS: Final = 1_000_000  # a thread that gets the lock when it asks for it has done most of what it does by then
 _SLOW_NS: Final = 20_000_000  # what takes longer waits for a network, if for anything
-_ASIDE_SECONDS: Final = 0.00001  # the kernel makes 60 us of it, in which a thread wakes up
+_ASIDE_SECONDS: Final = 0.00001  # to which Linux adds 50 us (timer slack, prctl(2)): a thread wakes up meanwhile
 _has_lock: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 
 

@@ -123,52 +123,59 @@ def test_forked_child_gives_way_to_none_of_the_threads_of_its_parent() -> None:
         assert road.gives_way_after(0.002)  # the parent still does
 
 
-def test_poller_is_seen_at_its_work_and_in_between() -> None:
-    at_work, go_on = threading.Event(), threading.Event()
+class _Work:
+    """Something that a thread does until the test lets it go on."""
 
-    def work() -> float:
-        at_work.set()
-        go_on.wait(10)
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self) -> float:
+        self.began.set()
+        self.may_end.wait(10)
         return 60.0
 
-    before = list(RIGHT_OF_WAY._threads)
+
+_Deed = Callable[[], None]
+
+
+def _poller(work: _Work) -> tuple[_Deed, _Deed]:
+    """One that is at this work; what wakes it, and what ends it."""
     poller = Poller("seen", work)
     poller.start()
-    assert at_work.wait(10)
-    (seen,) = (thread for thread in RIGHT_OF_WAY._threads if thread not in before)
-    assert seen.since_ns <= RIGHT_OF_WAY.clock_ns()
-    go_on.set()
-    until(lambda: seen.since_ns > RIGHT_OF_WAY.clock_ns())
-    at_work.clear()
-    go_on.clear()
-    poller.wake()
-    assert seen.since_ns <= RIGHT_OF_WAY.clock_ns()
-    assert at_work.wait(10)
-    go_on.set()
-    poller.stop(timeout_seconds=10)
-    assert seen not in RIGHT_OF_WAY._threads
+    return poller.wake, lambda: poller.stop(timeout_seconds=10)
 
 
-def test_forwarder_is_seen_from_when_there_is_something_to_send() -> None:
-    sending, go_on = threading.Event(), threading.Event()
-
+def _forwarder(work: _Work) -> tuple[_Deed, _Deed]:
     def send(item: str) -> None:
-        sending.set()
-        go_on.wait(10)
+        work()
 
-    before = list(RIGHT_OF_WAY._threads)
+    def end() -> None:
+        assert forwarder.stop(timeout_seconds=10)
+
     forwarder: Forwarder[str] = Forwarder(send, lambda: 60.0, capacity=8)
     forwarder.put("first")
-    assert sending.wait(10)
+    return lambda: forwarder.put("second"), end
+
+
+@pytest.mark.parametrize("start", [_poller, _forwarder])
+def test_thread_is_seen_to_want_the_interpreter_at_its_work_and_when_it_is_woken(
+    start: Callable[[_Work], tuple[_Deed, _Deed]],
+) -> None:
+    def wants() -> bool:
+        return seen.since_ns <= RIGHT_OF_WAY.clock_ns()
+
+    work, before = _Work(), list(RIGHT_OF_WAY._threads)
+    wake, end = start(work)
+    assert work.began.wait(10)
     (seen,) = (thread for thread in RIGHT_OF_WAY._threads if thread not in before)
-    assert seen.since_ns <= RIGHT_OF_WAY.clock_ns()
-    go_on.set()
-    until(lambda: seen.since_ns > RIGHT_OF_WAY.clock_ns())
-    sending.clear()
-    go_on.clear()
-    forwarder.put("second")
-    assert seen.since_ns <= RIGHT_OF_WAY.clock_ns()
-    assert sending.wait(10)
-    go_on.set()
-    assert forwarder.stop(timeout_seconds=10)
+    assert wants()
+    work.may_end.set()
+    until(lambda: not wants())
+    work.began.clear()
+    work.may_end.clear()
+    wake()
+    assert wants()
+    assert work.began.wait(10)
+    work.may_end.set()
+    end()
     assert seen not in RIGHT_OF_WAY._threads
