@@ -225,7 +225,12 @@ class Seat:
         """Take part in the board for a while, or work alone where that cannot be."""
         try:
             self._serve_in_place()
-        except BoardError as error:
+        except (BoardError, OSError) as error:
+            folder = self._folder
+            if folder is not None and not folder.is_ours:
+                return  # a daemon has closed all just now: the next try opens the folder anew
+            if not isinstance(error, BoardError):
+                raise
             self._work_alone(error)
 
     def _serve_in_place(self) -> None:
@@ -282,6 +287,7 @@ class Seat:
     def _board(self) -> Folder:
         """The folder, opened anew if a daemon has closed all that it had inherited."""
         if self._folder is None or not self._folder.is_ours:
+            self._folder = None  # also if it cannot be opened again
             self._folder = Folder(self._rules.folder)
         return self._folder
 

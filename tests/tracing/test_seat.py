@@ -550,3 +550,38 @@ def test_nothing_is_said_when_what_the_thread_waits_at_is_closed_in_a_forked_chi
 def test_files_of_a_daemon_are_left_alone_when_they_have_the_numbers_of_descriptors_that_it_closed() -> None:
     """Our lines went out on its sockets, and they were closed; and nobody knew of its calls any more."""
     assert run_child("daemons_files_have_the_numbers_of_a_board") == ["True", "b'to the app'"]
+
+
+@pytest.mark.parametrize("looked_for", ["succeed", "newest"])
+def test_board_is_held_when_a_daemon_closes_the_folder_just_as_it_is_looked_at(
+    looked_for: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened anew at once, and not shared for half a minute because it is no directory."""
+    rules, real = rules_in(tmp_path), getattr(seats, looked_for)
+    apps_file = tmp_path / "app.log"
+    closed: list[int] = []
+
+    def closed_just_then(folder: Folder, board: str) -> Any:
+        if not closed:
+            closed.append(folder.descriptor)
+            with apps_file.open("w") as file:
+                os.dup2(file.fileno(), folder.descriptor)
+        return real(folder, board)
+
+    meters = Meters(Books(Ledger(0)))
+    seat = Seat(rules, meters, Ledger, settle=lambda: None, records=lambda: True)
+    first = Seat(rules, Meters(Books(Ledger(0))), Ledger, settle=lambda: None, records=lambda: True)
+    first.start()
+    if looked_for == "newest":  # to find a holder; the other to take its place
+        monkeypatch.setattr(seats, looked_for, closed_just_then)
+    seat.start()
+    until(lambda: seat.status.holder_pid is not None)
+    monkeypatch.setattr(seats, looked_for, closed_just_then)
+    first.stop()
+    try:
+        until(lambda: seat.status.role == "holder")
+        assert os.path.samestat(os.fstat(closed[0]), apps_file.stat())
+    finally:
+        seat.stop()
+        os.close(closed[0])
+    assert caplog.text == ""
