@@ -5,6 +5,7 @@ from __future__ import annotations
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.tracing.claims import CallFacts, Claim
@@ -14,7 +15,7 @@ from otel_llm_instrumentation import CallView
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.langchain import LangChainInstrumentor
 from otel_llm_instrumentation.semconv import CONVERSATION_ID
-from otel_llm_instrumentation.standing import note_started
+from otel_llm_instrumentation.standing import is_ours, note_started
 
 
 class CallMeter:
@@ -28,15 +29,19 @@ class CallMeter:
         self._joining = runtime.joining
         # By id of the call, which lives until it has ended; with its span, see `SpanTree.bind`.
         self._claims: dict[int, tuple[Claim, trace.Span]] = {}
-        self._facts = CallFacts()  # of the last call; most are of calls like the one before
+        # Of the last call; most are of calls like the one before.
+        self._facts = CallFacts()
+        self._own_scope: InstrumentationScope | None = None
+
+    # Each function that is called here costs a call as much as some ten lines would: what it needs has left the CPU's
+    # caches by then. So what is seldom to be done is asked about before.
 
     def call_started(self, call: CallView) -> None:
-        self._runtime.before_call()
+        runtime = self._runtime
+        if not runtime.is_ready:
+            runtime.before_call()
         span_context = call.span.get_span_context()
-        for gate in self._joining.gates:
-            self._runtime.unobserved.give_up_above(gate, span_context, call.operation)
-        stands_aside = not (call.owns_span or call.in_process)
-        adopted = self._runtime.unobserved.adopt(span_context.span_id) if stands_aside else None
+        adopted = self._take_over(call, span_context) if runtime.unobserved.open else None
         claim = adopted or Claim(span_context)
         self._claims[id(call)] = claim, call.span  # closed at its end also if it does not open
         if adopted is not None:
@@ -44,12 +49,20 @@ class CallMeter:
         claim.opened_ns = call.started_ns
         for gate in self._joining.gates:
             gate.bind(call.span, claim)  # the context of now is that around the call
-        self._open(claim, call)
+        if call.in_process:
+            self._open_here(claim, call)
+        else:
+            runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
 
-    def _open(self, claim: Claim, call: CallView) -> None:
-        if not call.in_process:
-            self._runtime.desk.open(claim, call.server_address, call.server_port, call.provider, call.operation)
-            return
+    def _take_over(self, call: CallView, span_context: trace.SpanContext) -> Claim | None:
+        """The claim of another library's span that stands for the call; those of spans above it are given up."""
+        unobserved = self._runtime.unobserved
+        for gate in self._joining.gates:
+            unobserved.give_up_above(gate, span_context, call.operation)
+        stands_aside = not (call.owns_span or call.in_process)
+        return unobserved.adopt(span_context.span_id) if stands_aside else None
+
+    def _open_here(self, claim: Claim, call: CallView) -> None:
         outer = measurement_in(call.context)
         if outer is not None:
             outer.pause()
@@ -96,6 +109,12 @@ class CallMeter:
     # What the gates tell of spans
 
     def started(self, gate: Gate, span: Span, parent_context: Context | None) -> None:
+        scope = span.instrumentation_scope
+        if scope is self._own_scope and scope is not None:
+            return
+        if is_ours(span):
+            self._own_scope = scope
+            return
         if not note_started(span, parent_context):
             return
         LangChainInstrumentor().give_way_to(span.instrumentation_scope.name if span.instrumentation_scope else "")
@@ -105,7 +124,8 @@ class CallMeter:
         self._runtime.unobserved.started(gate, span, parent_context)
 
     def ended(self, span: ReadableSpan) -> None:
-        self._runtime.unobserved.ended(span)
+        if self._runtime.unobserved.open:
+            self._runtime.unobserved.ended(span)
 
     def billed_elsewhere(self, span: ReadableSpan) -> bool:
         return self._runtime.unobserved.billed_elsewhere(span)

@@ -246,7 +246,7 @@ def measure_idle(seconds: float = 10.0, **options: Any) -> dict[str, float]:
 def _instrument_clients(clients: Sequence[str], runtime: Runtime) -> list[Callable[[], None]]:
     """Instrument the client libraries that the user did not instrument already; how to undo it."""
     undo: list[Callable[[], None]] = []
-    provider = FollowingTracerProvider(runtime.joining.provider_for_call, runtime.joining.check_tracer)
+    provider = FollowingTracerProvider(runtime.joining)
     for instrumentor in [each for name in clients for each in _instrumentors(name)]:
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(

@@ -60,6 +60,7 @@ class Runtime:
         desk: opens, closes and settles claims.
         unobserved: LLM spans of other libraries.
         watch: looks at the spans of all gates; to be set before `start`.
+        is_ready: `before_call` has nothing to do.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Runtime:
         self._meter_provider = meter_provider
         self.joining = Joining(tracer_provider, self._make_gate, self._equip, self._look_again_soon)
         self.watch: SpanWatch | None = None
-        self._hooked_exit = False
+        self.is_ready = False
         self._stopped = False
         self._to_start_afresh = self._is_starting = False
         self._start_lock = threading.RLock()  # a collection anywhere may end a stream, and so run the app's code
@@ -128,9 +129,7 @@ class Runtime:
     @cached_property
     def tracer(self) -> trace.Tracer:
         """Makes spans of our own, with the provider that is there when they start."""
-        return FollowingTracerProvider(self.joining.provider_for_call, self.joining.check_tracer).get_tracer(
-            "otel_llm_energy"
-        )
+        return FollowingTracerProvider(self.joining).get_tracer("otel_llm_energy")
 
     def open_here(self, claim: Claim) -> None:
         """Work of this process begins."""
@@ -152,8 +151,8 @@ class Runtime:
         """
         if self._to_start_afresh:
             self._start_in_child()
-        if not self._hooked_exit:
-            self._hooked_exit = True
+        if not self.is_ready:
+            self.is_ready = True
             atexit.register(self._at_exit)
             at_exit_of_worker(while_alive(weakref.WeakMethod(self._at_exit_of_worker)))
 
@@ -300,7 +299,7 @@ class Runtime:
         if self._stopped:
             return
         atexit.unregister(self._at_exit)
-        self._hooked_exit = False
+        self.is_ready = False
         self.desk.forget_in_child()
         self._joiner.forget_in_child()
         self._start_lock = threading.RLock()

@@ -70,6 +70,11 @@ def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     return Call(telemetry, request, context, standing)
 
 
+def is_below_a_call() -> bool:
+    """Whether a call of ours goes on around the current context."""
+    return _OUR_CALL in get_current()
+
+
 def is_observed(context: Context | None = None) -> bool:
     """Whether a call that begins in ``context`` (default: the current one) would be a call of its own."""
     context = get_current() if context is None else context
@@ -240,7 +245,7 @@ class Call:
             self.error_type = type(error).__qualname__
             self.reached_server = not is_no_connection(error, outer_error)
         inside_sdk = collected and is_inside_sdk()
-        content = self._read_content()
+        content = _NOTHING if self._content is None else self._read_content(self._content)
         try:
             self._note(self._read_facts(), inside_sdk)
         except Exception:  # noqa: BLE001 - the span must end and observers must hear of it
@@ -289,12 +294,10 @@ class Call:
         except Exception:  # noqa: BLE001 - an odd request is the server's to refuse
             self._telemetry.complain(f"reading the content of a request of {self.operation}", logging.DEBUG)
 
-    def _read_content(self) -> Mapping[str, Any]:
+    def _read_content(self, wanted: Content) -> Mapping[str, Any]:
         """Before the facts are read: they are the last to need the payloads."""
-        if self._content is None:
-            return _NOTHING
         try:
-            content = content_attributes(self._asked, self._content.answered(self._payloads))
+            content = content_attributes(self._asked, wanted.answered(self._payloads))
             if self._telemetry.capture.on_span:
                 self.span.set_attributes({key: as_json(value) for key, value in content.items()})
         except Exception:  # noqa: BLE001 - content is the least of what the span says

@@ -25,6 +25,7 @@ answers in lmstudio-js issue 320; TGI ``router/src/server.rs``; GPT4All ``gpt4al
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -54,6 +55,7 @@ _AZURE_HOSTS: Final = (".openai.azure.com", ".cognitiveservices.azure.com", ".se
 _TGI_FINGERPRINT: Final = re.compile(r"\d+\.\d+\.\d+\S*-(native|sha-[0-9a-f]+\S*)")
 
 
+@functools.lru_cache(maxsize=64)
 def provider_of_host(host: str | None) -> str:
     """Whose the host is that speaks OpenAI's API; ``openai`` where its name says nothing."""
     if host is not None and host.endswith(_AZURE_HOSTS):

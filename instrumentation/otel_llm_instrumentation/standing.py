@@ -97,6 +97,11 @@ class _StartedSpan:
 _started_span: ContextVar[_StartedSpan | None] = ContextVar("otel_llm_instrumentation.started_span", default=None)
 
 
+def is_ours(span: Span) -> bool:
+    """Whether one of our instrumentors made this span."""
+    return _scope_of(span).startswith(_OUR_SCOPES)
+
+
 def note_started(span: Span, parent_context: Context | None = None) -> bool:
     """Note a span that starts in this context; whether it is, or may turn out to be, another library's LLM span."""
     scope = _scope_of(span)

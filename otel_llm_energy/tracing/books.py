@@ -151,9 +151,9 @@ class Books:
 
     def read(self, readings: Sequence[Reading]) -> None:
         """Take readings of channels that were added."""
+        events = [part for reading in readings for part in (Books._read, reading)]
         with self._intake_lock:
-            for reading in readings:
-                self._note(Books._read, reading)
+            self._intake.extend(events)
 
     def sample(self, sample: ActivitySample, *, final: bool = False) -> None:
         """Take a sample of activity, its servers under the names that `open` uses."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.syscalls import monotonic_ns
 
 # Slewing moves the wall clock by 0.5 ms a second at most (adjtime(3)); what is more was a step.
 _STEPPED_NS = 20_000_000
 _SLEPT_NS = NS_PER_SECOND
+_BOOT_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has one that goes on while it sleeps
 
 
 class WallClock:
@@ -69,7 +70,5 @@ class SleepWatch:
                 self._asleep_ns = asleep_ns
 
 
-def _asleep_ns() -> int:
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - monotonic_ns()
+def _asleep_ns(clock_ns: Callable[[], int] = time.monotonic_ns) -> int:
+    return 0 if _BOOT_CLOCK is None else time.clock_gettime_ns(_BOOT_CLOCK) - clock_ns()

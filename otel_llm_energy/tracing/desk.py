@@ -11,6 +11,7 @@ from typing import Protocol
 
 from otel_llm_energy.ledger.bill import unavailable
 from otel_llm_energy.quantities import NJ_PER_JOULE, NS_PER_SECOND, Channel
+from otel_llm_energy.tracing.books import Books
 from otel_llm_energy.tracing.claims import Claim, ClaimListener, ServerReport
 from otel_llm_energy.tracing.directory import Directory, Metered
 from otel_llm_energy.tracing.pollers import Poller
@@ -59,7 +60,7 @@ class SettlingDesk:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._directory = directory
-        self._station_by_books = {station.books: station for station in directory.stations}
+        self._station_by_books: dict[Books | None, Station] = {station.books: station for station in directory.stations}
         self._listeners = listeners
         self._balance_listener = balance_listener
         self.max_hold_seconds = max_hold_seconds
@@ -128,7 +129,7 @@ class SettlingDesk:
 
     def first_chunk(self, claim: Claim) -> None:
         """The first part of the answer has arrived."""
-        station = self._station_of(claim)
+        station = self._station_by_books.get(claim.books)
         if station is not None:
             claim.first_chunk_ns = self._clock_ns()
             station.read_edge()
@@ -136,7 +137,7 @@ class SettlingDesk:
     def close(self, claim: Claim, report: ServerReport | None = None, *, ended_ns: int | None = None) -> None:
         """A call has ended, or had at ``ended_ns`` (monotonic clock); its tokens are known."""
         claim.closed = True
-        station = self._station_of(claim)
+        station = self._station_by_books.get(claim.books)
         if station is not None:
             station.books.close(claim, report, ended_ns=ended_ns)
             station.read_edge()
@@ -146,9 +147,6 @@ class SettlingDesk:
             claim.bill = unavailable(why)
             self._tell([claim])
         RIGHT_OF_WAY.give_way()
-
-    def _station_of(self, claim: Claim) -> Station | None:
-        return None if claim.books is None else self._station_by_books.get(claim.books)
 
     # Settling
 
@@ -185,7 +183,7 @@ class SettlingDesk:
             problem = station.problem
             done.extend(station.books.force(wanted, reason if problem is None else problem.reason))
         for claim in wanted:
-            if claim.bill is None and self._station_of(claim) is None:
+            if claim.bill is None and claim.books not in self._station_by_books:
                 claim.bill = unavailable(claim.reason or reason)
                 done.append(claim)
         self._tell(done)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry import trace
+
+
+class ProviderOfNow(Protocol):
+    """Says which tracer provider is the right one (`otel_llm_energy.tracing.joining.Joining`)."""
+
+    def is_joined(self, provider: trace.TracerProvider, tracer: trace.Tracer) -> bool:
+        """Whether the provider is still the right one, and nothing is to be done for spans of its tracer."""
+
+    def provider_for_call(self) -> trace.TracerProvider:
+        """The provider that is right now."""
+
+    def check_tracer(self, tracer: trace.Tracer) -> None:
+        """See to it that the spans of this tracer of it get energy."""
 
 
 class FollowingTracerProvider(trace.TracerProvider):
     """Hands out tracers that ask for the real provider when they start a span.
 
     Args:
-        provider: the provider that is right now; called at each span, so it must be cheap.
-        check: told which tracer makes the span, before it does.
+        now: asked at each span, so it must be cheap.
     """
 
-    def __init__(
-        self, provider: Callable[[], trace.TracerProvider], check: Callable[[trace.Tracer], None] = lambda tracer: None
-    ) -> None:
-        self._provider = provider
-        self._check = check
+    def __init__(self, now: ProviderOfNow) -> None:
+        self._now = now
 
     def get_tracer(
         self,
@@ -30,27 +38,23 @@ class FollowingTracerProvider(trace.TracerProvider):
         attributes: Any = None,
     ) -> trace.Tracer:
         scope = (instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
-        return _FollowingTracer(self._provider, self._check, scope)
+        return _FollowingTracer(self._now, scope)
 
 
 class _FollowingTracer(trace.Tracer):
-    def __init__(
-        self,
-        provider: Callable[[], trace.TracerProvider],
-        check: Callable[[trace.Tracer], None],
-        scope: tuple[Any, ...],
-    ) -> None:
-        self._provider = provider
-        self._check = check
+    def __init__(self, now: ProviderOfNow, scope: tuple[Any, ...]) -> None:
+        self._now = now
         self._scope = scope
         self._made: tuple[trace.TracerProvider, trace.Tracer] | None = None
 
     def _tracer(self) -> trace.Tracer:
-        provider = self._provider()
         made = self._made
+        if made is not None and self._now.is_joined(*made):
+            return made[1]
+        provider = self._now.provider_for_call()
         if made is None or made[0] is not provider:
             made = self._made = (provider, provider.get_tracer(*self._scope))
-        self._check(made[1])
+        self._now.check_tracer(made[1])
         return made[1]
 
     def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:

@@ -98,6 +98,18 @@ class Joining:
             self._join(provider)
         return provider
 
+    def is_joined(self, provider: trace.TracerProvider, tracer: trace.Tracer) -> bool:
+        """Whether ``provider`` is that of now, and the spans of its ``tracer`` come through our gate for certain.
+
+        Asked for every call. Of a tracer that wraps the SDK's (logfire's) it is not certain.
+        """
+        joint = self._joint
+        return (
+            joint is not None
+            and provider is (self._tracer_provider or trace.get_tracer_provider())
+            and getattr(tracer, "span_processor", None) is joint.pipeline
+        )
+
     def check_tracer(self, tracer: trace.Tracer) -> None:
         """Tracing may have been set up anew since the last call."""
         if self._joint is not None and not self._joint.stands_before(tracer):

@@ -68,17 +68,20 @@ class Joint:
 
     Raises:
         CannotJoinError: says why.
+
+    Attributes:
+        pipeline: the object through which all spans of the provider go.
     """
 
     def __init__(self, provider: trace.TracerProvider, make_gate: Callable[[Downstream], Gate]) -> None:
-        self._pipeline = pipeline_of(provider)
-        if isinstance(getattr(vars(self._pipeline).get("on_end"), "__self__", None), Gate):
+        self.pipeline = pipeline_of(provider)
+        if isinstance(getattr(vars(self.pipeline).get("on_end"), "__self__", None), Gate):
             raise CannotJoinError("joined-already", f"{_name(provider)} is joined already.")
-        self._before = {name: vars(self._pipeline).get(name) for name in _HOOKS}
-        self.gate = make_gate(Downstream(self._pipeline))
+        self._before = {name: vars(self.pipeline).get(name) for name in _HOOKS}
+        self.gate = make_gate(Downstream(self.pipeline))
         self._ours = {name: getattr(self.gate, name) for name in _HOOKS}
         for name, hook in self._ours.items():
-            setattr(self._pipeline, name, hook)
+            setattr(self.pipeline, name, hook)
 
     def joins(self, provider: trace.TracerProvider) -> bool:
         """Whether the spans of ``provider``, as it is now, come through this gate.
@@ -86,13 +89,13 @@ class Joint:
         They do not after a second set-up of tracing. If a library has put its own hook on top of ours, they do.
         """
         try:
-            return pipeline_of(provider) is self._pipeline
+            return pipeline_of(provider) is self.pipeline
         except CannotJoinError:
             return False
 
     def stands_before(self, tracer: trace.Tracer) -> bool:
-        """Whether the spans of ``tracer`` come through this gate. Costs less than `joins`: made for every call."""
-        return _shown_by(tracer) is self._pipeline
+        """Whether the spans of ``tracer`` come through this gate. Costs less than `joins`."""
+        return _shown_by(tracer) is self.pipeline
 
     def leave(self) -> bool:
         """Hand on what is held and stand aside; False if that took too long.
@@ -101,11 +104,11 @@ class Joint:
         """
         released = self.gate.deactivate("uninstrument")
         for name, hook in self._ours.items():
-            if vars(self._pipeline).get(name) is not hook:
+            if vars(self.pipeline).get(name) is not hook:
                 continue
             before = self._before[name]
             if before is None:
-                delattr(self._pipeline, name)
+                delattr(self.pipeline, name)
             else:
-                setattr(self._pipeline, name, before)
+                setattr(self.pipeline, name, before)
         return released

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Final
 
 from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.syscalls import monotonic_ns
 from otel_llm_energy.tracing.forks import after_fork_in_child, threads_are_green
 
 _LATE_NS: Final = 1_000_000  # a thread that gets the lock when it asks for it has done most of what it does by then
@@ -35,7 +34,7 @@ class RightOfWay:
     """
 
     def __init__(
-        self, clock_ns: Callable[[], int] = monotonic_ns, sleep: Callable[[float], object] = time.sleep
+        self, clock_ns: Callable[[], int] = time.monotonic_ns, sleep: Callable[[float], object] = time.sleep
     ) -> None:
         self.clock_ns = clock_ns
         self._sleep = sleep

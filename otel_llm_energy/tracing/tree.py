@@ -160,8 +160,10 @@ class SpanTree:
 
     def mark(self, node: Node) -> None:
         """From now on ``node`` and its ancestors concern us."""
-        for each in _chain(node):
-            each.marked = True
+        above: Node | None = node
+        while above is not None:  # not by `_chain`: this is done for each call, in its thread
+            above.marked = True
+            above = above.parent
 
     def bind(self, node: Node, claim: Claim, shown: bool, kept_alive: object) -> None:
         """A call starts at ``node``. If ``shown``, its span displays the bill; otherwise it only counts.

@@ -68,18 +68,19 @@ class UnobservedCalls:
 
     Args:
         desk: where the claims are opened and closed.
+
+    Attributes:
+        open: what `give_up_above`, `adopt` and `ended` look for, by span id; they do nothing where it is empty.
+        note_ended: told of each call that has ended and has its bill on a span; it is the deque's own method.
     """
 
     def __init__(self, desk: CallDesk) -> None:
+        self.open: dict[int, _OpenCall] = {}
         self._desk = desk
-        self._open: dict[int, _OpenCall] = {}  # by span id
         # Looked at a little later: a collection that frees a span may end it next, as it closes a generator.
         self._thrown_away: deque[_OpenCall] = deque()
-        self._ended: deque[Claim] = deque()  # calls that have ended and have their bill on a span
-
-    def note_ended(self, claim: Claim) -> None:
-        """A call has ended that has its bill on a span."""
-        self._ended.append(claim)
+        self._ended: deque[Claim] = deque()
+        self.note_ended = self._ended.append
 
     def settled(self, claims: Iterable[Claim]) -> None:
         """Withdraw and forget what is of no use any more; here, since to free calls takes longer than to note them."""
@@ -94,11 +95,11 @@ class UnobservedCalls:
         if host is None or not marks_a_call(attributes):
             return
         self.give_up_above(gate, span.get_span_context(), operation_of(attributes))
-        if len(self._open) >= _MOST_OPEN:
+        if len(self.open) >= _MOST_OPEN:
             return
         call = _OpenCall(span, self._thrown_away.append)
         call.claim = Claim(span.get_span_context())
-        known = self._open.setdefault(call.claim.span_context.span_id, call)  # another gate may have had it before
+        known = self.open.setdefault(call.claim.span_context.span_id, call)  # another gate may have had it before
         gate.bind(span, known.claim, parent_context, ends_for_certain=False)
         if known is call:
             self._begin(call.claim, span, attributes, (host, port))
@@ -108,11 +109,11 @@ class UnobservedCalls:
 
         Where two libraries make a span for one call, one below the other, each would have a share of its energy.
         """
-        if not self._open:
+        if not self.open:
             return
         self._withdraw_thrown_away()
         for span_id in gate.above(context):
-            call = self._open.get(span_id)
+            call = self.open.get(span_id)
             if call is not None and is_embedding(call.claim.facts.operation) == is_embedding(operation):
                 self._withdraw(span_id)
 
@@ -123,7 +124,7 @@ class UnobservedCalls:
             except IndexError:  # another thread was faster
                 return
             span_id = call.claim.span_context.span_id
-            if self._open.get(span_id) is call:
+            if self.open.get(span_id) is call:
                 self._withdraw(span_id)
 
     def _withdraw(self, span_id: int) -> None:
@@ -135,7 +136,7 @@ class UnobservedCalls:
 
     def adopt(self, span_id: int) -> Claim | None:
         """The open claim of a span, for somebody who will close it; ``None`` if there is none (any more)."""
-        call = self._open.pop(span_id, None) if self._open else None
+        call = self.open.pop(span_id, None) if self.open else None
         return None if call is None else call.claim
 
     def ended(self, span: ReadableSpan) -> None:

@@ -17,12 +17,12 @@ class _Runtime:
     """Keeps the claims; there is no meter provider."""
 
     gates = ()
+    is_ready = True
+    unobserved = SimpleNamespace(open={})
 
     def __init__(self) -> None:
         self.desk = self.joining = self
         self.closed: list[Claim] = []
-
-    def before_call(self) -> None: ...
 
     def open(self, *_: object) -> None: ...
 

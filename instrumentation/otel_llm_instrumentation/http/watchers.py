@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, get_current_span
 
 from otel_llm_instrumentation.address import Server, server_of
 from otel_llm_instrumentation.bodies import Answer, Bodies, see_payloads, tail_of
-from otel_llm_instrumentation.call import Call, begin_call, is_observed
+from otel_llm_instrumentation.call import Call, begin_call, is_below_a_call, is_observed
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.http.routes import endpoint_of, json_object
 from otel_llm_instrumentation.patching import Patch
@@ -34,9 +34,13 @@ class HTTPWatcher(Watcher):
         super().__init__(telemetry)
         self._bodies = Bodies()
 
+    def begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
+        # Most are below a call of a client library.
+        return None if is_below_a_call() else super().begin(client, args, kwargs)
+
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         request = self._request(args, kwargs)
-        if request.method != "POST" or not is_observed():  # most are below a call of a client library
+        if request.method != "POST" or not is_observed():
             return None
         endpoint = endpoint_of(self._path(client, request))
         if endpoint is None or self._is_suppressed():
