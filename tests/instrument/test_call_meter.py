@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import INVALID_SPAN
 
 from otel_llm_energy.call_meter import CallMeter
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.forward import Downstream
+from otel_llm_energy.tracing.gate import Gate
+from otel_llm_energy.tracing.processor import NoDesk
 
 
 class _Runtime:
@@ -18,10 +22,10 @@ class _Runtime:
 
     gates = ()
     is_ready = True
-    unobserved = SimpleNamespace(open={})
 
     def __init__(self) -> None:
         self.desk = self.joining = self
+        self.unobserved = SimpleNamespace(open={})
         self.closed: list[Claim] = []
 
     def open(self, *_: object) -> None: ...
@@ -84,3 +88,19 @@ def test_call_that_could_not_be_opened_is_closed_all_the_same() -> None:
         meter.call_started(call)
     meter.call_ended(call)
     assert len(runtime.closed) == 1
+
+
+def test_span_of_another_library_is_looked_at_when_one_of_ours_was_started_before() -> None:
+    runtime: Any = _Runtime()
+    looked_at: list[Span] = []
+    runtime.unobserved.started = lambda gate, span, parent_context: looked_at.append(span)
+    meter, gate = CallMeter(runtime), Gate(Downstream(SpanProcessor()), NoDesk())
+    provider = TracerProvider(shutdown_on_exit=False)
+    chat = {"gen_ai.operation.name": "chat"}
+    ours, ollamas, other = (
+        cast(Span, provider.get_tracer(scope).start_span("chat", attributes=chat))
+        for scope in ("otel_llm_instrumentation.openai", "otel_llm_instrumentation.ollama", "of.another.library")
+    )
+    for span in (ours, other, ours, ollamas, other):
+        meter.started(gate, span, None)
+    assert looked_at == [other, other]

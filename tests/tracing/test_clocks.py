@@ -227,6 +227,15 @@ def test_this_machines_sleep_is_known() -> None:
     assert told == []
 
 
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="only Linux says how long it has slept")
+def test_sleep_is_what_the_clock_that_goes_on_is_ahead_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, told = SleepWatch(), list[int]()
+    real_ns = time.clock_gettime_ns
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: real_ns(clock) + 60 * NS_PER_SECOND)
+    watch.look(lambda: told.append(1))
+    assert told == [1]
+
+
 # A start in the past
 
 
