@@ -19,19 +19,21 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 CANDIDATES = ("none", "bare-span", "ours", "ours-no-energy")
 PEERS = ("genai-openai", "openllmetry", "openinference")
+_BEFORE = "ours-before"
 CHUNKS = 100
 _MANY_CHUNKS = 500
 _STEP_SECONDS = 0.02  # of the counters, which another process moves on the same CPUs
@@ -55,26 +57,44 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--streams", type=int, default=15, help=f"streams of {CHUNKS} chunks a turn")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="between calls; not between chunks")
     parser.add_argument("--peers", action="store_true", help=f"also {', '.join(PEERS)}, where they are installed")
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help=f"also {_BEFORE}: ours of another checkout of this repository"
+    )
     parser.add_argument("--child", choices=(*CANDIDATES, *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         return _child(options.child, options)
-    names = (*CANDIDATES, *PEERS) if options.peers else CANDIDATES
+    if options.before and not (options.before / "benchmarks" / "overhead.py").is_file():
+        parser.error(f"--before {options.before}: this is no checkout of this repository.")
+    names = [*CANDIDATES, *([_BEFORE] if options.before else []), *(PEERS if options.peers else [])]
     _compare(names, options)
     return 0
 
 
-def _compare(names: tuple[str, ...], options: argparse.Namespace) -> None:
+def _compare(names: list[str], options: argparse.Namespace) -> None:
+    turns = []
+    for _ in range(options.launches):
+        with tempfile.TemporaryDirectory() as board:
+            children = {name: _launch(name, options, Path(board)) for name in names}
+            turns += list(_turns_of_one_launch(children, options.turns))
+    _print(turns)
+
+
+def _launch(name: str, options: argparse.Namespace, board: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks", "overhead", "--calls", str(options.calls)]
-    command += ["--streams", str(options.streams), "--pause-ms", str(options.pause_ms)]
-    _print([turn for _ in range(options.launches) for turn in _turns_of_one_launch(names, command, options.turns)])
+    command += ["--streams", str(options.streams), "--pause-ms", str(options.pause_ms), "--child"]
+    folder, env = None, dict(os.environ)
+    if name == _BEFORE:
+        name, folder = "ours", options.before.resolve()
+        env["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "instrumentation")])
+        env["OTEL_LLM_ENERGY_BOARD"] = str(board)  # of its own, or one of both would leave the metering to the other
+    return subprocess.Popen(
+        [*command, name], cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
-def _turns_of_one_launch(names: tuple[str, ...], command: Sequence[str], turns: int) -> Iterator[dict[str, _Figures]]:
-    children = {
-        name: subprocess.Popen([*command, "--child", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in names
-    }
+def _turns_of_one_launch(children: dict[str, subprocess.Popen[str]], turns: int) -> Iterator[dict[str, _Figures]]:
+    names = list(children)
     try:
         for turn in range(turns + 1):
             order = names[turn % len(names) :] + names[: turn % len(names)]
