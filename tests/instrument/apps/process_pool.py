@@ -1,4 +1,4 @@
-"""Forked workers of a pool make the calls, in an app without tracing of its own."""
+"""Forked workers of a pool make the calls, all but the first, in an app without tracing of its own."""
 
 import multiprocessing
 import warnings
@@ -16,5 +16,6 @@ def work(_: int) -> str:
 # Python 3.12 and newer say so of every process with threads.
 warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
 otel_llm_energy.instrument()
+ask()
 with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
     list(pool.map(work, range(3)))
