@@ -12,13 +12,13 @@ _KEEPS_A_DICT: Final = {"_dict", "_lock", "_immutable"} <= vars(BoundedAttribute
 
 
 def add_clean(span: Span, attributes: dict[str, AttributeValue]) -> None:
-    """Add attributes to a span that is recording, and that nobody else ends.
+    """Add attributes to an open span that nobody else ends.
 
     The SDK cleans each value in Python, most of a microsecond apiece. Ours are clean from the start: text, numbers,
     and tuples of text. Where a limit may apply, or attributes are kept in another way, the SDK does it all.
     """
     kept: Any = getattr(span, "_attributes", None)
-    if type(kept) is BoundedAttributes and _takes(kept, len(attributes)):
+    if type(kept) is BoundedAttributes and span.is_recording() and _takes(kept, len(attributes)):
         with kept._lock:
             kept._dict.update(attributes)
     else:
