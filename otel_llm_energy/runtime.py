@@ -112,8 +112,8 @@ class Runtime:
         self._joiner.stop()
         self.desk.settle_now(min(self._period_seconds(), _LONGEST_EXIT_SECONDS), "uninstrument")
         self.joining.leave(self.desk)
-        self.desk.report_balance()
         self.desk.stop()
+        self.desk.report_balance()  # with what was metered, and billed to other processes' calls, until it had stopped
         self._metrics.leave()
 
     @property

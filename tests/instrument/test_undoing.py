@@ -29,6 +29,7 @@ from otel_llm_energy.meters import RaplMeter
 from otel_llm_energy.runtime import Runtime
 from otel_llm_energy.settings import SettingError, settings
 from otel_llm_energy.tracing.claims import Claim
+from otel_llm_energy.tracing.station import Station
 from tests.instrument.asking import ask, calls
 from tests.support.powercap import PowercapTree
 from tests.support.waiting import until
@@ -255,6 +256,40 @@ def test_metrics_add_up_when_they_are_flushed(
     assert totals[names.CONSUMPTION.name] == pytest.approx(on_spans, rel=1e-5)
     left = totals[names.UNATTRIBUTED.name]
     assert totals[names.METERED.name] == pytest.approx(totals[names.CONSUMPTION.name] + left, rel=1e-9)
+
+
+def test_what_is_metered_while_it_stops_is_counted(
+    provider: TracerProvider, powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the settling thread comes to count no more: other processes' calls may have been billed for it."""
+    reader = InMemoryMetricReader()
+    energy = otel_llm_energy.instrument(
+        tracer_provider=provider,
+        meter_provider=MeterProvider([reader]),
+        meters="rapl",
+        powercap_root=powercap.root,
+    )
+    until_metered(energy)
+    stop, metered_joules = Station.stop, list[float]()
+    runtime = active_runtime()
+    assert runtime is not None
+
+    def meter_until_it_stops(station: Station) -> None:
+        runtime.desk._poller.stop()
+        metered_joules.append(_metered_joules(station))
+        while metered_joules[-1] == metered_joules[0]:
+            station.meters[0]._poll()
+            station.books.settle()
+            metered_joules.append(_metered_joules(station))
+        stop(station)
+
+    monkeypatch.setattr(Station, "stop", meter_until_it_stops)
+    energy.uninstrument()
+    assert sums(reader)[names.METERED.name] == pytest.approx(metered_joules[-1], rel=1e-9)
+
+
+def _metered_joules(station: Station) -> float:
+    return sum(balance.metered_nj for _, balance in station.books.balance().values()) / 1e9
 
 
 def sums(reader: InMemoryMetricReader) -> dict[str, float]:
