@@ -132,7 +132,9 @@ class Journal:
         try:
             step()
         except OSError as error:
-            _logger.warning(
+            # A daemon closes all descriptors that it finds: the folder is opened anew then, and with it a journal.
+            _logger.log(
+                logging.WARNING if self._folder.is_ours else logging.DEBUG,
                 "%s: the journal of the shared metering cannot be written (%s). If this process dies, what it has"
                 " metered but not billed is lost. Free some space, or name another folder by OTEL_LLM_ENERGY_BOARD.",
                 self._folder.path,

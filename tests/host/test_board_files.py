@@ -356,3 +356,15 @@ def test_journal_is_given_up_when_the_disk_is_full(
     assert caplog.text.count("cannot be written") == 1
     assert "No space left on device" in caplog.text
     assert "OTEL_LLM_ENERGY_BOARD" in caplog.text
+
+
+def test_journal_is_given_up_quietly_when_a_daemon_has_closed_the_folder(
+    folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And has a file of its own under the number: the folder is opened anew, which is nobody's trouble."""
+    other = os.open(tmp_path / "the daemon's", os.O_RDWR | os.O_CREAT)
+    os.dup2(other, folder.descriptor)
+    os.close(other)
+    journal = Journal(folder, "local.1", RULES, lambda: [("start", 0)])
+    assert not journal.works
+    assert "cannot be written" not in caplog.text
