@@ -106,7 +106,7 @@ class Joining:
         joint = self._joint
         return (
             joint is not None
-            and provider is (self._tracer_provider or trace.get_tracer_provider())
+            and provider is self.provider()
             and getattr(tracer, "span_processor", None) is joint.pipeline
         )
 
