@@ -236,10 +236,8 @@ def test_stream_that_is_open_when_it_is_undone_still_ends(
     assert names.JOULES not in (call.attributes or {})
 
 
-def test_metrics_add_up_when_they_are_flushed(
-    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
-) -> None:
-    """Metered = attributed + unattributed, and attributed is what the spans say."""
+def recorded(provider: TracerProvider, powercap: PowercapTree) -> tuple[Instrumentation, InMemoryMetricReader]:
+    """The one line with a meter provider, metered by counters that follow the real CPU use; who reads its metrics."""
     reader = InMemoryMetricReader()
     energy = otel_llm_energy.instrument(
         tracer_provider=provider,
@@ -248,6 +246,14 @@ def test_metrics_add_up_when_they_are_flushed(
         powercap_root=powercap.root,
     )
     until_metered(energy)
+    return energy, reader
+
+
+def test_metrics_add_up_when_they_are_flushed(
+    client: OpenAI, provider: TracerProvider, exporter: InMemorySpanExporter, powercap: PowercapTree
+) -> None:
+    """Metered = attributed + unattributed, and attributed is what the spans say."""
+    energy, reader = recorded(provider, powercap)
     for _ in range(3):
         ask(client)
     energy.uninstrument()
@@ -262,14 +268,7 @@ def test_what_is_metered_while_it_stops_is_counted(
     provider: TracerProvider, powercap: PowercapTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the settling thread comes to count no more: other processes' calls may have been billed for it."""
-    reader = InMemoryMetricReader()
-    energy = otel_llm_energy.instrument(
-        tracer_provider=provider,
-        meter_provider=MeterProvider([reader]),
-        meters="rapl",
-        powercap_root=powercap.root,
-    )
-    until_metered(energy)
+    energy, reader = recorded(provider, powercap)
     stop, metered_joules = Station.stop, list[float]()
     runtime = active_runtime()
     assert runtime is not None
