@@ -215,12 +215,14 @@ class Runtime:
     def status(self) -> Status:
         """What is being measured, and what not and why."""
         local, *named = self.desk.stations
+        discovered = all(station.discovered for station in self.desk.stations)  # before what was found is looked at
         elsewhere = [each for station in named for each in channel_statuses(station, named=True)]
         left_out = tuple(one for station in self.desk.stations for one in station.left_out)
         servers = {key: server for station in self.desk.stations for key, server in station.servers().items()}
         servers = {**self._directory.elsewhere(), **servers}
         board = None if local.seat is None else local.seat.status
-        return Status((*channel_statuses(local), *elsewhere), left_out, servers, self.joining.state, board)
+        channels = (*channel_statuses(local), *elsewhere)
+        return Status(channels, left_out, servers, self.joining.state, board, discovered)
 
     # Tracing
 

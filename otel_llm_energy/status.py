@@ -72,6 +72,7 @@ class Status:
         tracing: ``"joined"``, or why no tracer provider is joined.
         board: whether this process reads this machine's meters for others, is metered by another, or works alone and
             why; ``None`` if it shares nothing.
+        discovered: the meters have been looked for; until then there may be more of them.
     """
 
     channels: tuple[ChannelStatus, ...]
@@ -79,6 +80,7 @@ class Status:
     servers: Mapping[str, Server]
     tracing: str
     board: SeatStatus | None = None
+    discovered: bool = True
 
     def __str__(self) -> str:
         lines = [f"tracing: {self.tracing}"]

@@ -19,7 +19,6 @@ MOST_BASELINE_SECONDS = 15.0
 _LEAST_BASELINE_SECONDS = 4.0
 _LOOK_SECONDS = 0.1
 _DISCOVERY_SECONDS = 20.0
-_SETTLED_SECONDS = 3.0
 
 
 def wait_until(done: Callable[[], bool], timeout_seconds: float) -> bool:
@@ -34,9 +33,7 @@ def wait_until(done: Callable[[], bool], timeout_seconds: float) -> bool:
 
 def status_once_discovered(status: Callable[[], Status]) -> Status:
     """The status as soon as the meters have been looked for; that takes a moment, in the background."""
-    wait_until(lambda: bool(status().channels or status().left_out), _DISCOVERY_SECONDS)
-    # Meters that were tried in vain are known a little before the one that works.
-    wait_until(lambda: bool(status().channels), _SETTLED_SECONDS)
+    wait_until(lambda: status().discovered, _DISCOVERY_SECONDS)
     return status()
 
 

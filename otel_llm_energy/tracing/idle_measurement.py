@@ -40,7 +40,7 @@ def measure_idle(
         while not done() and clock_ns() < end_ns:
             sleep(_LOOK_SECONDS)
 
-    wait_until(lambda: bool(station.meters or station.left_out or station.holder_state), _DISCOVERY_SECONDS)
+    wait_until(lambda: station.discovered, _DISCOVERY_SECONDS)
     wanted = station.learning_channels()
     if not wanted or station.holder_state is not None:
         raise _no_meter(station)

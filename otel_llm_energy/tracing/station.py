@@ -93,6 +93,7 @@ class Station:
         self._stopped = False
         self._halts = 0
         self._not_before_ns = 0
+        self._looked_for = False
         self._discovery: Poller | None = None
         self._look_up: Poller | None = None
         self.seat = None if seat is None else seat(self)
@@ -142,6 +143,7 @@ class Station:
                 return
             self.holder_state = None
             self.left_out = ()
+            self._looked_for = False
             self._not_before_ns = not_before_ns
             self._discovery = Poller("discovery", self._find_meters)
             self._look_up = Poller("servers", self._find_servers)
@@ -248,6 +250,14 @@ class Station:
         for reader in self.meters:
             reader.read_edge()
 
+    @property
+    def discovered(self) -> bool:
+        """The meters have been looked for, and those that were found are in the books."""
+        if self.holder_state is not None:
+            return True
+        found = {channel.id for reader in self.meters for channel in reader.open_meter.channels}
+        return self._looked_for and found <= self.books.baselines().keys()
+
     def hasten(self) -> None:
         """Somebody cannot wait: read now what may be read now."""
         if self.seat is not None and not self.seat.leads:
@@ -314,6 +324,7 @@ class Station:
             self.books.without_meter(found.reason)
             why = found.left_out[0].message if found.left_out else "none is wanted."
             self._troubles.warn(found.reason, "LLM calls are not metered: %s", why)
+            self._looked_for = True
             return _DISCOVER_AGAIN_SECONDS
         with self._lock:
             if halts != self._halts:  # while a meter took its time to answer
@@ -321,6 +332,7 @@ class Station:
                     late.meter.close()
             else:
                 self._start_reading(found.meters)
+                self._looked_for = True
         return _KEEP_IDLE_SECONDS
 
     def _start_reading(self, meters: Sequence[OpenMeter]) -> None:

@@ -228,7 +228,7 @@ def test_measured_functions_are_the_programs_own_work() -> None:
 def test_measuring_idle_power_keeps_no_program_from_its_end() -> None:
     """It waits for minutes, and holds nothing meanwhile."""
     found: list[bool] = []
-    station = SimpleNamespace(meters=[], left_out=(), holder_state=None, learning_channels=list)
+    station = SimpleNamespace(discovered=False, meters=[], left_out=(), holder_state=None, learning_channels=list)
 
     def sleep(seconds: float) -> None:
         found.append(amid_telemetry(sys._getframe()))

@@ -171,6 +171,21 @@ def test_meters_are_looked_for_again_in_ten_seconds_while_there_are_none(caplog:
     assert machine.meter.closes == 1
 
 
+@pytest.mark.parametrize("finds_one", [True, False], ids=["one is found", "none is found"])
+def test_meters_are_discovered_once_what_was_found_is_in_the_books(finds_one: bool) -> None:
+    """Until then nobody is told that there are no more of them, nor which there are."""
+    machine = Machine() if finds_one else Machine(NOBODY)
+    machine.station.lead()
+    assert not machine.station.discovered
+    station = machine.read()
+    assert station.discovered is not finds_one
+    station.books.settle()
+    assert station.discovered
+    assert len(channel_statuses(station)) == (2 if finds_one else 0)
+    station.lead()  # another process has read them until now
+    assert not station.discovered
+
+
 def test_gpus_are_sampled_when_their_energy_is_read() -> None:
     """And no others."""
     machine = Machine()
