@@ -6,6 +6,7 @@ that have no package of it, outside CI.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -42,6 +43,12 @@ def _nothing_of_other_runs() -> Iterator[None]:
         patch.setenv("OTEL_LLM_ENERGY_IDLE_CACHE", "off")
         patch.setenv("OTEL_LLM_ENERGY_BOARD", "off")
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: let no garbage collection of a test go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class LlamaServerFactory(Protocol):
