@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -130,6 +131,7 @@ def _ours(stack: ExitStack, *, settling: bool) -> Callable[[int], None]:
         (Poller, "start", lambda _: None),
         (Forwarder, "start", lambda _: None),
         (EdgeAllowance, "take", take),
+        (RaplMeter, "pace", replace(RaplMeter.pace, edge_gap_seconds=0.0)),
     ):
         stack.enter_context(patch.object(owner, method, stand_in))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

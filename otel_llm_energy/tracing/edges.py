@@ -9,9 +9,9 @@ _BURST = 32  # a handful of streams at once, each with a start, a first chunk an
 
 
 class EdgeAllowance:
-    """At most one reading at an edge per gap, and in the long run no more than so many a second.
+    """In the long run no more readings at edges than so many a second.
 
-    Some calls at once are read as closely as the gap allows; calls that follow each other without end, each a
+    Some calls at once are read as closely as the meter allows; calls that follow each other without end, each a
     millisecond long, would make more work for the ledger than they are worth: they are told apart by activity, whose
     cells are longer anyway. (The generic cell rate algorithm, ITU-T I.371.)
 
@@ -20,14 +20,11 @@ class EdgeAllowance:
     """
 
     def __init__(self, pace: Pace) -> None:
-        self._gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND)
         self._interval_ns = int(NS_PER_SECOND / pace.edges_per_second)
         self._paid_until_ns = 0
 
-    def take(self, now_ns: int, last_ns: int | None) -> bool:
-        """Whether to read at ``now_ns``; ``last_ns`` is the time of the last reading of any kind."""
-        if last_ns is not None and now_ns - last_ns < self._gap_ns:
-            return False
+    def take(self, now_ns: int) -> bool:
+        """Whether to read at ``now_ns``."""
         if self._paid_until_ns - now_ns > (_BURST - 1) * self._interval_ns:
             return False
         self._paid_until_ns = max(self._paid_until_ns, now_ns) + self._interval_ns

@@ -69,6 +69,7 @@ class MeterReader:
         self._poller = Poller(open_meter.meter.name, self._poll)
         self._troubles = Troubles(_logger, clock_ns=clock_ns)
         self._failures = 0
+        self._edge_gap_ns = int(pace.edge_gap_seconds * NS_PER_SECOND)
         self._no_edge_before_ns = 0
 
     def age_seconds(self, channel_id: str) -> float | None:
@@ -102,9 +103,7 @@ class MeterReader:
         if self._edges is None:
             return
         now_ns = self._clock_ns()
-        if self.problem is not None and now_ns < self._no_edge_before_ns:
-            return
-        if not self._edges.take(now_ns, self.last_reading_ns):
+        if now_ns < self._no_edge_before_ns or not self._edges.take(now_ns):
             return
         try:
             self._read()
@@ -128,6 +127,7 @@ class MeterReader:
     def _take(self, readings: Sequence[Reading]) -> None:
         if readings:
             self.last_reading_ns = readings[-1].latest_ns
+            self._no_edge_before_ns = self.last_reading_ns + self._edge_gap_ns
             for reading in readings:
                 self._read_ns[reading.channel_id] = reading.latest_ns
             self._books.read(readings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,22 +10,52 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_llm_energy.ledger.ledger import Ledger
 from otel_llm_energy.meters.base import Pace
-from otel_llm_energy.quantities import NS_PER_SECOND
-from otel_llm_energy.tracing.edges import EdgeAllowance
+from otel_llm_energy.meters.discovery import OpenMeter
+from otel_llm_energy.quantities import NS_PER_SECOND, Channel, Reading
+from otel_llm_energy.tracing.books import Books
+from otel_llm_energy.tracing.clocks import SleepWatch
+from otel_llm_energy.tracing.reader import MeterReader
+from tests.tracing.fakes import ManualClock
 
 PACE = Pace(idle_seconds=1.0, open_seconds=0.05, at_edges=True, edge_gap_seconds=0.005, edges_per_second=100.0)
 MS = NS_PER_SECOND // 1000
 
 
+class Edges:
+    """A meter of this pace that is read at calls' edges; ``read_ns`` are the times at which it was."""
+
+    name = "rapl"
+
+    def __init__(self, pace: Pace = PACE) -> None:
+        self.pace = pace
+        self.clock = ManualClock()
+        self.read_ns: list[int] = []
+        opened = OpenMeter(self, tuple(self.open()))
+        books = Books(Ledger(0), clock_ns=self.clock)
+        self.reader = MeterReader(opened, books, lambda _: None, self.clock, SleepWatch(lambda: 0))
+
+    def open(self) -> Sequence[Channel]:
+        return [Channel("package-0", "cpu", self.name)]
+
+    def read(self) -> Sequence[Reading]:
+        self.read_ns.append(self.clock.now_ns)
+        return [Reading("package-0", 0, self.clock.now_ns, self.clock.now_ns)]
+
+    def close(self) -> None: ...
+
+    def edge(self, at_ns: int) -> None:
+        self.clock.now_ns = at_ns
+        self.reader.read_edge()
+
+
 def taken(edges_ns: list[int], pace: Pace = PACE) -> list[int]:
     """Those of the edges that are read, where nobody else reads."""
-    allowance = EdgeAllowance(pace)
-    read: list[int] = []
+    edges = Edges(pace)
     for edge_ns in edges_ns:
-        if allowance.take(edge_ns, read[-1] if read else None):
-            read.append(edge_ns)
-    return read
+        edges.edge(edge_ns)
+    return edges.read_ns
 
 
 def test_every_edge_of_a_hundred_a_second_is_read_without_end() -> None:
@@ -54,9 +85,13 @@ def test_32_edges_at_one_instant_are_read_and_no_more() -> None:
 
 def test_an_edge_soon_after_a_poll_is_not_read() -> None:
     """The meter's own thread reads, too."""
-    allowance = EdgeAllowance(PACE)
-    assert not allowance.take(104 * MS, 100 * MS)
-    assert allowance.take(105 * MS, 100 * MS)
+    edges = Edges()
+    edges.clock.now_ns = 100 * MS
+    edges.reader._poll()
+    edges.edge(104 * MS)
+    assert edges.read_ns == [100 * MS]
+    edges.edge(105 * MS)
+    assert edges.read_ns == [100 * MS, 105 * MS]
 
 
 @given(gaps_ns=st.lists(st.integers(0, 30 * MS), max_size=300))
