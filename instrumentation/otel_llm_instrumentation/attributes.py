@@ -18,15 +18,15 @@ def add_clean(span: Span, attributes: dict[str, AttributeValue]) -> None:
     and tuples of text. Where a limit may apply, or attributes are kept in another way, the SDK does it all.
     """
     kept: Any = getattr(span, "_attributes", None)
-    takes_all_as_it_is = (
-        type(kept) is BoundedAttributes
-        and _KEEPS_A_DICT
-        and not kept._immutable
-        and kept.max_value_len is None
-        and (kept.maxlen is None or len(kept._dict) + len(attributes) <= kept.maxlen)
-    )
-    if takes_all_as_it_is and span.is_recording():
+    if type(kept) is BoundedAttributes and span.is_recording() and _takes(kept, len(attributes)):
         with kept._lock:
             kept._dict.update(attributes)
     else:
         span.set_attributes(attributes)
+
+
+def _takes(kept: Any, more: int) -> bool:
+    """Whether so many attributes of any length would be kept as they are."""
+    if not _KEEPS_A_DICT or kept._immutable or kept.max_value_len is not None:
+        return False
+    return kept.maxlen is None or len(kept._dict) + more <= kept.maxlen

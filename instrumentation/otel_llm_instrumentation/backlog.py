@@ -16,25 +16,25 @@ class Backlog:
 
     An abandoned stream that is part of a cycle ends while it is collected: in any thread, at any allocation, also of
     one that is inside the SDK and holds a lock there. To record a metric, or to end a span, might wait for ever.
-
-    Attributes:
-        reports: those that wait.
     """
 
     def __init__(self) -> None:
-        self.reports: deque[Callable[[], None]] = deque()
+        self._reports: deque[Callable[[], None]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._reports)
 
     def add(self, report: Callable[[], None]) -> None:
         """Keep it until `make_up`, or the exit. ``report`` must not raise."""
         atexit.register(self.make_up)  # so late, it runs before the providers' own hooks
-        self.reports.append(report)
+        self._reports.append(report)
 
     def make_up(self) -> None:
         """Make the reports that wait. Not to be called where a collection may be the caller."""
         atexit.unregister(self.make_up)
-        while self.reports:
+        while self._reports:
             try:
-                report = self.reports.popleft()
+                report = self._reports.popleft()
             except IndexError:  # another thread was faster
                 return
             report()

@@ -32,19 +32,12 @@ from otel_llm_instrumentation.content import Asked, Content, as_json, as_structu
 from otel_llm_instrumentation.conversations import conversation_in
 from otel_llm_instrumentation.errors import is_no_connection
 from otel_llm_instrumentation.facts import NS_PER_SECOND, Facts, Request
-from otel_llm_instrumentation.standing import (
-    OPENLLMETRY_KEY,
-    is_key_left_behind,
-    note_above,
-    standing_span,
-    started_span,
-)
+from otel_llm_instrumentation.standing import OPENLLMETRY_KEY, is_key_left_behind, note_above, standing_span
 from otel_llm_instrumentation.telemetry import Telemetry
 
 _T = TypeVar("_T")
 
-OUR_CALL: Final = create_key("otel_llm_instrumentation.call")
-"""In the context of a call of ours, and of what it makes."""
+_OUR_CALL = create_key("otel_llm_instrumentation.call")
 # What says that a call is not to be observed: the keys of `is_instrumentation_enabled`, which looks them up one by
 # one in the current context, and OpenLLMetry's. Libraries also set them below a span of theirs that stands for a call.
 _SUPPRESSION_KEYS = (
@@ -65,26 +58,28 @@ def begin_call(telemetry: Telemetry, request: Request) -> Call | None:
     Where a span of another instrumentation stands for the call, it is observed without a span of ours.
     """
     context = get_current()
-    if OUR_CALL in context:
+    if _OUR_CALL in context:
         return None
-    # Most contexts are empty: what has nothing to look at is asked about before, see `CallMeter`.
-    observed = not context or is_observed(context)
-    standing = None
-    if context or started_span() is not None:
-        # Libraries that suppress what is below a span of theirs may not name the model on it as the request does.
-        standing = standing_span(request.route.operation, request.model if observed else None, context)
-        if standing is None:
-            if not observed:
-                return None
-            note_above(context)
+    observed = is_observed(context)
+    # Libraries that suppress what is below a span of theirs may not name the model on it as the request does.
+    standing = standing_span(request.route.operation, request.model if observed else None, context)
+    if standing is None:
+        if not observed:
+            return None
+        note_above(context)
     return Call(telemetry, request, context, standing)
+
+
+def is_below_a_call() -> bool:
+    """Whether a call of ours goes on around the current context."""
+    return _OUR_CALL in get_current()
 
 
 def is_observed(context: Context | None = None) -> bool:
     """Whether a call that begins in ``context`` (default: the current one) would be a call of its own."""
     context = get_current() if context is None else context
     if context:  # most are empty
-        if OUR_CALL in context:
+        if _OUR_CALL in context:
             return False
         for key in _SUPPRESSION_KEYS:
             if context.get(key) and not (key is OPENLLMETRY_KEY and is_key_left_behind()):
@@ -162,9 +157,7 @@ class Call:
         # where there are several choices, each of which may end anywhere.
         self._content = request.route.content if standing is None and telemetry.capture.value else None
         self._asked: Asked | None = None
-        kept = (
-            _PAYLOADS_KEPT if self._content is None and semconv.REQUEST_CHOICE_COUNT not in request.attributes else None
-        )
+        kept = _PAYLOADS_KEPT if self._content is None and request.choices == 1 else None
         self._payloads: deque[object] = deque(maxlen=kept)
         self.see = self._payloads.append
         self._read = request.route.read
@@ -179,7 +172,7 @@ class Call:
             context = set_span_in_context(self.span, context)
         else:
             self.span = standing
-        self.context = Context({**context, OUR_CALL: True})
+        self.context = Context({**context, _OUR_CALL: True})
         self._observers = observers()
         for observer in self._observers:
             self._tell(observer, "call_started", observer.call_started)
@@ -263,7 +256,7 @@ class Call:
         if inside_sdk:
             backlog.add(functools.partial(self._report, content, ended_unix_ns))
             return
-        if backlog.reports:
+        if backlog:
             backlog.make_up()
         self._report(content, ended_unix_ns)
 
@@ -281,10 +274,8 @@ class Call:
                 attributes[semconv.SERVER_PORT] = self.server_port
         if self.streaming:
             attributes[semconv.REQUEST_STREAM] = True
-        if context and semconv.CONVERSATION_ID not in attributes:
-            conversation = conversation_in(context)
-            if conversation is not None:
-                attributes[semconv.CONVERSATION_ID] = conversation
+        if semconv.CONVERSATION_ID not in attributes and (conversation := conversation_in(context)) is not None:
+            attributes[semconv.CONVERSATION_ID] = conversation
         try:
             return self._telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes)
         except Exception:  # noqa: BLE001 - a sampler or processor that raises must not cost the app its call
@@ -377,6 +368,9 @@ class Call:
                 self._record_metrics()
         except Exception:  # noqa: BLE001 - the span must end
             self._telemetry.complain("recording a call's metrics")
+        self._end_span(ended_unix_ns)
+
+    def _end_span(self, ended_unix_ns: int) -> None:
         try:
             if self.error_type is not None:
                 # Without a description: an error's text may quote the prompt.

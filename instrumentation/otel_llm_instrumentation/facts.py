@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from opentelemetry.util.types import AttributeValue
 
+from otel_llm_instrumentation import semconv
 from otel_llm_instrumentation.calls import ServerTimings
 from otel_llm_instrumentation.content import Content
 
@@ -83,6 +84,12 @@ class Request:
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
     in_process: bool = False
+
+    @property
+    def choices(self) -> int:
+        """How many answers were asked for."""
+        count = self.attributes.get(semconv.REQUEST_CHOICE_COUNT, 1)
+        return count if isinstance(count, int) else 1
 
 
 def request_attributes(body: Mapping[str, object], parameters: Mapping[str, Parameter]) -> dict[str, AttributeValue]:

@@ -95,9 +95,6 @@ class _StartedSpan:
 
 
 _started_span: ContextVar[_StartedSpan | None] = ContextVar("otel_llm_instrumentation.started_span", default=None)
-started_span: Final = _started_span.get
-"""The span of another library that was started in this context, of which `standing_span` sees whether it is the call's;
-the context variable's own method."""
 
 
 def is_ours(span: Span) -> bool:

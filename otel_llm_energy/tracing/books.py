@@ -97,20 +97,15 @@ class Books:
 
     def open(
         self, claim: Claim, server: str, route: str, *, reports: bool | None = None, since_ns: int | None = None
-    ) -> bool:
-        """A call to ``server`` begins, or began at ``since_ns``, where that was not known then.
-
-        Returns whether the books were `busy` before.
-        """
+    ) -> None:
+        """A call to ``server`` begins, or began at ``since_ns``, where that was not known then."""
         claim.books = self
         with self._intake_lock:
             now_ns = self._clock_ns()
             claim.opened_ns = now_ns if since_ns is None else min(since_ns, now_ns)
-            was_busy = self._opened != self._settled or self._ledger.busy_elsewhere
             self._opened += 1
             event = (Books._open, claim, server, route, reports)
             self._intake.extend(event)
-        return was_busy
 
     def close(self, claim: Claim, report: ServerReport | None, *, ended_ns: int | None = None) -> None:
         """The call of an open claim has ended, or had at ``ended_ns``, where that was not known then."""

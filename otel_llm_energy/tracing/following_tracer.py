@@ -58,9 +58,7 @@ class _FollowingTracer(trace.Tracer):
         return made[1]
 
     def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
-        made = self._made
-        tracer = made[1] if made is not None and self._now.is_joined(*made) else self._tracer()
-        return tracer.start_span(*args, **kwargs)
+        return self._tracer().start_span(*args, **kwargs)
 
     def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
         return self._tracer().start_as_current_span(*args, **kwargs)

@@ -175,15 +175,7 @@ class Gate:
         self._next.on_ending(span)
 
     def on_end(self, span: ReadableSpan) -> None:
-        passing: ReadableSpan | None = span
-        if self._active:
-            try:
-                if self.watch is not None:
-                    self.watch.ended(span)
-                node = self._tree.find(span.get_span_context())
-                passing = self._admit(node, span) if node is not None and node.marked else self._unmarked(node, span)
-            except Exception:  # noqa: BLE001 - nothing of ours raises into the app
-                self._failed("end", "A span goes on without its energy.")
+        passing = self._sift(span) if self._active else span
         if passing is not None:
             self._next.on_end(passing)
 
@@ -278,15 +270,23 @@ class Gate:
 
     # The way of one span
 
-    def _unmarked(self, node: Node | None, span: ReadableSpan) -> ReadableSpan | None:
-        """No call is known to have been made in the span; like `_admit`."""
-        passing = self._explained(node, span) if span_facts.is_call_of_another_library(span) else span
-        if node is not None and passing is not None:
-            node.left = True
-        return passing
+    def _sift(self, span: ReadableSpan) -> ReadableSpan | None:
+        """Take the span in, or return what is to be handed on at once: the span or an enriched copy."""
+        try:
+            if self.watch is not None:
+                self.watch.ended(span)
+            node = self._tree.find(span.get_span_context())
+            if node is not None and node.marked:
+                return self._admit(node, span)
+            passing = self._explained(node, span) if span_facts.is_call_of_another_library(span) else span
+            if node is not None and passing is not None:
+                node.left = True
+            return passing
+        except Exception:  # noqa: BLE001 - nothing of ours raises into the app
+            self._failed("end", "A span goes on without its energy.")
+            return span
 
     def _admit(self, node: Node, span: ReadableSpan) -> ReadableSpan | None:
-        """Take the span in, or return what is to be handed on at once: the span or an enriched copy."""
         if not self._max_hold_ns:
             return self._at_once(node, span, "not-held")
         if self._exit_patience_ns is not None:

@@ -97,7 +97,6 @@ class ServerWatch:
     Attributes:
         final: somebody cannot wait: the next sample is taken, and closes a cell, however soon it comes after the last.
         resources: of the channels that are read, as in `Channel.resource`; of these GPUs are sampled.
-        unresolved: addresses that nobody has looked up yet.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class ServerWatch:
         self._looked_ns: dict[str, int] = {}  # by key: when it was looked up, or was put on the list to be so again
         self._called_ns: dict[str, int] = {}  # by key
         self._last_sample: ActivitySample | None = None
-        self.unresolved: list[tuple[str, int]] = []
+        self._waiting: list[tuple[str, int]] = []
         self._looked_out_for: list[tuple[str, int]] = []
         self._to_name: list[tuple[str, str, int, Server]] = []
         self._to_ask: dict[str, _Untold] = {}  # by key
@@ -129,6 +128,11 @@ class ServerWatch:
         # Reentrant, as a garbage collection anywhere may end a stream, and so have this process's work go on.
         self._lock = threading.RLock()
         self._sampling = False
+
+    @property
+    def unresolved(self) -> bool:
+        """There are addresses that nobody has looked up yet."""
+        return bool(self._waiting)
 
     @property
     def ask_again_seconds(self) -> float | None:
@@ -141,7 +145,7 @@ class ServerWatch:
         key = self._keys.get((host, port))
         if key is None:
             key = self._keys[host, port] = _own_key(host, port)
-            self.unresolved.append((host, port))
+            self._waiting.append((host, port))
         self._called_ns[key] = self._clock_ns()
         return key
 
@@ -173,7 +177,7 @@ class ServerWatch:
         with self._lock:
             if self._sampling:
                 return False
-            due = bool(self.unresolved) or self.final or self._clock_ns() >= self._next_sample_ns
+            due = bool(self._waiting) or self.final or self._clock_ns() >= self._next_sample_ns
             if due:
                 self._sample()
             return due
@@ -183,7 +187,7 @@ class ServerWatch:
 
         It waits for no other look-up, which may take seconds where the network does not answer.
         """
-        if (host, port) in self.unresolved and self._lock.acquire(timeout=_AT_ONCE_SECONDS):
+        if (host, port) in self._waiting and self._lock.acquire(timeout=_AT_ONCE_SECONDS):
             try:
                 if not self._sampling:
                     self.final = True  # however short the time since the last sample, which knew nothing of it
@@ -225,9 +229,9 @@ class ServerWatch:
         """Look up new addresses. Their servers are at work already, and are to be known from now on, not from then."""
         sample_of_now = self._activity.snapshot() if isinstance(self._activity, LooksBack) else lambda: None
         former = self.found()
-        while wanted := self.unresolved if only is None else [each for each in self.unresolved if each == only]:
+        while wanted := self._waiting if only is None else [each for each in self._waiting if each == only]:
             address = wanted[0]
-            self.unresolved.remove(address)
+            self._waiting.remove(address)
             self._look_up(*address)
         sample = sample_of_now()
         if sample is not None:
@@ -256,7 +260,7 @@ class ServerWatch:
             self._sampling = False
 
     def _look_up_and_sample(self, only: _Address | None) -> None:
-        if self.unresolved:
+        if self._waiting:
             self._look_up_waiting(only)
         self._next_sample_ns = self._clock_ns() + ACTIVITY_GAP_NS
         final, self.final = self.final, False  # before the sample is taken: who asks meanwhile asks for the next one
@@ -337,7 +341,7 @@ class ServerWatch:
                 # Its own address first, so that the others, which may lead elsewhere by now, find it under its name.
                 # What `learn_names` found goes where that one does.
                 looked_up = [each for each in self._addresses_of(key) if _own_key(*each) in self._looked_ns]
-                self.unresolved += sorted(looked_up, key=lambda address: _own_key(*address) != key)
+                self._waiting += sorted(looked_up, key=lambda address: _own_key(*address) != key)
 
     def _forget(self, key: str, server: Server) -> None:
         for address in self._addresses_of(key):

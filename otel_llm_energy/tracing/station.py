@@ -222,9 +222,10 @@ class Station:
         since_ns: int | None = None,
     ) -> None:
         """A call to a server of this machine begins, in the caller's thread; for ``since_ns`` see `Books.open`."""
+        was_busy = self.books.busy
         self.read_edge()
         server = self._servers.key(host, port)
-        was_busy = self.books.open(claim, server, route, reports=reports, since_ns=since_ns)
+        self.books.open(claim, server, route, reports=reports, since_ns=since_ns)
         if self._servers.unresolved:
             self._look_up_soon()
         if not was_busy:

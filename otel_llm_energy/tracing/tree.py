@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from opentelemetry.sdk.trace import Span
 from opentelemetry.trace import SpanContext
@@ -12,10 +11,6 @@ from opentelemetry.trace import SpanContext
 from otel_llm_energy.ledger.bill import Bill, Quality
 from otel_llm_energy.tracing.claims import Claim, Whole
 from otel_llm_energy.tracing.combining import CombinedBill
-
-# A `SpanContext` is a tuple; its properties are functions in Python, of which each span would call five.
-_SPAN_ID: Final = 1
-_IS_REMOTE: Final = 2
 
 
 class Node(weakref.ref[Span]):
@@ -144,8 +139,8 @@ class SpanTree:
         node.marked = node.left = False
         node.subtree = None
         parent = span.parent
-        node.parent = None if parent is None or parent[_IS_REMOTE] else self._ancestor(parent[_SPAN_ID])
-        node.span_id = span.get_span_context()[_SPAN_ID]
+        node.parent = None if parent is None or parent.is_remote else self._ancestor(parent.span_id)
+        node.span_id = span.get_span_context().span_id
         self._nodes[node.span_id] = node
 
     def _ancestor(self, span_id: int) -> Node | None:
@@ -157,7 +152,7 @@ class SpanTree:
 
     def find(self, context: SpanContext | None) -> Node | None:
         """The node of a local span that is still referenced by someone, else ``None``."""
-        return None if context is None or context[_IS_REMOTE] else self._nodes.get(context[_SPAN_ID])
+        return None if context is None or context.is_remote else self._nodes.get(context.span_id)
 
     def above(self, node: Node) -> Iterator[int]:
         """The ids of the spans above a node, the nearest first."""

@@ -72,7 +72,7 @@ def test_reports_are_made_once_in_their_order_when_it_is_time() -> None:
     """A report may add another one."""
     made: list[str] = []
     backlog = Backlog()
-    assert not backlog.reports
+    assert not backlog
 
     def first() -> None:
         made.append("first")
@@ -80,7 +80,7 @@ def test_reports_are_made_once_in_their_order_when_it_is_time() -> None:
 
     backlog.add(first)
     backlog.add(lambda: made.append("second"))
-    assert backlog.reports
+    assert backlog
     backlog.make_up()
     backlog.make_up()
     assert made == ["first", "second", "third"]

@@ -8,12 +8,12 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_current, get_value
+from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, get_value
 from opentelemetry.trace import Span, get_current_span
 
 from otel_llm_instrumentation.address import Server, server_of
 from otel_llm_instrumentation.bodies import Answer, Bodies, see_payloads, tail_of
-from otel_llm_instrumentation.call import OUR_CALL, Call, begin_call, is_observed
+from otel_llm_instrumentation.call import Call, begin_call, is_below_a_call, is_observed
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.http.routes import endpoint_of, json_object
 from otel_llm_instrumentation.patching import Patch
@@ -36,7 +36,7 @@ class HTTPWatcher(Watcher):
 
     def begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         # Most are below a call of a client library.
-        return None if OUR_CALL in get_current() else super().begin(client, args, kwargs)
+        return None if is_below_a_call() else super().begin(client, args, kwargs)
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         request = self._request(args, kwargs)

@@ -185,5 +185,8 @@ ROUTES: Final[Mapping[str, Route]] = {
 
 def route_of(url: str) -> Route | None:
     """The operation behind a path or an address; ``None`` if it spends no tokens."""
+    route = ROUTES.get(url)
+    if route is not None:
+        return route
     path = urlsplit(url).path.rstrip("/")
     return next((route for suffix, route in ROUTES.items() if path.endswith(suffix)), None)

@@ -10,7 +10,7 @@ from otel_llm_instrumentation.bodies import Answer, Bodies
 from otel_llm_instrumentation.call import Call, begin_call
 from otel_llm_instrumentation.facts import Request, as_text, request_attributes
 from otel_llm_instrumentation.openai.answers import PendingStream, watch_parse
-from otel_llm_instrumentation.openai.routes import ROUTES, route_of
+from otel_llm_instrumentation.openai.routes import route_of
 from otel_llm_instrumentation.patching import Patch
 from otel_llm_instrumentation.providers import AZURE_OPENAI, provider_in_headers, provider_of_host
 from otel_llm_instrumentation.telemetry import Telemetry
@@ -48,16 +48,14 @@ class OpenAIWatcher(Watcher):
 
     def _begin(self, client: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call | None:
         options: _Options = kwargs["options"] if "options" in kwargs else args[1]  # type: ignore[assignment]
-        route = ROUTES.get(options.url) or route_of(options.url)
+        route = route_of(options.url)
         if route is None or options.method.lower() != "post":
             return None
-        body = options.json_data if isinstance(options.json_data, dict) else {}
-        if options.extra_json:
-            body = {**body, **options.extra_json}
+        body = _body(options)
         address, port = self.server(options.url, _base_url(client), getattr(client, "_client", None))
         request = Request(
             route,
-            AZURE_OPENAI if isinstance(client, self._azure_types) else provider_of_host(address),
+            self._provider(client, address),
             as_text(body.get("model")),
             address,
             port,
@@ -67,8 +65,11 @@ class OpenAIWatcher(Watcher):
         )
         return begin_call(self.telemetry, request)
 
+    def _provider(self, client: object, address: str | None) -> str:
+        return AZURE_OPENAI if isinstance(client, self._azure_types) else provider_of_host(address)
+
     def _deliver(self, call: Call, result: object) -> object:
-        response = None if isinstance(result, self._model_types) else self._response(result)
+        response = self._response(result)
         if response is None:
             if isinstance(result, str):  # as the app had it cast
                 call.see_body(result.encode())
@@ -103,6 +104,8 @@ class OpenAIWatcher(Watcher):
 
     def _response(self, result: object) -> Any:
         """The HTTP response behind a stream or a raw answer, or that is the answer; ``None`` behind a parsed one."""
+        if isinstance(result, self._model_types):
+            return None
         response = getattr(result, "response" if isinstance(result, self._stream_types) else "http_response", None)
         if response is None and hasattr(result, "is_closed") and hasattr(result, "headers"):
             return result  # `client.post(..., cast_to=httpx.Response)`
@@ -113,3 +116,8 @@ def _base_url(client: object) -> object:
     """Of the client, past a property that imports its own code anew each time, from 3.x on."""
     base_url: object = getattr(client, "_base_url", None)
     return base_url if base_url is not None else getattr(client, "base_url", None)
+
+
+def _body(options: _Options) -> Mapping[str, object]:
+    body = options.json_data if isinstance(options.json_data, dict) else {}
+    return {**body, **options.extra_json} if options.extra_json else body
